@@ -1,0 +1,45 @@
+# One environment, .venv, made with the machine's python (3.11 or newer); uv does it where uv is present.
+# Stamp files in .venv make a second call quick.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+UV := $(shell command -v uv 2>/dev/null)
+BIN := .venv/bin
+
+ifdef UV
+MAKE_VENV = uv venv --python $(PYTHON) .venv
+# The tests compare with torch on the CPU; without the option uv fetches gigabytes of CUDA.
+INSTALL = uv pip install --python $(BIN)/python --torch-backend cpu -c constraints.txt
+else
+MAKE_VENV = $(PYTHON) -m venv .venv
+INSTALL = $(BIN)/python -m pip install --quiet -c constraints.txt
+endif
+
+.PHONY: install demo test lint bench
+install: .venv/installed
+
+.venv/python:
+	@test -n "$(PYTHON)" || { echo "needs Python 3.11 or newer: make PYTHON=/path/to/python3" >&2; exit 1; }
+	$(MAKE_VENV)
+	@touch $@
+
+.venv/installed: .venv/python pyproject.toml constraints.txt
+	$(INSTALL) -e .
+	@touch $@
+
+.venv/installed-test: .venv/installed
+	$(INSTALL) -e '.[test]'
+	@touch $@
+
+demo: .venv/installed
+	$(BIN)/rationalyst demo --config configs/demo.yaml
+
+test: .venv/installed-test
+	$(BIN)/pytest -q
+
+lint: .venv/installed-test
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright
+
+bench: .venv/installed-test
+	@set -e; for file in benchmarks/*.py; do echo "$$file"; $(BIN)/python "$$file"; done

@@ -1,0 +1,1 @@
+"""The stages of one experiment in order: each writes files, leaves a completion marker and resumes there."""

@@ -1,0 +1,1 @@
+"""Fine-tuning: rationales become token trees, packed batches, optimizer steps and checkpoints."""

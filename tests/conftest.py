@@ -1,0 +1,24 @@
+"""Fixtures that many tests use."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+# Before anything imports jax: tests run on the CPU unless the caller names another platform.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+# A busy machine or a first compilation must not fail a property.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real rows, tokenizer and weights beside the project; skips where it is absent."""
+    if not SHARED.is_dir():
+        pytest.skip("needs ../shared/data beside the project")
+    return SHARED
