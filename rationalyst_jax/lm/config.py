@@ -1,0 +1,160 @@
+"""What varies between Llama checkpoints, read from and written to Hugging Face's config.json."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Self
+
+# Hugging Face's name for each of our fields that is a plain number there.
+_HF_NAMES = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "hidden_size",
+    "intermediate_size": "intermediate_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+}
+# What Llama computes with; a checkpoint that says otherwise would load and then silently be wrong.
+_SUPPORTED = {"model_type": "llama", "hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """The "llama3" rule of Llama 3.1 and 3.2, which stretches the slow RoPE frequencies by `factor`."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_position_embeddings: int
+
+
+@dataclass(frozen=True)
+class LlamaConfig:
+    """Sizes (counts) and constants of one Llama; positions are in tokens, `rope_scaling` None is plain RoPE.
+
+    Raises ValueError when the heads cannot be grouped or halved for RoPE.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rms_norm_eps: float = 1e-5
+    rope_theta: float = 500000.0
+    rope_scaling: RopeScaling | None = None
+    tie_embeddings: bool = False
+    max_position_embeddings: int = 8192
+    bos_token_id: int | None = None
+    eos_token_id: int | tuple[int, ...] | None = None
+
+    def __post_init__(self):
+        for name in (*_HF_NAMES, "num_kv_heads", "head_dim"):
+            size = getattr(self, name)
+            if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+                raise ValueError(f"{name} must be a positive integer, got {size!r}")
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}"
+            )
+        if self.head_dim % 2:
+            raise ValueError(f"RoPE needs an even head_dim, got {self.head_dim}")
+
+    @classmethod
+    def from_hf(cls, hf: Mapping[str, Any]) -> Self:
+        """Reads a parsed config.json, in the style of transformers 4 or 5.
+
+        A key that is absent takes transformers' own default for Llama, not ours.
+        Raises ValueError naming the key that is missing or holds what Llama here does not compute.
+        """
+        for key, supported in _SUPPORTED.items():
+            if hf.get(key, supported) != supported:
+                raise ValueError(f"{key} {hf[key]!r} is not supported, only {supported!r}")
+        missing = [key for key in _HF_NAMES.values() if key not in hf]
+        if missing:
+            raise ValueError(f"missing {', '.join(missing)}")
+        sizes = {ours: hf[theirs] for ours, theirs in _HF_NAMES.items()}
+        kv_heads = hf.get("num_key_value_heads")
+        # Version 5 keeps theta inside rope_parameters, version 4 beside rope_scaling.
+        rope = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
+        eos = hf.get("eos_token_id")
+        return cls(
+            **sizes,
+            num_kv_heads=sizes["num_heads"] if kv_heads is None else kv_heads,
+            head_dim=_head_dim(hf),
+            rms_norm_eps=hf.get("rms_norm_eps", 1e-6),
+            rope_theta=rope.get("rope_theta", hf.get("rope_theta", 10000.0)),
+            rope_scaling=_rope_scaling(rope),
+            tie_embeddings=hf.get("tie_word_embeddings", False),
+            max_position_embeddings=hf.get("max_position_embeddings", 2048),
+            bos_token_id=hf.get("bos_token_id"),
+            eos_token_id=tuple(eos) if isinstance(eos, list) else eos,
+        )
+
+    def to_hf(self) -> dict[str, Any]:
+        """The config.json of this model, in version 4's style, which transformers 4 and 5 both read."""
+        scaling = self.rope_scaling
+        eos = self.eos_token_id
+        return {
+            "architectures": ["LlamaForCausalLM"],
+            **_SUPPORTED,
+            **{theirs: getattr(self, ours) for ours, theirs in _HF_NAMES.items()},
+            "num_key_value_heads": self.num_kv_heads,
+            "head_dim": self.head_dim,
+            "rms_norm_eps": self.rms_norm_eps,
+            "rope_theta": self.rope_theta,
+            "rope_scaling": None if scaling is None else {"rope_type": "llama3", **asdict(scaling)},
+            "tie_word_embeddings": self.tie_embeddings,
+            "max_position_embeddings": self.max_position_embeddings,
+            "bos_token_id": self.bos_token_id,
+            "eos_token_id": list(eos) if isinstance(eos, tuple) else eos,
+        }
+
+    @classmethod
+    def llama3_8b(cls) -> Self:
+        return cls(128256, 4096, 14336, 32, 32, 8, 128, **_LLAMA3_TOKENS)
+
+    @classmethod
+    def llama3_70b(cls) -> Self:
+        return cls(128256, 8192, 28672, 80, 64, 8, 128, **_LLAMA3_TOKENS)
+
+    @classmethod
+    def llama3_1_8b(cls) -> Self:
+        return cls(128256, 4096, 14336, 32, 32, 8, 128, **_long(8.0), **_LLAMA3_TOKENS)
+
+    @classmethod
+    def llama3_2_1b(cls) -> Self:
+        return cls(128256, 2048, 8192, 16, 32, 8, 64, tie_embeddings=True, **_long(32.0), **_LLAMA3_TOKENS)
+
+    @classmethod
+    def llama3_2_3b(cls) -> Self:
+        return cls(128256, 3072, 8192, 28, 24, 8, 128, tie_embeddings=True, **_long(32.0), **_LLAMA3_TOKENS)
+
+
+_LLAMA3_TOKENS: dict[str, Any] = {"bos_token_id": 128000, "eos_token_id": 128001}
+
+
+def _long(factor: float) -> dict[str, Any]:
+    """What Llama 3.1 and 3.2 add to Llama 3: 131,072 positions through RoPE scaling."""
+    return {"rope_scaling": RopeScaling(factor, 1.0, 4.0, 8192), "max_position_embeddings": 131072}
+
+
+def _head_dim(hf: Mapping[str, Any]) -> Any:
+    if hf.get("head_dim") is not None:
+        return hf["head_dim"]
+    try:
+        return hf["hidden_size"] // hf["num_attention_heads"]
+    except (TypeError, ZeroDivisionError):
+        return None  # the size at fault is named when the config checks itself
+
+
+def _rope_scaling(rope: Mapping[str, Any]) -> RopeScaling | None:
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind == "default":
+        return None
+    if kind != "llama3":
+        raise ValueError(f"rope type {kind!r} is not supported, only 'default' and 'llama3'")
+    missing = [field.name for field in fields(RopeScaling) if field.name not in rope]
+    if missing:
+        raise ValueError(f"rope type 'llama3' is missing {', '.join(missing)}")
+    return RopeScaling(**{field.name: rope[field.name] for field in fields(RopeScaling)})

@@ -1,0 +1,151 @@
+"""Llama 3 as Flax NNX modules: stacked layers under one `lax.scan`, hidden states out.
+
+The model is the architecture of "The Llama 3 Herd of Models" (arXiv 2407.21783) as Hugging Face checkpoints
+store it: RMSNorm, half-split rotary embeddings, grouped-query attention, SwiGLU. How tokens see each other
+is not the model's business: the caller passes `attend`, so that packed token trees, a sampler's KV cache
+and whatever comes next share these weights and this code.
+
+B batch, T tokens of a row, D model, F feed-forward, N query heads, K key-value heads, H head size,
+V vocabulary, L layers.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jax.typing import DTypeLike
+
+from rationalyst_jax.lm.attention import tree_attention
+from rationalyst_jax.lm.config import LlamaConfig, RopeScaling
+
+# (q_BTNH, k_BTKH, v_BTKH, this layer's slice of the cache) -> (out_BTNH, this layer's new cache)
+Attend = Callable[[Array, Array, Array, Any], tuple[Array, Any]]
+
+
+def tree_attend(subtree_size_BT: Array) -> Attend:
+    """Attention within packed token trees, without a cache."""
+
+    def attend(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, cache: None) -> tuple[Array, None]:
+        return tree_attention(q_BTNH, k_BTKH, v_BTKH, subtree_size_BT), None
+
+    return attend
+
+
+def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -> Array:
+    """Radians per token of each rotary pair, float32 `[H/2]`.
+
+    With `scaling`, Llama 3.1's rule: wavelengths longer than `original / low_freq_factor` are stretched by
+    `factor`, those shorter than `original / high_freq_factor` are kept, and between the two the
+    frequencies are interpolated.
+    """
+    frequency_H = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    if scaling is None:
+        return frequency_H
+    turns_H = scaling.original_max_position_embeddings * frequency_H / (2 * math.pi)
+    kept_H = (turns_H - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    kept_H = jnp.clip(kept_H, 0.0, 1.0)
+    return frequency_H * (kept_H + (1 - kept_H) / scaling.factor)
+
+
+def rotate(x_BTNH: Array, cos_BTH: Array, sin_BTH: Array) -> Array:
+    """Rotary position embedding (arXiv 2104.09864), half-split: pair i is (x[i], x[i + H/2])."""
+    first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
+    cos, sin = cos_BTH[:, :, None], sin_BTH[:, :, None]
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return rotated.astype(x_BTNH.dtype)
+
+
+def rms_norm(x_BTD: Array, scale_D: Array, eps: float) -> Array:
+    """Root-mean-square norm (arXiv 1910.07467), computed in float32, returned in x's dtype."""
+    x32 = x_BTD.astype(jnp.float32)
+    normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
+    return scale_D * normed.astype(x_BTD.dtype)
+
+
+class Layers(nnx.Module):
+    """All transformer blocks: every parameter carries a leading layer axis L."""
+
+    def __init__(self, config: LlamaConfig, *, rngs: nnx.Rngs, dtype: DTypeLike):
+        c = config
+        L, D, F, H = c.num_layers, c.hidden_size, c.intermediate_size, c.head_dim
+        N, K = c.num_heads, c.num_kv_heads
+        # The two projections that write to the residual stream start smaller (GPT-2's rule), so that its
+        # variance does not grow with depth.
+        residual = 0.02 / math.sqrt(2 * L)
+
+        def normal(shape: tuple[int, ...], axes: tuple[str, ...], scale: float = 0.02) -> nnx.Param:
+            values = scale * jax.random.normal(rngs.params(), (L, *shape), jnp.float32)
+            return nnx.Param(values.astype(dtype), axes=("layer", *axes))
+
+        def ones() -> nnx.Param:
+            return nnx.Param(jnp.ones((L, D), dtype), axes=("layer", "embed"))
+
+        self.attention_norm_D = ones()
+        self.q_DNH = normal((D, N, H), ("embed", "heads", "head"))
+        self.k_DKH = normal((D, K, H), ("embed", "kv_heads", "head"))
+        self.v_DKH = normal((D, K, H), ("embed", "kv_heads", "head"))
+        self.o_NHD = normal((N, H, D), ("heads", "head", "embed"), residual)
+        self.mlp_norm_D = ones()
+        self.gate_DF = normal((D, F), ("embed", "mlp"))
+        self.up_DF = normal((D, F), ("embed", "mlp"))
+        self.down_FD = normal((F, D), ("mlp", "embed"), residual)
+
+
+class Llama(nnx.Module):
+    """A Llama 3 decoder. Parameters carry logical axis names in their `axes` metadata."""
+
+    def __init__(
+        self, config: LlamaConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32, remat: bool = False
+    ):
+        self.config = config
+        self.remat = remat
+        shape = (config.vocab_size, config.hidden_size)
+
+        def table() -> nnx.Param:
+            values = 0.02 * jax.random.normal(rngs.params(), shape, jnp.float32)
+            return nnx.Param(values.astype(dtype), axes=("vocab", "embed"))
+
+        self.embed_VD = table()
+        self.layers = Layers(config, rngs=rngs, dtype=dtype)
+        self.final_norm_D = nnx.Param(jnp.ones(config.hidden_size, dtype), axes=("embed",))
+        self.head_VD = None if config.tie_embeddings else table()
+
+    def output_VD(self) -> Array:
+        """The output projection `[V, D]`: logits are `hidden @ output_VD.T`."""
+        return self.embed_VD[...] if self.head_VD is None else self.head_VD[...]
+
+    def __call__(
+        self, tokens_BT: Array, positions_BT: Array, attend: Attend, cache: Any = None
+    ) -> tuple[Array, Any]:
+        """Hidden states after the final norm, `[B, T, D]` in the weights' dtype, and the new cache.
+
+        `tokens` and `positions` (RoPE positions) are int32 `[B, T]`. `cache` is a pytree whose leaves lead
+        with L; each layer's slice goes through `attend`, and what it returns is stacked again.
+        """
+        c = self.config
+        frequency_H = rope_frequencies(c.head_dim, c.rope_theta, c.rope_scaling)
+        angle_BTH = positions_BT.astype(jnp.float32)[..., None] * frequency_H
+        cos_BTH, sin_BTH = jnp.cos(angle_BTH), jnp.sin(angle_BTH)
+        graph, stacked = nnx.split(self.layers)
+
+        def block(x_BTD: Array, layer_and_cache: tuple[Any, Any]) -> tuple[Array, Any]:
+            weights, layer_cache = layer_and_cache
+            w = nnx.merge(graph, weights)
+            h_BTD = rms_norm(x_BTD, w.attention_norm_D[...], c.rms_norm_eps)
+            q_BTNH = rotate(jnp.einsum("BTD,DNH->BTNH", h_BTD, w.q_DNH[...]), cos_BTH, sin_BTH)
+            k_BTKH = rotate(jnp.einsum("BTD,DKH->BTKH", h_BTD, w.k_DKH[...]), cos_BTH, sin_BTH)
+            v_BTKH = jnp.einsum("BTD,DKH->BTKH", h_BTD, w.v_DKH[...])
+            out_BTNH, layer_cache = attend(q_BTNH, k_BTKH, v_BTKH, layer_cache)
+            x_BTD = x_BTD + jnp.einsum("BTNH,NHD->BTD", out_BTNH, w.o_NHD[...])
+            h_BTD = rms_norm(x_BTD, w.mlp_norm_D[...], c.rms_norm_eps)
+            gate_BTF = jax.nn.silu(jnp.einsum("BTD,DF->BTF", h_BTD, w.gate_DF[...]))
+            up_BTF = jnp.einsum("BTD,DF->BTF", h_BTD, w.up_DF[...])
+            return x_BTD + jnp.einsum("BTF,FD->BTD", gate_BTF * up_BTF, w.down_FD[...]), layer_cache
+
+        body = jax.checkpoint(block) if self.remat else block
+        x_BTD, cache = jax.lax.scan(body, self.embed_VD[...][tokens_BT], (stacked, cache))
+        return rms_norm(x_BTD, self.final_norm_D[...], c.rms_norm_eps), cache

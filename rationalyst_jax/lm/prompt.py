@@ -1,0 +1,244 @@
+"""Prompts as data, and the one function that turns a prompt and its fields into token ids.
+
+Training, filtering, scoring and generation all go through `render`, so that what a model is asked at
+inference is, id for id, the beginning of what it was trained on.
+"""
+
+import bisect
+import functools
+import itertools
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+_PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")
+# What each prompt may ask for; the last one is what the model is to write (the target).
+_PLACEHOLDERS = {
+    "annotate": ("document", "annotated"),
+    "rationale": ("preceding", "rationale"),
+    "follow": ("preceding", "following"),
+    "follow_guided": ("preceding", "rationale", "following"),
+    "step": ("question", "steps", "preceding", "step"),
+    "step_guided": ("question", "steps", "preceding", "rationale", "step"),
+}
+# Text, and whether it is the template's or the prompt's own, where names of added tokens count (no field).
+_Piece = tuple[str, bool]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Chat messages `(role, content)` with `{placeholders}`; the last one is the assistant's."""
+
+    name: str
+    messages: tuple[tuple[str, str], ...]
+    version: str
+
+    @property
+    def target(self) -> str:
+        """The placeholder the model fills: the last one of the last message."""
+        return _PLACEHOLDER.split(self.messages[-1][1])[-2]
+
+    @property
+    def opening(self) -> str:
+        """The last message up to the target."""
+        return self.messages[-1][1].removesuffix(f"{{{self.target}}}{self.closing}")
+
+    @property
+    def closing(self) -> str:
+        """The text after the target, which ends it (also its stop string); may be empty."""
+        return _PLACEHOLDER.split(self.messages[-1][1])[-1]
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """The prompts of one file. `document` is how a `{question}` opens a document."""
+
+    version: str
+    document: str
+    prompts: Mapping[str, Prompt]
+
+    def __getitem__(self, name: str) -> Prompt:
+        if name not in self.prompts:
+            raise ValueError(f"no prompt {name!r} among {', '.join(self.prompts)} (version {self.version})")
+        return self.prompts[name]
+
+
+def load_prompts(name_or_path: str | Path) -> PromptSet:
+    """The prompt file shipped under that name ("llama3", "world") or, if it ends in .yaml, at that path.
+
+    Raises FileNotFoundError, or ValueError naming the file and the entry that is malformed.
+    """
+    path = Path(name_or_path)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such prompt file")
+        text = path.read_text(encoding="utf-8")
+    else:
+        shipped = resources.files("rationalyst_jax") / "prompts" / f"{name_or_path}.yaml"
+        if not shipped.is_file():
+            raise ValueError(f"no prompts named {str(name_or_path)!r} are shipped; a path must end in .yaml")
+        text = shipped.read_text(encoding="utf-8")
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{name_or_path}: not YAML: {' '.join(str(error).split())}") from error
+    return _prompt_set(str(name_or_path), raw)
+
+
+def render(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Prompt,
+    fields: Mapping[str, str],
+    target: str | None,
+    close: bool,
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """`(context ids, target ids)` of `prompt` in the tokenizer's chat template, with exactly one BOS.
+
+    `target` fills the target placeholder; None leaves it for a model to write (no target ids). `close` adds
+    what ends it: the prompt's closing and the template's end of turn. The sequence is encoded as a whole and
+    cut where the target's characters begin; a token that spans the cut belongs to the target. Messages are
+    stripped, the last one on its left only. Control and marker tokens come from the template and the prompt
+    alone: their names inside a field stay plain text.
+
+    Raises ValueError for a missing field, or a template that repeats BOS or does not show a message.
+    """
+    *frames, end_of_turn = _frames(tokenizer, tuple(role for role, _ in prompt.messages))
+    context: list[_Piece] = []
+    for frame, (_, content) in zip(frames, prompt.messages[:-1], strict=False):
+        context += [(frame, True), *_strip(_fill(prompt, content, fields))]
+    *last, (target_text, _) = _lstrip([*_fill(prompt, prompt.opening, fields), (target or "", False)])
+    context += [(frames[-1], True), *last]
+    rest = [] if target is None else [(target_text, False)]
+    if target is not None and close:
+        rest += [(prompt.closing, True), (end_of_turn, True)]
+
+    ids, ends = _encode(tokenizer, [*context, *rest])
+    if sum(i == tokenizer.bos_token_id for i in ids) != 1:
+        raise ValueError(f"prompt {prompt.name!r} must render with exactly one {tokenizer.bos_token}")
+    cut = bisect.bisect_right(ends, sum(len(text) for text, _ in context))
+    return tuple(ids[:cut]), tuple(ids[cut:])
+
+
+def _fill(prompt: Prompt, content: str, fields: Mapping[str, str]) -> list[_Piece]:
+    """`content` in pieces: its own words, and the values of its placeholders."""
+    pieces = []
+    for i, part in enumerate(_PLACEHOLDER.split(content)):
+        if i % 2 == 0:
+            pieces.append((part, True))
+        elif part not in fields:
+            raise ValueError(f"prompt {prompt.name!r} needs the field {part!r}")
+        else:
+            pieces.append((fields[part], False))
+    return pieces
+
+
+def _lstrip(pieces: list[_Piece]) -> list[_Piece]:
+    """Strips the text that the pieces spell on its left; the number of pieces stays."""
+    blank = sum(1 for _ in itertools.takewhile(lambda piece: not piece[0].strip(), pieces))
+    return [(text.lstrip(), own) if i <= blank else (text, own) for i, (text, own) in enumerate(pieces)]
+
+
+def _strip(pieces: list[_Piece]) -> list[_Piece]:
+    blank = sum(1 for _ in itertools.takewhile(lambda piece: not piece[0].strip(), reversed(pieces)))
+    return [
+        (text.rstrip(), own) if i >= len(pieces) - 1 - blank else (text, own)
+        for i, (text, own) in enumerate(_lstrip(pieces))
+    ]
+
+
+@functools.lru_cache(maxsize=64)
+def _frames(tokenizer: PreTrainedTokenizerBase, roles: tuple[str, ...]) -> tuple[str, ...]:
+    """What the chat template writes before, between and after messages of these roles.
+
+    The template sees only stand-ins (private-use characters) for the contents, so nothing in a document can
+    act on it.
+    """
+    messages = [{"role": role, "content": f"\ue000{i}\ue001"} for i, role in enumerate(roles)]
+    try:
+        # Llama 3.1 and later write today's date into the system turn unless one is given: fix their default.
+        skeleton = tokenizer.apply_chat_template(messages, tokenize=False, date_string="26 Jul 2024")
+    except jinja2.TemplateError as error:
+        raise ValueError(f"chat template refuses the roles {', '.join(roles)}: {error}") from error
+    frames = re.split("\ue000([0-9]+)\ue001", str(skeleton))
+    if frames[1::2] != [str(i) for i in range(len(roles))]:
+        raise ValueError(f"chat template does not show each message of {', '.join(roles)} once, in order")
+    return tuple(frames[::2])
+
+
+@functools.lru_cache(maxsize=8)
+def _text_encoder(tokenizer: PreTrainedTokenizerBase) -> tuple[Tokenizer, dict[str, int], re.Pattern[str]]:
+    """(the tokenizer without its added tokens and BOS, its added tokens, a pattern that finds them)."""
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise ValueError(f"rendering needs a fast tokenizer, got {type(tokenizer).__name__}")
+    added = {token.content: i for i, token in tokenizer.added_tokens_decoder.items()}
+    stripped = {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
+    text_only = json.loads(tokenizer.backend_tokenizer.to_str()) | stripped
+    longest_first = sorted(added, key=len, reverse=True)
+    pattern = re.compile(f"({'|'.join(map(re.escape, longest_first))})")
+    return Tokenizer.from_str(json.dumps(text_only)), added, pattern
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, pieces: list[_Piece]) -> tuple[list[int], list[int]]:
+    """Token ids of the joined pieces, and where in the text each token ends (in characters).
+
+    Text between two control tokens is encoded in one go, across the borders of pieces.
+    """
+    encoder, added, pattern = _text_encoder(tokenizer)
+    runs: list[tuple[str, bool]] = []
+    for text, own in pieces:
+        for i, part in enumerate(pattern.split(text) if own else [text]):
+            if i % 2 == 0 and runs and not runs[-1][1]:
+                runs[-1] = (runs[-1][0] + part, False)
+            else:
+                runs.append((part, i % 2 == 1))
+    ids, ends, start = [], [], 0
+    for text, is_token in runs:
+        if is_token:
+            ids.append(added[text])
+            ends.append(start + len(text))
+        else:
+            encoding = encoder.encode(text, add_special_tokens=False)
+            ids += encoding.ids
+            ends += [start + end for _, end in encoding.offsets]
+        start += len(text)
+    return ids, ends
+
+
+def _prompt_set(file: str, raw: Any) -> PromptSet:
+    if not isinstance(raw, dict) or set(raw) != {"version", "document", "prompts"}:
+        raise ValueError(f"{file}: a prompt file has exactly the keys version, document and prompts")
+    version, document, prompts = str(raw["version"]), raw["document"], raw["prompts"]
+    if not isinstance(document, str) or _PLACEHOLDER.findall(document) != ["question"]:
+        raise ValueError(f"{file}: document must hold {{question}} once, got {document!r}")
+    if not isinstance(prompts, dict):
+        raise ValueError(f"{file}: prompts must map names to messages")
+    return PromptSet(
+        version, document, {name: _prompt(file, name, prompts[name], version) for name in prompts}
+    )
+
+
+def _prompt(file: str, name: str, raw: Any, version: str) -> Prompt:
+    if name not in _PLACEHOLDERS:
+        raise ValueError(f"{file}: unknown prompt {name!r}, not one of {', '.join(_PLACEHOLDERS)}")
+    try:
+        messages = tuple((str(message["role"]), str(message["content"])) for message in raw["messages"])
+        is_open = messages[-1][0] == "assistant"
+    except (TypeError, KeyError, IndexError) as error:
+        raise ValueError(f"{file}: prompt {name!r} needs messages, each with a role and a content") from error
+    *used, target = [found for _, content in messages for found in _PLACEHOLDER.findall(content)] or [None]
+    *given, wanted = _PLACEHOLDERS[name]
+    if not is_open or target != wanted or f"{{{wanted}}}" not in messages[-1][1]:
+        raise ValueError(f"{file}: prompt {name!r} must end in an assistant message with {{{wanted}}} last")
+    if set(used) - set(given):
+        unknown = ", ".join(sorted(set(used) - set(given)))
+        raise ValueError(f"{file}: prompt {name!r} cannot use {unknown}, only {', '.join(given)}")
+    return Prompt(name, messages, version)

@@ -1,0 +1,26 @@
+"""Tokenizers of Hugging Face checkpoints."""
+
+from pathlib import Path
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+
+def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
+    """The fast tokenizer in the local checkpoint folder `path`, with its chat template.
+
+    Raises ValueError when the folder holds no readable tokenizer.json, no chat template or no BOS token.
+    """
+    path = Path(path)
+    # Without this check transformers would take a path that does not exist for a name on the hub.
+    if not (path / "tokenizer.json").is_file():
+        raise ValueError(f"{path}: no tokenizer.json")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+    except Exception as error:  # the tokenizers library raises bare Exception for a damaged file
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(f"{path / 'tokenizer.json'}: not a readable tokenizer: {reason[0]}") from error
+    if not tokenizer.chat_template:
+        raise ValueError(f"{path}: the tokenizer has no chat template (chat_template.jinja)")
+    if tokenizer.bos_token_id is None:
+        raise ValueError(f"{path}: the tokenizer names no bos_token")
+    return tokenizer

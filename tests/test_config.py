@@ -1,0 +1,143 @@
+"""The Llama config reads and writes Hugging Face's config.json."""
+
+import json
+
+import pytest
+import transformers
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rationalyst_jax.lm.config import LlamaConfig, RopeScaling
+
+SIZES = {"vocab_size": 64, "hidden_size": 48, "intermediate_size": 80}
+HF = {
+    "model_type": "llama",
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 3,
+    **SIZES,
+}
+SCALING = {
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+
+counts = st.integers(1, 10**6)
+positive = st.floats(1e-12, 1e9)
+token_ids = st.integers(0, 200_000)
+
+
+@st.composite
+def configs(draw):
+    kv_heads = draw(st.integers(1, 64))
+    return LlamaConfig(
+        vocab_size=draw(counts),
+        hidden_size=draw(counts),
+        intermediate_size=draw(counts),
+        num_layers=draw(counts),
+        num_heads=kv_heads * draw(st.integers(1, 16)),
+        num_kv_heads=kv_heads,
+        head_dim=2 * draw(counts),
+        rms_norm_eps=draw(positive),
+        rope_theta=draw(positive),
+        rope_scaling=draw(st.none() | st.builds(RopeScaling, positive, positive, positive, counts)),
+        tie_embeddings=draw(st.booleans()),
+        max_position_embeddings=draw(counts),
+        bos_token_id=draw(st.none() | token_ids),
+        eos_token_id=draw(st.none() | token_ids | st.lists(token_ids, min_size=1).map(tuple)),
+    )
+
+
+@given(configs())
+def test_a_config_survives_the_way_through_json(config):
+    assert LlamaConfig.from_hf(json.loads(json.dumps(config.to_hf()))) == config
+
+
+@pytest.mark.parametrize("name", ["llama3_8b", "llama3_70b", "llama3_2_1b"])
+def test_presets_equal_the_published_configs(name, shared):
+    published = json.loads((shared / "llama_configs" / f"{name}.json").read_text())
+    assert LlamaConfig.from_hf(published) == getattr(LlamaConfig, name)()
+
+
+def test_the_other_presets_have_the_published_parameter_counts():
+    def parameters(c: LlamaConfig) -> int:
+        attention = 2 * c.hidden_size * c.head_dim * (c.num_heads + c.num_kv_heads)
+        layer = attention + 3 * c.hidden_size * c.intermediate_size + 2 * c.hidden_size
+        tables = 1 if c.tie_embeddings else 2
+        return tables * c.vocab_size * c.hidden_size + c.num_layers * layer + c.hidden_size
+
+    assert parameters(LlamaConfig.llama3_1_8b()) == 8_030_261_248
+    assert parameters(LlamaConfig.llama3_2_3b()) == 3_212_749_824
+
+
+@pytest.mark.parametrize("rope_type", ["default", "llama3"])
+def test_both_styles_of_rope_settings_read_alike(rope_type):
+    scaling = {"rope_type": rope_type, **(SCALING if rope_type == "llama3" else {})}
+    old = LlamaConfig.from_hf({**HF, "rope_theta": 7e4, "rope_scaling": scaling, "torch_dtype": "bfloat16"})
+    new = LlamaConfig.from_hf({**HF, "rope_parameters": {**scaling, "rope_theta": 7e4}, "dtype": "bfloat16"})
+    assert old == new
+    assert old.rope_theta == 7e4
+    assert old.rope_scaling == (RopeScaling(**SCALING) if rope_type == "llama3" else None)
+
+
+def test_absent_keys_take_the_defaults_of_transformers():
+    hf = {key: value for key, value in HF.items() if key != "num_key_value_heads"}
+    config, theirs = LlamaConfig.from_hf(hf), transformers.LlamaConfig(**hf)
+    assert config.num_kv_heads == theirs.num_key_value_heads == 6
+    assert config.head_dim == theirs.head_dim == 8
+    assert config.rms_norm_eps == theirs.rms_norm_eps
+    assert config.max_position_embeddings == theirs.max_position_embeddings
+    assert config.tie_embeddings == theirs.tie_word_embeddings
+    assert config.rope_theta == LlamaConfig.from_hf(theirs.to_dict()).rope_theta == 10000.0
+
+
+def test_transformers_reads_what_we_write(tmp_path):
+    config = LlamaConfig(
+        **SIZES,
+        num_layers=2,
+        num_heads=6,
+        num_kv_heads=2,
+        head_dim=10,
+        rms_norm_eps=3e-4,
+        rope_theta=4321.0,
+        rope_scaling=RopeScaling(**SCALING),
+        tie_embeddings=True,
+        max_position_embeddings=999,
+        bos_token_id=1,
+        eos_token_id=(2, 3),
+    )
+    (tmp_path / "config.json").write_text(json.dumps(config.to_hf()))
+    theirs = transformers.AutoConfig.from_pretrained(tmp_path)
+    assert isinstance(theirs, transformers.LlamaConfig)
+    theirs.save_pretrained(tmp_path)
+    assert LlamaConfig.from_hf(json.loads((tmp_path / "config.json").read_text())) == config
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"model_type": "mistral"}, "model_type 'mistral'"),
+        ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
+        ({"attention_bias": True}, "attention_bias True"),
+        ({"mlp_bias": True}, "mlp_bias True"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rope type 'yarn'"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope type 'linear'"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 2.0}}, "low_freq_factor"),
+        ({"num_key_value_heads": 4}, "num_kv_heads 4"),
+        ({"head_dim": 5}, "even head_dim, got 5"),
+        ({"hidden_size": "48"}, "hidden_size must be a positive integer, got '48'"),
+        ({"num_attention_heads": 0}, "num_heads must be a positive integer, got 0"),
+    ],
+)
+def test_what_llama_here_does_not_compute_is_refused_in_one_line(change, named):
+    with pytest.raises(ValueError) as caught:
+        LlamaConfig.from_hf({**HF, **change})
+    assert named in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_all_missing_sizes_are_named():
+    with pytest.raises(ValueError, match="missing vocab_size, num_hidden_layers"):
+        LlamaConfig.from_hf({k: v for k, v in HF.items() if k not in ("vocab_size", "num_hidden_layers")})

@@ -1,0 +1,297 @@
+"""The generation engine: against transformers, against a plain forward pass, and against itself."""
+
+import logging
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from scipy.stats import chisquare
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from rationalyst_jax.lm.config import LlamaConfig
+from rationalyst_jax.lm.generate import Engine, GenerateRequest, ScoreRequest, bucket
+from rationalyst_jax.lm.hf import load_llama
+from rationalyst_jax.lm.llama import Llama, tree_attend
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """One token per byte, and an end of sequence: whatever is generated, most stop strings span tokens."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({piece: i for i, piece in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>")
+
+
+def random_llama(vocab_size: int, layers: int = 2, **config) -> Llama:
+    """A random model whose next tokens are neither certain nor uniform."""
+    config = LlamaConfig(vocab_size, 32, 48, layers, 4, 2, 8, **config)
+    model = Llama(config, rngs=nnx.Rngs(0))
+    nnx.update(model, jax.tree.map(lambda x: 8 * x if x.ndim > 2 else x, nnx.state(model)))
+    assert model.head_VD is not None
+    model.head_VD[...] = 10 * model.head_VD[...]
+    return model
+
+
+def next_logprobs(model: Llama, tokens: tuple[int, ...], suppress: tuple[int, ...] = ()) -> np.ndarray:
+    """Log-probabilities `[T, V]` after each token by one plain forward pass, the softmax in float64."""
+    T = len(tokens)
+    hidden_BTD, _ = model(jnp.array([tokens]), jnp.arange(T)[None], tree_attend(T - jnp.arange(T)[None]))
+    logits_TV = np.asarray(hidden_BTD[0] @ model.output_VD().T, np.float64)
+    logits_TV[:, list(suppress)] = -np.inf
+    return logits_TV - np.log(np.exp(logits_TV).sum(axis=-1, keepdims=True))
+
+
+def contexts(*lengths: int) -> list[tuple[int, ...]]:
+    rng = np.random.default_rng(0)
+    return [tuple(rng.integers(0, 256, length).tolist()) for length in lengths]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return byte_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def model() -> Llama:
+    return random_llama(257)
+
+
+@pytest.fixture(scope="module")
+def engine(model, tokenizer) -> Engine:
+    return Engine(model, tokenizer, batch_size=4, chunk=8)
+
+
+def test_greedy_tokens_equal_transformers_for_prompts_of_many_lengths(tmp_path, tokenizer):
+    torch = pytest.importorskip("torch")
+    from transformers import LlamaConfig as HFConfig
+    from transformers import LlamaForCausalLM
+
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    config = HFConfig(
+        vocab_size=257, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=512, initializer_range=0.3, bos_token_id=None,
+        eos_token_id=256,
+    )  # fmt: skip
+    oracle = LlamaForCausalLM(config).eval()
+    oracle.save_pretrained(tmp_path)
+    engine = Engine(load_llama(tmp_path), tokenizer, batch_size=4)
+
+    prompts = contexts(1, 2, 7, 31, 32, 33, 60, 100, 150)
+    results = engine.generate([GenerateRequest(prompt, max_tokens=20, temperature=0) for prompt in prompts])
+    for prompt, (result,) in zip(prompts, results, strict=True):
+        # Tokens are the greedy ones exactly when each is the likeliest after those before it.
+        with torch.no_grad():
+            logits_TV = oracle(torch.tensor([[*prompt, *result.tokens]])).logits[0, len(prompt) - 1 : -1]
+        assert result.tokens == tuple(logits_TV.argmax(-1).tolist())
+        assert len(result.tokens) == 20 or result.finish == "end"
+
+
+def test_a_result_does_not_depend_on_the_batch(engine, model, tokenizer):
+    requests = [
+        GenerateRequest(context, max_tokens=10 + i, n=2, temperature=0.8, seed=i)
+        for i, context in enumerate(contexts(5, 9, 30, 31, 40, 64, 17, 29, 12))
+    ]
+    together = engine.generate(requests)
+    alone = [engine.generate([request])[0] for request in requests]
+    reordered = Engine(model, tokenizer, batch_size=3).generate(requests[::-1])[::-1]
+    for others in (alone, reordered):
+        for candidates, others_candidates in zip(together, others, strict=True):
+            for a, b in zip(candidates, others_candidates, strict=True):
+                assert (a.tokens, a.text, a.finish) == (b.tokens, b.text, b.finish)
+                np.testing.assert_allclose(a.logprobs, b.logprobs, atol=1e-5)
+
+
+def test_seed_and_candidate_decide_the_noise(engine):
+    (context,) = contexts(20)
+    request = GenerateRequest(context, max_tokens=12, n=3, seed=7)
+    first, again, more, other = engine.generate(
+        [request, request, replace(request, n=5), replace(request, seed=8)]
+    )
+    tokens = [g.tokens for g in first]
+    assert tokens == [g.tokens for g in again] == [g.tokens for g in more[:3]]
+    assert len({*tokens, *(g.tokens for g in other)}) == 6
+
+
+def test_a_stop_string_that_spans_tokens_cuts_text_and_tokens(model, tokenizer):
+    (context,) = contexts(20)
+    free = GenerateRequest(context, max_tokens=40, seed=3, suppress=tuple(range(94, 257)))  # ASCII only
+    ((whole,),) = Engine(model, tokenizer).generate([free])
+    assert whole.finish == "length" and len(whole.text) == 40
+    stop = whole.text[17:20]
+    at = whole.text.index(stop)
+    for chunk in (4, 32):
+        engine = Engine(model, tokenizer, chunk=chunk)
+        ((cut,),) = engine.generate([replace(free, stop=("never there", stop))])
+        assert cut.finish == "stop"
+        assert cut.text == whole.text[:at]
+        assert cut.tokens == whole.tokens[: at + 3]
+        np.testing.assert_allclose(cut.logprobs, whole.logprobs[: at + 3], atol=1e-5)
+        assert engine.stats.generated == at + 3
+
+
+def test_a_token_that_holds_a_stop_string_ends_its_row_only(engine, tokenizer):
+    (context,) = contexts(20)
+    free = GenerateRequest(context, max_tokens=32, n=4, seed=1, suppress=tuple(range(94, 257)))
+    (whole,) = engine.generate([free])
+    stop = whole[0].text[5]
+    (cut,) = engine.generate([replace(free, stop=(stop,))])
+    assert cut[0].finish == "stop"
+    for before, after in zip(whole, cut, strict=True):
+        assert after.text == before.text.partition(stop)[0]
+        assert after.tokens == before.tokens[: len(after.text) + (after.finish == "stop")]
+
+
+def test_end_of_sequence_ends_a_row_and_stays_out_of_the_text(tokenizer):
+    (context,) = contexts(20)
+    greedy = GenerateRequest(context, max_tokens=8, temperature=0)
+    ((whole,),) = Engine(random_llama(257), tokenizer).generate([greedy])
+    end = whole.tokens[3]
+    ((ended,),) = Engine(random_llama(257, eos_token_id=(end, 256)), tokenizer).generate([greedy])
+    count = whole.tokens.index(end) + 1
+    assert ended.tokens == whole.tokens[:count]
+    assert ended.finish == "end"
+    assert ended.text == tokenizer.decode(list(ended.tokens[:-1]))
+
+
+def test_a_row_has_at_most_its_own_max_tokens(engine):
+    limits = [1, 2, 31, 32, 33]
+    requests = [
+        GenerateRequest(c, max_tokens=m) for m, c in zip(limits, contexts(5, 6, 7, 8, 9), strict=True)
+    ]
+    results = engine.generate([replace(request, suppress=(256,)) for request in requests])
+    assert [len(g.tokens) for (g,) in results] == limits
+    assert {g.finish for (g,) in results} == {"length"}
+
+
+def test_generation_ends_where_the_positions_do(tokenizer):
+    engine = Engine(random_llama(257, max_position_embeddings=40), tokenizer)
+    inside, beyond = contexts(35, 40)
+    ((result,),) = engine.generate([GenerateRequest(inside, max_tokens=20, suppress=(256,))])
+    assert (len(result.tokens), result.finish) == (5, "length")
+    with pytest.raises(ValueError, match="context of 40 tokens leaves none of the model's 40 positions"):
+        engine.generate([GenerateRequest(beyond, max_tokens=1)])
+
+
+def test_logprobs_are_those_of_a_scoring_pass(engine, model):
+    suppress = tuple(range(0, 257, 3))
+    requests = [
+        GenerateRequest(c, max_tokens=15, n=2, temperature=t, top_p=p, seed=s, suppress=suppress)
+        for s, (c, t, p) in enumerate(zip(contexts(3, 33, 50), (0.0, 0.7, 1.5), (1.0, 0.9, 1.0), strict=True))
+    ]
+    generated = [(r, g) for r, gs in zip(requests, engine.generate(requests), strict=True) for g in gs]
+    scores = engine.score([ScoreRequest(r.context, g.tokens, suppress) for r, g in generated])
+    for (request, generation), score in zip(generated, scores, strict=True):
+        assert not set(suppress) & set(generation.tokens)
+        np.testing.assert_allclose(generation.logprobs, score, atol=1e-4)
+        places = np.arange(len(generation.tokens))
+        plain = next_logprobs(model, request.context + generation.tokens, suppress)[
+            len(request.context) - 1 :
+        ]
+        np.testing.assert_allclose(generation.logprobs, plain[places, generation.tokens], atol=1e-4)
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.6, 1.0), (1.0, 0.7), (1.7, 0.85)])
+def test_samples_follow_the_exact_distribution(tokenizer, temperature, top_p):
+    V, draws = 12, 20_000
+    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(V)}, unk_token="w0"))
+    model = random_llama(V, layers=1)
+    engine = Engine(model, PreTrainedTokenizerFast(tokenizer_object=words), batch_size=1)
+    request = GenerateRequest((3, 1, 4), max_tokens=1, n=draws, temperature=temperature, top_p=top_p)
+    counts_V = np.bincount([g.tokens[0] for g in engine.generate([request])[0]], minlength=V)
+
+    exact_V = np.exp(next_logprobs(model, request.context)[-1] / temperature)
+    exact_V /= exact_V.sum()
+    kept, mass = [], 0.0
+    for token in np.argsort(-exact_V):  # the nucleus by its definition
+        kept.append(token)
+        mass += exact_V[token]
+        if mass >= top_p:
+            break
+    assert counts_V[kept].sum() == draws
+    assert 3 < len(kept) <= V and (len(kept) < V) == (top_p < 1)
+    assert chisquare(counts_V[kept], draws * exact_V[kept] / mass).pvalue > 1e-3
+
+
+def test_candidates_of_a_prompt_share_one_prefill(model, tokenizer):
+    engine = Engine(model, tokenizer)
+    (context,) = contexts(20)
+    (candidates,) = engine.generate([GenerateRequest(context, max_tokens=4, n=6, suppress=(256,))])
+    assert (len(candidates), engine.stats.prefilled, engine.stats.generated) == (6, 20, 24)
+
+
+def test_other_lengths_in_the_same_buckets_compile_nothing(engine, caplog):
+    def requests(lengths, max_tokens, stop, seed):
+        return [
+            GenerateRequest(c, max_tokens, n=2, stop=stop, seed=seed, suppress=(seed,))
+            for c in contexts(*lengths)
+        ]
+
+    def compilations():
+        return [r for r in caplog.records if r.getMessage().startswith("Compiling")]
+
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+        first = Engine(random_llama(257, layers=3), engine.tokenizer, batch_size=4)
+        caplog.clear()
+        first.generate(requests([40, 50, 60, 64, 33], 17, (), 0))
+        assert compilations()
+        caplog.clear()
+        first.generate(requests([35, 61, 44, 50, 57, 62, 39, 48, 41, 36], 30, ("x", "yz"), 1))
+        twin = Engine(random_llama(257, layers=3), engine.tokenizer, batch_size=4)
+        caplog.clear()  # what building a model compiles
+        twin.generate(requests([64, 34, 50, 51], 20, (), 2))
+        assert not compilations()
+
+
+def test_buckets_are_few_and_waste_little():
+    sizes = [bucket(n) for n in range(1, 8193)]
+    assert all(n <= size < n + max(32, n / 4) for n, size in enumerate(sizes, start=1))
+    assert len(set(sizes)) <= 32
+
+
+def test_scores_equal_a_plain_forward_pass_whatever_they_are_grouped_with(engine, model):
+    document, other = contexts(120, 40)
+    requests = [
+        ScoreRequest(document, (1, 2, 3)),
+        ScoreRequest(other, (4,)),
+        ScoreRequest(document, (1, 2, 9, 9)),
+        ScoreRequest(document[:100], (5, 6), suppress=(0, 7)),
+        ScoreRequest(document[:90] + other, (1, 2, 3)),
+        ScoreRequest(document, (1, 2, 3)),
+        ScoreRequest(document * 3, document[:10]),
+    ]
+    for request, score in zip(requests, engine.score(requests), strict=True):
+        tokens = request.context + request.continuation
+        places = np.arange(len(request.context) - 1, len(tokens) - 1)
+        plain_TV = next_logprobs(model, tokens, request.suppress)
+        np.testing.assert_allclose(score, plain_TV[places, request.continuation], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"context": ()}, "context is empty"),
+        ({"max_tokens": 0}, "max_tokens must be at least 1, got 0"),
+        ({"n": 0}, "n must be at least 1, got 0"),
+        ({"temperature": -0.1}, "temperature must be at least 0, got -0.1"),
+        ({"temperature": float("nan")}, "temperature must be at least 0, got nan"),
+        ({"top_p": 0.0}, r"top_p must be in \(0, 1\], got 0.0"),
+        ({"top_p": 1.1}, r"top_p must be in \(0, 1\], got 1.1"),
+        ({"seed": -1}, "seed must be in .*, got -1"),
+        ({"stop": ("a", "")}, "stop string is empty"),
+        ({"context": (1, 257)}, "token id 257 is outside the model's vocabulary of 257"),
+    ],
+)
+def test_a_bad_request_is_refused_in_one_line(engine, wrong, message):
+    with pytest.raises(ValueError, match=message) as error:
+        engine.generate([GenerateRequest(**{"context": (1, 2), "max_tokens": 4, **wrong})])
+    assert "\n" not in str(error.value)
+
+
+def test_nothing_asked_is_nothing_answered(engine):
+    assert engine.generate([]) == [] == engine.score([])
