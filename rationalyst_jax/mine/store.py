@@ -1,0 +1,123 @@
+"""Triples as Parquet: one row per rationale, written whole or not at all, with what made them."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rationalyst_jax.mine.likelihood_filter import FilteredTriple
+from rationalyst_jax.mine.triples import Triple
+
+TRIPLE_SCHEMA = pa.schema(
+    [
+        pa.field("document_id", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("index", pa.int32(), nullable=False),
+        pa.field("start", pa.int64(), nullable=False),
+        pa.field("end", pa.int64(), nullable=False),
+        pa.field("preceding", pa.string(), nullable=False),
+        pa.field("rationale", pa.string(), nullable=False),
+        pa.field("following", pa.string(), nullable=False),
+        pa.field("model", pa.string(), nullable=False),
+        pa.field("prompt_version", pa.string(), nullable=False),
+    ]
+)
+FILTERED_SCHEMA = pa.schema(
+    [
+        *TRIPLE_SCHEMA,
+        pa.field("logprob_without", pa.float64()),
+        pa.field("logprob_with", pa.float64()),
+        pa.field("gain", pa.float64()),
+        pa.field("tau", pa.float64(), nullable=False),
+        pa.field("kept", pa.bool_(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+    ]
+)
+_PACKAGES = ("rationalyst_jax", "jax", "flax", "numpy", "pyarrow", "rapidfuzz", "tokenizers", "transformers")
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What made a file: the annotating model, the prompts' version, and the configs as JSON-able values."""
+
+    model: str
+    prompt_version: str
+    config: Mapping[str, object]
+
+    def metadata(self) -> dict[str, str]:
+        """As Parquet schema metadata, with the versions of the packages that matter."""
+        versions = {}
+        for name in _PACKAGES:
+            with suppress(PackageNotFoundError):  # run from a checkout that isn't installed
+                versions[name] = version(name)
+        return {
+            "model": self.model,
+            "prompt_version": self.prompt_version,
+            "packages": json.dumps(versions),
+            "config": json.dumps(self.config, sort_keys=True),
+        }
+
+
+def write_triples(path: str | Path, triples: Sequence[Triple], provenance: Provenance) -> None:
+    """Writes triples before filtering."""
+    _write(path, triples, TRIPLE_SCHEMA, provenance)
+
+
+def write_filtered(path: str | Path, triples: Sequence[FilteredTriple], provenance: Provenance) -> None:
+    """Writes triples after filtering, the dropped ones too."""
+    _write(path, triples, FILTERED_SCHEMA, provenance)
+
+
+def read_triples(path: str | Path) -> list[Triple]:
+    """Reads what `write_triples` or `write_filtered` wrote; ValueError names a file that lacks columns."""
+    return [Triple(**row) for row in _read(path, Triple)]
+
+
+def read_filtered(path: str | Path) -> list[FilteredTriple]:
+    """Reads what `write_filtered` wrote; ValueError names a file that lacks columns."""
+    return [FilteredTriple(**row) for row in _read(path, FilteredTriple)]
+
+
+def read_provenance(path: str | Path) -> Provenance:
+    """The provenance a file was written with (without the versions); ValueError names a file without one."""
+    metadata = _table(path).schema.metadata or {}
+    try:
+        return Provenance(
+            model=metadata[b"model"].decode(),
+            prompt_version=metadata[b"prompt_version"].decode(),
+            config=json.loads(metadata[b"config"]),
+        )
+    except KeyError as error:
+        raise ValueError(f"{path}: no provenance: schema metadata lacks {error.args[0].decode()!r}") from None
+
+
+def _write(path: str | Path, triples: Sequence[Triple], schema: pa.Schema, provenance: Provenance) -> None:
+    path = Path(path)
+    made_by = {"model": provenance.model, "prompt_version": provenance.prompt_version}
+    rows = [asdict(triple) | made_by for triple in triples]
+    unfinished = path.with_name(path.name + ".unfinished")
+    pq.write_table(pa.Table.from_pylist(rows, schema.with_metadata(provenance.metadata())), unfinished)
+    os.replace(unfinished, path)
+
+
+def _read(path: str | Path, row_type: type) -> list[dict]:
+    table = _table(path)
+    columns = [f.name for f in fields(row_type)]
+    if missing := [name for name in columns if name not in table.column_names]:
+        raise ValueError(f"{path}: no column {', '.join(missing)}")
+    return table.select(columns).to_pylist()
+
+
+def _table(path: str | Path) -> pa.Table:
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such file of triples")
+    try:
+        return pq.read_table(path)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path}: not Parquet: {error}") from None

@@ -1,0 +1,72 @@
+"""Documents with placed rationales → triples (preceding, rationale, following)."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from rationalyst_jax.mine.documents import Annotation, Document
+from rationalyst_jax.mine.parse import Parsed, parse
+
+
+@dataclass(frozen=True)
+class Triple:
+    """One rationale and the text of the document around it (arXiv 2410.01044).
+
+    preceding: the document up to the rationale, without rationales; it ends with white space.
+    following: the document from there to the next usable rationale, or to the end; document[start:end].
+    index: the rationale's number among the usable ones of its document.
+    """
+
+    document_id: str
+    source: str
+    index: int
+    start: int
+    end: int
+    preceding: str
+    rationale: str
+    following: str
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """Triples, with how many documents and rationales met which outcome (of `mine.parse`).
+
+    annotated: documents in whose copy there is any marker.
+    """
+
+    triples: tuple[Triple, ...]
+    annotated: int
+    documents: Mapping[str, int]
+    rationales: Mapping[str, int]
+
+
+def cut_triples(document: Document, parsed: Parsed) -> list[Triple]:
+    """One triple for each usable rationale; none where the copy was not faithful."""
+    bounds = [start for start, _ in parsed.placed] + [len(document.text)]
+    return [
+        Triple(
+            document_id=document.id,
+            source=document.source,
+            index=index,
+            start=bounds[index],
+            end=bounds[index + 1],
+            preceding=document.text[: bounds[index]],
+            rationale=rationale,
+            following=document.text[bounds[index] : bounds[index + 1]],
+        )
+        for index, (_, rationale) in enumerate(parsed.placed)
+    ]
+
+
+def extract(annotations: Iterable[Annotation], min_similarity: float = 0.9) -> Extraction:
+    """Parses every annotated copy and cuts its triples, counting what became of documents and rationales."""
+    triples: list[Triple] = []
+    annotated = 0
+    documents, rationales = Counter[str](), Counter[str]()
+    for annotation in annotations:
+        parsed = parse(annotation.document.text, annotation.output, min_similarity)
+        annotated += bool(parsed.rationales)
+        documents[parsed.outcome] += 1
+        rationales.update(rationale.outcome for rationale in parsed.rationales)
+        triples += cut_triples(annotation.document, parsed)
+    return Extraction(tuple(triples), annotated, documents, rationales)

@@ -1,0 +1,252 @@
+"""The likelihood filter against plain, separate float64 sums."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from rationalyst_jax.lm.config import LlamaConfig
+from rationalyst_jax.lm.llama import Llama, tree_attend
+from rationalyst_jax.lm.prompt import Prompt, PromptSet, load_prompts, render
+from rationalyst_jax.lm.tokenizer import load_tokenizer
+from rationalyst_jax.mine.documents import Document, read_annotations
+from rationalyst_jax.mine.likelihood_filter import (
+    FilterConfig,
+    ScoredTriple,
+    decide,
+    marker_ids,
+    score_triples,
+)
+from rationalyst_jax.mine.parse import parse
+from rationalyst_jax.mine.triples import cut_triples, extract
+
+PROMPTS = PromptSet(
+    "1",
+    "{question}\n",
+    {
+        "follow": Prompt("follow", (("assistant", "{preceding}{following}"),), "1"),
+        "follow_guided": Prompt(
+            "follow_guided", (("assistant", "{preceding}<BOT>{rationale}<EOT>{following}"),), "1"
+        ),
+    },
+)
+OUTPUTS = {
+    "a": "one two\n<BOT>k q<EOT>three four\nfive <BOT>z<EOT>six\n<BOT>q k z<EOT>two one",
+    "b": "three six\n<BOT>q<EOT>one one one\n",
+    "c": "one two\nfive <BOT>z z<EOT>four",
+}
+
+
+def make_triples():
+    triples = []
+    for id, output in OUTPUTS.items():
+        text = output
+        for rationale in ("k q", "q k z", "z z", "q", "z"):
+            text = text.replace(f"<BOT>{rationale}<EOT>", "")
+        triples += cut_triples(Document(id, text, "web" if id == "b" else "math"), parse(text, output))
+    return triples
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    words = [*"<s> <BOT> <EOT> one two three four five six k q z".split(), " ", "\n"]
+    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="z"))
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"\w+|\s"), "isolated")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>")
+    tokenizer.add_tokens(["<BOT>", "<EOT>"])
+    tokenizer.chat_template = "{{ bos_token }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    return tokenizer
+
+
+def tiny_llama(vocab_size: int) -> Llama:
+    config = LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=16,
+        intermediate_size=32,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=4,
+        tie_embeddings=True,
+    )
+    model = Llama(config, rngs=nnx.Rngs(0))
+    graph, weights = nnx.split(model)
+    return nnx.merge(
+        graph, jax.tree.map(lambda weight: 4 * weight, weights)
+    )  # sharper than at initialisation
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer) -> Llama:
+    return tiny_llama(len(tokenizer))
+
+
+@partial(jax.jit, static_argnames="graph")
+def hidden_states(graph, weights, ids_1T):
+    T = ids_1T.shape[1]
+    hidden_1TD, _ = nnx.merge(graph, weights)(
+        ids_1T, jnp.arange(T)[None], tree_attend(T - jnp.arange(T)[None])
+    )
+    return hidden_1TD[0]
+
+
+def separate_logprobs(model, context, continuation, suppress=(), length=64):
+    """One plain sequence (padded on its right, which nothing before can see), the softmax in float64."""
+    ids = np.zeros(length, np.int32)
+    n = len(context) + len(continuation)
+    ids[:n] = [*context, *continuation]
+    hidden_TD = np.asarray(hidden_states(*nnx.split(model), ids[None]), np.float64)
+    places = np.arange(len(context), n)
+    logits = hidden_TD[places - 1] @ np.asarray(model.output_VD(), np.float64).T
+    logits[:, list(suppress)] = -np.inf
+    logprobs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    return logprobs[np.arange(len(places)), ids[places]]
+
+
+def separate_gain(model, tokenizer, prompts, triple, weights, suppress=(), length=64):
+    fields = {"preceding": triple.preceding, "rationale": triple.rationale}
+    totals = []
+    for name in ("follow", "follow_guided"):
+        pair = render(tokenizer, prompts[name], fields, target=triple.following, close=False)
+        logprobs = separate_logprobs(model, *pair, suppress, length)
+        totals.append(weights(len(logprobs)) @ logprobs)
+    return totals[1] - totals[0]
+
+
+def gains(rows: Iterable[ScoredTriple]) -> list[float]:
+    return [row.gain for row in rows if row.gain is not None]
+
+
+REDUCTIONS = {
+    "decayed_sum": lambda n: 0.9 ** np.arange(n),
+    "sum": lambda n: np.ones(n),
+    "mean": lambda n: np.ones(n) / n,
+    "decayed_mean": lambda n: 0.9 ** np.arange(n) / (0.9 ** np.arange(n)).sum(),
+}
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("suppress", [(), ("<BOT>", "<EOT>")])
+def test_gains_are_those_of_separate_sequences(model, tokenizer, reduction, suppress):
+    triples = make_triples()
+    config = FilterConfig(reduction=reduction, suppress=suppress, row_length=64, rows_per_batch=2, block=2)
+    done = []
+    scored = score_triples(triples, model, tokenizer, PROMPTS, config, done.append)
+    assert sum(done) == len(triples) == 5
+    for triple, row in zip(triples, scored, strict=True):
+        ids = marker_ids(tokenizer, suppress)
+        expected = separate_gain(model, tokenizer, PROMPTS, triple, REDUCTIONS[reduction], ids)
+        assert row.gain == pytest.approx(expected, abs=1e-4)
+        assert row.logprob_with is not None and row.logprob_without is not None
+        assert row.gain == row.logprob_with - row.logprob_without
+        assert vars(triple).items() <= vars(row).items()
+    assert len({round(gain, 3) for gain in gains(scored)}) == 5  # the model does tell them apart
+
+
+def test_masking_the_markers_changes_gains(model, tokenizer):
+    triples = make_triples()
+    config = FilterConfig(row_length=64)
+    plain = gains(score_triples(triples, model, tokenizer, PROMPTS, config))
+    masked = gains(score_triples(triples, model, tokenizer, PROMPTS, replace(config, suppress=("<BOT>",))))
+    assert len(plain) == len(masked) == 5
+    assert all(abs(m - p) > 1e-4 for m, p in zip(masked, plain, strict=True))
+
+
+def test_documents_too_long_for_a_row_are_split_and_single_triples_dropped(model, tokenizer):
+    triples = make_triples()
+    wide = score_triples(triples, model, tokenizer, PROMPTS, FilterConfig(row_length=128))
+    # Document a's tree needs more than 24 tokens, each of its first two triples alone fewer; the third more.
+    narrow = score_triples(triples, model, tokenizer, PROMPTS, FilterConfig(row_length=24))
+    assert [row.gain is None for row in narrow] == [False, False, True, False, False]
+    for a, b in zip(wide, narrow, strict=True):
+        assert b.gain is None or b.gain == pytest.approx(a.gain, abs=1e-4)
+    filtered = decide(narrow, FilterConfig(tau=-1e9))
+    assert [row.reason for row in filtered] == ["gain", "gain", "too_long", "gain", "gain"]
+    assert [row.kept for row in filtered] == [True, True, False, True, True]
+
+
+def test_a_marker_that_is_not_one_token_is_an_error(model, tokenizer):
+    with pytest.raises(ValueError, match=r"suppress: 'one two' is 3 tokens of this tokenizer, not one"):
+        score_triples(make_triples(), model, tokenizer, PROMPTS, FilterConfig(suppress=("one two",)))
+
+
+def test_a_likelihood_that_is_not_finite_is_an_error(model, tokenizer):
+    with pytest.raises(ValueError, match=r"document 'a', rationale 0: log-likelihood .* is -inf without"):
+        score_triples(
+            make_triples(), model, tokenizer, PROMPTS, FilterConfig(suppress=("three",), row_length=64)
+        )
+
+
+def scored(gains_by_source):
+    return [
+        ScoredTriple(
+            f"{source}{i}",
+            source,
+            0,
+            1,
+            2,
+            "p ",
+            "r",
+            "f",
+            None if g is None else -1.0,
+            None if g is None else g - 1,
+            g,
+        )
+        for source, gains in gains_by_source.items()
+        for i, g in enumerate(gains)
+    ]
+
+
+def test_each_source_has_its_tau_and_the_threshold_itself_is_kept():
+    rows = scored({"web": [0.0, -0.1], "gsm8k": [1.2, 1.1]})
+    filtered = decide(rows, FilterConfig(tau_by_source={"gsm8k": 1.2}))
+    assert [(row.kept, row.tau, row.reason) for row in filtered] == [
+        (True, 0.0, "gain"),
+        (False, 0.0, "below_tau"),
+        (True, 1.2, "gain"),
+        (False, 1.2, "below_tau"),
+    ]
+
+
+def test_keep_all_keeps_all_that_was_scored():
+    filtered = decide(scored({"web": [-5.0, 5.0, None]}), FilterConfig(keep="all"))
+    assert [row.reason for row in filtered] == ["all", "all", "too_long"]
+
+
+def test_random_keeps_as_many_of_each_source_and_is_seeded():
+    rng = np.random.default_rng(1)
+    rows = scored({source: [*rng.normal(size=200).tolist(), None] for source in ("web", "gsm8k")})
+    config = FilterConfig(tau=1.0, tau_by_source={"gsm8k": 0.0}, keep="random")
+    drawn = decide(rows, config)
+    by_gain = decide(rows, replace(config, keep="gain"))
+    for source in ("web", "gsm8k"):
+        assert (
+            sum(r.kept for r in drawn if r.source == source)
+            == sum(r.kept for r in by_gain if r.source == source)
+            > 0
+        )
+    assert {r.reason for r in drawn if r.gain is None} == {"too_long"}
+    assert {r.reason for r in drawn if r.gain is not None} == {"drawn", "not_drawn"}
+    assert np.mean(gains(r for r in drawn if r.kept and r.source == "web")) < 0.5  # lots, not the best ones
+    assert drawn == decide(rows, config) != decide(rows, replace(config, seed=1))
+    assert decide(by_gain, config) == drawn  # filtered triples can be decided anew
+
+
+def test_real_triples_are_scored_with_the_real_tokenizer(shared):
+    """Two real documents in the chat template, random weights: gains equal those of separate sequences."""
+    tokenizer = load_tokenizer(shared / "llama3_tokenizer")
+    prompts = load_prompts("llama3")
+    model = tiny_llama(len(tokenizer))
+    triples = extract(read_annotations(shared / "rationalyst" / "extractor_output.jsonl")[:2]).triples
+    scored = score_triples(triples, model, tokenizer, prompts, FilterConfig(rows_per_batch=1))
+    weights = REDUCTIONS["decayed_sum"]
+    expected = [separate_gain(model, tokenizer, prompts, triple, weights, length=1024) for triple in triples]
+    assert gains(scored) == pytest.approx(expected, abs=1e-3)
+    assert len(scored) == len(triples) == 3
