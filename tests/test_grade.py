@@ -1,0 +1,84 @@
+"""Traces graded against questions, summarised, and compared with another system's."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rationalyst_jax.evaluate.grade import Grade, compare, grade, summarize
+from rationalyst_jax.evaluate.question import Question
+from rationalyst_jax.evaluate.statistics import mcnemar
+from rationalyst_jax.evaluate.tasks import TASKS
+
+GSM8K = TASKS["gsm8k"]
+QUESTIONS = [Question("a", "?", "5"), Question("b", "?", "0.5"), Question("c", "?", "-1000")]
+
+
+def traces(folder: Path, *rows: dict) -> Path:
+    path = folder / "traces.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def grades(correct) -> list[Grade]:
+    return [Grade(str(i), "1", "1" if right else "2", bool(right)) for i, right in enumerate(correct)]
+
+
+def test_traces_are_graded_in_the_questions_order(tmp_path):
+    path = traces(
+        tmp_path,
+        {"id": "c", "answer": "-1,000"},
+        {"id": "a", "answer": None, "steps": []},
+        {"id": "b", "answer": "5"},
+    )
+    rows = grade(path, QUESTIONS, GSM8K)
+    assert [(row.id, row.answer, row.correct) for row in rows] == [
+        ("a", None, False),
+        ("b", "5", False),
+        ("c", "-1,000", True),
+    ]
+    summary = summarize(rows)
+    assert (summary.accuracy, summary.n, summary.answered) == (1 / 3, 3, 2)
+    assert summary.low <= summary.accuracy <= summary.high
+
+
+def test_questions_without_trace_and_traces_without_question_are_one_error(tmp_path):
+    path = traces(tmp_path, {"id": "a", "answer": "5"}, {"id": "x", "answer": "5"})
+    with pytest.raises(ValueError, match=r"traces\.jsonl.*'x'; 2 ids are only in the questions, as 'b'"):
+        grade(path, QUESTIONS, GSM8K)
+
+
+@pytest.mark.parametrize(
+    ("row", "complaint"),
+    (
+        ({"answer": "5"}, "'id' must be text"),
+        ({"id": "b"}, "'answer' must be text or null, found 'no such key'"),
+        ({"id": "b", "answer": 5}, "'answer' must be text or null, found 5"),
+        ({"id": "a", "answer": "5"}, "question 'a' has two traces"),
+    ),
+)
+def test_a_malformed_trace_is_named_by_file_and_line(tmp_path, row: dict, complaint: str):
+    path = traces(tmp_path, {"id": "a", "answer": "5"}, row)
+    with pytest.raises(ValueError, match=r"traces\.jsonl:2: ") as error:
+        grade(path, QUESTIONS, GSM8K)
+    assert complaint in str(error.value)
+
+
+def test_comparison_pairs_by_id_and_not_by_order():
+    rng = np.random.default_rng(0)
+    a, b = rng.random(200) < 0.8, rng.random(200) < 0.5
+    ours = compare(grades(a), grades(b)[::-1])
+    assert ours.difference == pytest.approx(a.mean() - b.mean())
+    assert 0 < ours.low < ours.difference < ours.high
+    assert ours.p == mcnemar(a, b) < 0.01
+
+
+def test_a_system_is_no_better_than_itself():
+    comparison = compare(grades([1, 0, 1]), grades([1, 0, 1]))
+    assert (comparison.difference, comparison.low, comparison.high, comparison.p) == (0, 0, 0, 1)
+
+
+def test_systems_graded_on_different_questions_cannot_be_compared():
+    with pytest.raises(ValueError, match="1 ids are only in the second, as '2'"):
+        compare(grades([1, 0]), grades([1, 0, 1]))
