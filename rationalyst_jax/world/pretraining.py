@@ -1,0 +1,74 @@
+"""What the world's base model reads before it meets the method: a mixture of three kinds of text.
+
+(a) plain documents; (b) documents with thoughts between `<BOT>` and `<EOT>`, where a right or wrong thought
+decides the step; (c) documents followed by `<|copy|>` and their annotated copy. All are flawed as people's
+documents are, and none of their questions is ever used for mining or evaluation.
+"""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import cast
+
+from transformers import PreTrainedTokenizerBase
+
+from rationalyst_jax.world.corpus import Line, annotated_lines
+from rationalyst_jax.world.problems import draw
+
+# Questions are mostly noise to a model of documents; thoughts are few and matter most.
+QUESTION_WEIGHT, STEP_WEIGHT, THOUGHT_WEIGHT = 0.2, 1.0, 2.0
+OBEDIENCE = 0.98
+INLINE_RATES = (0.35, 0.7, 1.0)
+ANNOTATION_RATE = 0.8
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Shares of the three kinds of text, by number of documents; they sum to 1."""
+
+    plain: float = 0.3
+    inline: float = 0.52
+    annotation: float = 0.18
+
+
+def pretraining_texts(seed: int, count: int, mixture: Mixture) -> Iterator[list[tuple[str, float]]]:
+    """`count` texts, each a list of (piece of text, loss weight of its tokens)."""
+    rng = random.Random(f"pretraining-{seed}")
+    kinds = ("plain", "inline", "annotation")
+    shares = (mixture.plain, mixture.inline, mixture.annotation)
+    for _ in range(count):
+        kind = rng.choices(kinds, shares)[0]
+        rate = {"plain": 0.0, "inline": rng.choice(INLINE_RATES), "annotation": ANNOTATION_RATE}[kind]
+        while True:
+            problem, misread = draw(rng, "pretrain")
+            try:
+                lines = annotated_lines(rng, problem, misread, rate, OBEDIENCE if kind == "inline" else 0.0)
+            except ValueError:  # a thought led to a value that a later step cannot use
+                continue
+            break
+        question = [(problem.question + "\n", QUESTION_WEIGHT)]
+        if kind == "annotation":
+            plain = [Line(line.text) for line in lines]
+            yield [*question, *_pieces(plain), ("<|copy|>" + problem.question + "\n", 0.5), *_pieces(lines)]
+        else:
+            yield [*question, *_pieces(lines)]
+
+
+def _pieces(lines: list[Line]) -> Iterator[tuple[str, float]]:
+    for i, line in enumerate(lines):
+        if line.thought:
+            yield f"<BOT>{line.thought}<EOT>", THOUGHT_WEIGHT
+        yield line.text + ("\n" if i < len(lines) - 1 else ""), STEP_WEIGHT
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase, pieces: list[tuple[str, float]]
+) -> tuple[list[int], list[float]]:
+    """Token ids and loss weights of one text, from BOS (weight 0) to EOS."""
+    bos, eos = cast(int, tokenizer.bos_token_id), cast(int, tokenizer.eos_token_id)
+    tokens, weights = [bos], [0.0]
+    for text, weight in pieces:
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        tokens += ids
+        weights += [weight] * len(ids)
+    return [*tokens, eos], [*weights, STEP_WEIGHT]
