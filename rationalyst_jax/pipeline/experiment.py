@@ -1,0 +1,260 @@
+"""The whole method, stage after stage: documents → rationales → RATIONALYST → trajectories → accuracy."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from rationalyst_jax.evaluate.grade import compare, grade, summarize
+from rationalyst_jax.evaluate.tasks import task_named
+from rationalyst_jax.lm.generate import Engine
+from rationalyst_jax.lm.hf import load_llama
+from rationalyst_jax.lm.prompt import load_prompts
+from rationalyst_jax.lm.tokenizer import load_tokenizer
+from rationalyst_jax.mine.annotate import annotate
+from rationalyst_jax.mine.documents import read_annotations, read_documents
+from rationalyst_jax.mine.likelihood_filter import decide, score_triples
+from rationalyst_jax.mine.store import Provenance, read_filtered, write_filtered
+from rationalyst_jax.mine.summary import summarize as summarize_mining
+from rationalyst_jax.mine.triples import extract
+from rationalyst_jax.pipeline.config import ExperimentConfig, Run
+from rationalyst_jax.pipeline.stages import RunDir, write_json
+from rationalyst_jax.reason.roles import Role, Roles
+from rationalyst_jax.reason.solve import solve
+from rationalyst_jax.reason.traces import read_traces
+from rationalyst_jax.reason.trajectory import Question
+from rationalyst_jax.report.plots import accuracy_chart, loss_curve
+from rationalyst_jax.report.progress import track
+from rationalyst_jax.report.tables import accuracy_table, counts_table
+from rationalyst_jax.train.export import export
+from rationalyst_jax.train.loop import fit
+from rationalyst_jax.train.rationales import read_rationales
+from rationalyst_jax.world.checkpoint import checkpoint_path
+from rationalyst_jax.world.corpus import QUESTION_SETS, documents, questions
+
+
+def run(config: ExperimentConfig, *, full: bool, console: Console) -> dict[str, Any]:
+    """Runs (or continues) an experiment in its run directory and returns what `summary.json` there holds.
+
+    Without `full`, runs marked `full` are left out. Raises ValueError for bad input, and for a run directory
+    of another config.
+    """
+    config = replace(
+        config,
+        annotate=replace(config.annotate, seed=config.seed),
+        filter=replace(config.filter, seed=config.seed),
+        train=replace(config.train, seed=config.seed),
+        reason=replace(config.reason, seed=config.seed),
+    )
+    run_dir = RunDir(Path(config.run_dir), asdict(config), console)
+    experiment = _Experiment(config, run_dir, console)
+    strategies, ablations = (
+        {name: r for name, r in runs.items() if full or not r.full}
+        for runs in (config.strategies, config.ablations)
+    )
+    runs = {**strategies, **ablations}
+    wanted = dict.fromkeys(r.rationalyst for r in runs.values() if r.rationalyst is not None)
+
+    stages = ["data", "annotate", "filter"]
+    run_dir.stage("data", experiment.make_data)
+    run_dir.stage("annotate", experiment.annotate)
+    mining = run_dir.stage("filter", experiment.filter)
+    training = {}
+    for name in wanted:
+        if config.rationalysts[name].train:
+            stages.append(f"train {name}")
+            training[name] = run_dir.stage(stages[-1], lambda name=name: experiment.train(name))
+    for name in runs:
+        stages.append(f"reason {name}")
+        run_dir.stage(stages[-1], lambda name=name: experiment.reason(name, runs[name]))
+
+    results = experiment.evaluate(runs)
+    summary = {
+        "seed": config.seed,
+        "strategies": {name: results[name] for name in strategies},
+        "mining": mining,
+        "training": training,
+        "ablations": {name: results[name] for name in ablations},
+        "seconds": {stage: run_dir.seconds(stage) for stage in stages},
+    }
+    write_json(run_dir.path / "summary.json", summary)
+    accuracy_chart(results, run_dir.path / "accuracy.png")
+    console.print(accuracy_table("strategies", summary["strategies"]))
+    if ablations:
+        console.print(accuracy_table("ablations", summary["ablations"]))
+    console.print(
+        f"{sum(summary['seconds'].values()):.0f} s; all of it in {run_dir.path}/summary.json, accuracy.png"
+    )
+    return summary
+
+
+class _Experiment:
+    """The stages of one experiment. Each reads files, writes files, and returns a small JSON value."""
+
+    def __init__(self, config: ExperimentConfig, run_dir: RunDir, console: Console):
+        self.config = config
+        self.path = run_dir.path
+        self.console = console
+        self.task = task_named(config.task)
+        self.prompts = load_prompts(config.prompts)
+        self.base = checkpoint_path(config.model)
+        self.engine = cache(self._engine)  # a model is loaded when first asked for, and once
+
+    def _engine(self, checkpoint: Path) -> Engine:
+        return Engine(load_llama(checkpoint), load_tokenizer(checkpoint))
+
+    def role(self, checkpoint: Path) -> Role:
+        engine = self.engine(checkpoint)
+        return Role(engine, engine.tokenizer, str(checkpoint))
+
+    def documents_path(self) -> Path:
+        return Path(self.config.documents or self.path / "data" / "documents.jsonl")
+
+    def questions_path(self, name: str) -> Path:
+        if self.config.world:
+            return self.path / "data" / f"{name}.jsonl"
+        if name not in self.config.questions:
+            raise ValueError(f"experiment: no questions named {name!r}: {', '.join(self.config.questions)}")
+        return Path(self.config.questions[name])
+
+    def make_data(self) -> dict[str, int]:
+        """Checks the input files, or has the world generate them."""
+        if self.config.world:
+            world, seed = self.config.world, self.config.seed
+            (self.path / "data").mkdir(exist_ok=True)
+            _write_rows(self.documents_path(), documents(seed, world.documents))
+            for name in QUESTION_SETS:
+                _write_rows(self.questions_path(name), questions(seed, world.questions, name))
+        names = QUESTION_SETS if self.config.world else self.config.questions
+        counts = {name: len(self.task.read(self.questions_path(name))) for name in names}
+        return {"documents": len(read_documents(self.documents_path())), **counts}
+
+    def annotate(self) -> None:
+        base = self.engine(self.base)
+        found = read_documents(self.documents_path())
+        (self.path / "mine").mkdir(exist_ok=True)
+        with track(self.console, "documents annotated", len(found)) as advance:
+            annotate(
+                found,
+                base,
+                base.tokenizer,
+                self.prompts,
+                self.config.annotate,
+                self.path / "mine" / "annotations.jsonl",
+                advance,
+            )
+
+    def filter(self) -> dict[str, Any]:
+        """Parses the annotations, scores every triple once, and writes what each RATIONALYST learns from."""
+        extraction = extract(read_annotations(self.path / "mine" / "annotations.jsonl"))
+        base = self.engine(self.base)
+        config = self.config.filter
+        with track(self.console, "rationales scored", len(extraction.triples)) as advance:
+            scored = score_triples(
+                extraction.triples, base.model, base.tokenizer, self.prompts, config, advance
+            )
+        summary = summarize_mining(extraction, decide(scored, config))
+        for name, rationalyst in self.config.rationalysts.items():
+            chosen = replace(config, keep=rationalyst.keep)
+            provenance = Provenance(str(self.config.model), self.prompts.version, asdict(chosen))
+            write_filtered(self.rationales_path(name), decide(scored, chosen), provenance)
+        rows = {key: value for key, value in asdict(summary).items() if not isinstance(value, dict)}
+        rows |= {
+            f"  {name}": count for name, count in {**summary.document_outcomes, **summary.reasons}.items()
+        }
+        self.console.print(counts_table("mined", rows))
+        return asdict(summary)
+
+    def rationales_path(self, name: str) -> Path:
+        return self.path / "mine" / f"{name}.parquet"
+
+    def train(self, name: str) -> dict[str, Any]:
+        """Fine-tunes the base model on the rationales of one RATIONALYST and exports it."""
+        base, folder = self.engine(self.base), self.path / "train" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        kept = sum(triple.kept for triple in read_filtered(self.rationales_path(name)))
+        examples = read_rationales(self.rationales_path(name), base.tokenizer, self.prompts)
+        with track(self.console, "steps", self.config.train.steps) as advance:
+            result = fit(
+                base.model, examples, self.config.train, folder, progress=lambda steps, row: advance(1)
+            )
+        export(result.model, base.tokenizer, folder / "hf")
+        loss_curve(folder / "metrics.jsonl", folder / "loss.png")
+        counts = {"rationales": kept, "steps": result.steps, "loss": result.metrics["loss"]}
+        if "val_loss" in result.metrics:
+            counts["validation loss"] = result.metrics["val_loss"]
+        counts["tokens separate / in trees"] = result.sequence_tokens / result.tree_tokens
+        self.console.print(counts_table(f"trained {name}", counts))
+        return counts
+
+    def reason(self, name: str, run: Run) -> None:
+        agent = self.role(self.base)
+        rationalyst = None
+        if run.rationalyst is not None:
+            trained = self.config.rationalysts[run.rationalyst].train
+            rationalyst = self.role(self.path / "train" / run.rationalyst / "hf" if trained else self.base)
+        config = replace(self.config.reason, strategy=run.strategy)
+        if run.candidates is not None:
+            config = replace(config, candidates=run.candidates)
+        asked = [Question(q.id, q.text) for q in self.task.read(self.questions_path(run.questions))]
+        done = 0
+        with track(self.console, f"questions ({name})", len(asked)) as advance:
+
+            def progress(count: int) -> None:
+                nonlocal done
+                advance(count - done)
+                done = count
+
+            roles = Roles(agent, rationalyst, agent)
+            path = self.traces_path(name)
+            solve(asked, roles, self.prompts, config, self.task.extract, path, progress)
+
+    def traces_path(self, name: str) -> Path:
+        return self.path / "reason" / f"{name.replace(' ', '_')}.jsonl"
+
+    def evaluate(self, runs: Mapping[str, Run]) -> dict[str, dict[str, Any]]:
+        """Each run's accuracy with interval, tokens per question, and paired comparisons with the baselines
+        `random` and `likelihood` on the same questions."""
+        grades = {
+            name: grade(self.traces_path(name), self.task.read(self.questions_path(r.questions)), self.task)
+            for name, r in runs.items()
+        }
+        results = {}
+        for name, r in runs.items():
+            results[name] = {
+                **asdict(summarize(grades[name])),
+                "tokens": tokens_per_question(self.traces_path(name)),
+            }
+            for baseline in ("random", "likelihood"):
+                other = next(
+                    (n for n, b in runs.items() if b.strategy == baseline and b.questions == r.questions),
+                    None,
+                )
+                if other is not None and other != name:
+                    comparison = compare(grades[name], grades[other])
+                    results[name][f"p_vs_{baseline}"] = comparison.p
+                    results[name][f"difference_vs_{baseline}"] = asdict(comparison)
+        return results
+
+
+def tokens_per_question(traces: Path) -> dict[str, float]:
+    """Mean tokens a question: generated by the agent, generated as rationales, scored."""
+    rows = read_traces(traces)
+    uses = {
+        "agent": ("agent", "generated"),
+        "rationale": ("rationalyst", "generated"),
+        "scored": ("scorer", "scored"),
+    }
+    means = {
+        use: sum(getattr(row.tokens[role], what) for row in rows if role in row.tokens) / len(rows)
+        for use, (role, what) in uses.items()
+    }
+    return {use: round(mean, 1) for use, mean in means.items() if mean}
+
+
+def _write_rows(path: Path, rows: Iterable[Mapping[str, str]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

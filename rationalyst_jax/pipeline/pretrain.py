@@ -1,0 +1,81 @@
+"""Pre-training of the world's base model: the script that made the checkpoint shipped in the package."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+
+from flax import nnx
+from transformers import PreTrainedTokenizerBase
+
+from rationalyst_jax.lm.config import LlamaConfig
+from rationalyst_jax.lm.hf import save_llama
+from rationalyst_jax.lm.llama import Llama
+from rationalyst_jax.train.config import TrainConfig
+from rationalyst_jax.train.examples import Example
+from rationalyst_jax.train.loop import FitResult, fit
+from rationalyst_jax.world.pretraining import Mixture, encode, pretraining_texts
+from rationalyst_jax.world.vocabulary import make_tokenizer
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """The recipe: `texts` documents read once by a Llama of 0.8 M parameters with tied embeddings."""
+
+    seed: int = 0
+    texts: int = 150_000
+    mixture: Mixture = field(default_factory=Mixture)
+    train: TrainConfig = field(
+        default_factory=lambda: TrainConfig(
+            batch_examples=24,
+            row_length=320,
+            microbatch_rows=10,
+            peak_learning_rate=3e-3,
+            warmup_fraction=0.02,
+            b2=0.98,
+            weight_decay=0.05,
+            clip_norm=1.0,
+            validation_fraction=0.005,
+            save_every=500,
+            validate_every=500,
+        )
+    )
+
+
+def world_config(tokenizer: PreTrainedTokenizerBase) -> LlamaConfig:
+    """The shape of the world's models: D 128, 4 layers, 4 heads over 2 key-value heads, F 352, tied."""
+    return LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=352,
+        num_layers=4,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=32,
+        rope_theta=10_000.0,
+        tie_embeddings=True,
+        max_position_embeddings=2048,
+        bos_token_id=cast(int, tokenizer.bos_token_id),
+        eos_token_id=cast(int, tokenizer.eos_token_id),
+    )
+
+
+def pretrain(
+    config: PretrainConfig, run_dir: Path, *, progress: Callable[[int, dict[str, float]], None] | None = None
+) -> FitResult:
+    """Trains a base model from scratch in `run_dir` (resumes there) and exports it to `run_dir/hf`."""
+    tokenizer = make_tokenizer()
+    examples = [
+        Example(*encode(tokenizer, pieces), group=str(i))
+        for i, pieces in enumerate(pretraining_texts(config.seed, config.texts, config.mixture))
+    ]
+    result = fit(
+        Llama(world_config(tokenizer), rngs=nnx.Rngs(config.seed)),
+        examples,
+        config.train,
+        run_dir,
+        progress=progress,
+    )
+    save_llama(result.model, run_dir / "hf")
+    tokenizer.save_pretrained(run_dir / "hf")
+    return result
