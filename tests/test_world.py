@@ -61,8 +61,10 @@ def test_people_fall_for_traps_as_often_as_the_recipe_says():
 
 def test_unseen_phrasings_never_occur_in_pretraining():
     seen = {question_of(text) for text in pretraining_texts(1, 1500, Mixture())}
-    assert not any(", compared to " in question for question in seen)
-    assert any(", compared to " in row["question"] for row in questions(0, 50, "phrasing"))
+    assert not any(", compared to " in question or " has, " in question for question in seen)
+    held_out = [row["question"] for row in questions(0, 50, "phrasing")]
+    assert any(", compared to " in question for question in held_out)
+    assert any(" has, " in question for question in held_out)
     assert all(len(variants) == 3 for variants in PHRASINGS.values())
 
 

@@ -39,7 +39,7 @@ def masked_attention(q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, mask_BTS: Arra
 
 @jax.checkpoint
 def _xla(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, subtree_size_BT: Array) -> Array:
-    """The reference: a dense mask. The backward pass recomputes the `[T, T]` scores instead of storing them."""
+    """The reference: a dense mask. Backward recomputes the `[T, T]` scores instead of storing them."""
     return masked_attention(q_BTNH, k_BTKH, v_BTKH, tree_mask(subtree_size_BT))
 
 

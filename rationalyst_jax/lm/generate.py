@@ -18,7 +18,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from rationalyst_jax.lm.decode import Wishes, begin, decode, prefill
-from rationalyst_jax.lm.likelihood import Pair
+from rationalyst_jax.lm.likelihood import Pair, bucket
 from rationalyst_jax.lm.likelihood import score as score_groups
 from rationalyst_jax.lm.llama import Llama
 from rationalyst_jax.lm.sampling import Mode
@@ -288,12 +288,6 @@ class Engine:
         for token in ids:
             if not 0 <= token < V:
                 raise ValueError(f"{what}: token id {token} is outside the model's vocabulary of {V}")
-
-
-def bucket(n: int) -> int:
-    """n rounded up to a multiple of 32, or of an eighth of a power of two from 256 on: few shapes."""
-    step = max(32, 1 << max(0, n.bit_length() - 3))
-    return -(-n // step) * step
 
 
 def _batches(members: list[int], size: int) -> Iterator[tuple[list[int], int]]:

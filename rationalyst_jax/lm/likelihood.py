@@ -39,7 +39,7 @@ def token_logprobs(
     """Log-probabilities of `targets` (token ids) read from the hidden states at `places`: float32 `[B, P]`.
 
     Only the asked places are projected to the vocabulary, at most `MAX_LOGITS` logits at a time, and the
-    backward pass recomputes them: `[B, T, V]` logits never exist. `suppress` names token ids whose probability
+    backward pass recomputes them: `[B, T, V]` logits never exist. `suppress` names ids whose probability
     is set to zero before the softmax (the others share what they had); a suppressed target gets -inf.
     """
     hidden_BPD = jnp.take_along_axis(hidden_BTD, places_BP[..., None], axis=1)
@@ -67,8 +67,8 @@ def _score_rows(graph, weights, token_BT, position_BT, size_BT, place_BP, target
     return token_logprobs(hidden_BTD, model.output_VD(), place_BP, target_BP, suppress)
 
 
-def _bucket(n: int) -> int:
-    """n rounded up to 1/4 steps of a power of two: few shapes, at most a quarter wasted."""
+def bucket(n: int) -> int:
+    """n rounded up to a multiple of 32, from 256 on of 1/8 of a power of two: few shapes, little waste."""
     step = max(32, 1 << max(0, n.bit_length() - 3))
     return -(-n // step) * step
 
@@ -105,7 +105,7 @@ def score(
     for nodes, r, o in zip(target_nodes, rows.row, rows.offset, strict=True):
         for path in nodes:
             asked_RT[r, o + path] = True
-    P = _bucket(int(asked_RT.sum(axis=1).max()))
+    P = bucket(int(asked_RT.sum(axis=1).max()))
     node_RP = np.argsort(~asked_RT, axis=1, kind="stable")[:, : min(P, T)]
     place_RP = node_RP - np.take_along_axis(rows.parent_distance_RT, node_RP, axis=1)
     target_RP = np.take_along_axis(rows.token_RT, node_RP, axis=1)

@@ -50,8 +50,10 @@ def run(config: ExperimentConfig, *, full: bool, console: Console) -> dict[str, 
         train=replace(config.train, seed=config.seed),
         reason=replace(config.reason, seed=config.seed),
     )
-    run_dir = RunDir(Path(config.run_dir), asdict(config), console)
-    experiment = _Experiment(config, run_dir, console)
+    experiment = _Experiment(
+        config, console
+    )  # what is wrong with the input is found before anything is written
+    run_dir = RunDir(experiment.path, asdict(config), console)
     strategies, ablations = (
         {name: r for name, r in runs.items() if full or not r.full}
         for runs in (config.strategies, config.ablations)
@@ -95,9 +97,9 @@ def run(config: ExperimentConfig, *, full: bool, console: Console) -> dict[str, 
 class _Experiment:
     """The stages of one experiment. Each reads files, writes files, and returns a small JSON value."""
 
-    def __init__(self, config: ExperimentConfig, run_dir: RunDir, console: Console):
+    def __init__(self, config: ExperimentConfig, console: Console):
         self.config = config
-        self.path = run_dir.path
+        self.path = Path(config.run_dir)
         self.console = console
         self.task = task_named(config.task)
         self.prompts = load_prompts(config.prompts)

@@ -23,21 +23,21 @@ class PretrainConfig:
     """The recipe: `texts` documents read once by a Llama of 0.8 M parameters with tied embeddings."""
 
     seed: int = 0
-    texts: int = 150_000
+    texts: int = 90_000
     mixture: Mixture = field(default_factory=Mixture)
     train: TrainConfig = field(
         default_factory=lambda: TrainConfig(
-            batch_examples=24,
+            batch_examples=40,
             row_length=320,
-            microbatch_rows=10,
+            microbatch_rows=8,
             peak_learning_rate=3e-3,
             warmup_fraction=0.02,
             b2=0.98,
             weight_decay=0.05,
             clip_norm=1.0,
             validation_fraction=0.005,
-            save_every=500,
-            validate_every=500,
+            save_every=200,
+            validate_every=200,
         )
     )
 

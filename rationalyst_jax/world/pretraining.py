@@ -27,8 +27,8 @@ class Mixture:
     """Shares of the three kinds of text, by number of documents; they sum to 1."""
 
     plain: float = 0.3
-    inline: float = 0.52
-    annotation: float = 0.18
+    inline: float = 0.4
+    annotation: float = 0.3
 
 
 def pretraining_texts(seed: int, count: int, mixture: Mixture) -> Iterator[list[tuple[str, float]]]:

@@ -50,19 +50,19 @@ PHRASINGS = {
     "gain": ("{p} finds {k} {o}.", "{p} buys {k} {o}.", "{p} buys {k} more {o}."),
     "loss": ("{p} loses {k} {o}.", "{p} sells {k} {o}.", "{p} sells {k} of the {o}."),
     "inverse_more": (
-        "{p} has {k} more {o} than {q}.",
-        "Compared to {q}, {p} has {k} more {o}.",
-        "{p}, compared to {q}, has {k} more {o}.",
+        "That is {k} more {o} than {q} has.",
+        "This makes {k} more {o} than {q} has.",
+        "That is more {o} than {q} has, {k} more.",
     ),
     "inverse_fewer": (
-        "{p} has {k} fewer {o} than {q}.",
-        "Compared to {q}, {p} has {k} fewer {o}.",
-        "{p}, compared to {q}, has {k} fewer {o}.",
+        "That is {k} fewer {o} than {q} has.",
+        "This makes {k} fewer {o} than {q} has.",
+        "That is fewer {o} than {q} has, {k} fewer.",
     ),
     "inverse_times": (
-        "{p} has {k} times as many {o} as {q}.",
-        "Compared to {q}, {p} has {k} times as many {o}.",
-        "{p}, compared to {q}, has {k} times as many {o}.",
+        "That is {k} times as many {o} as {q} has.",
+        "This makes {k} times as many {o} as {q} has.",
+        "That is as many {o} as {q} has, {k} times as many.",
     ),
     "share": (
         "{p} shares the {o} equally with {k} friends.",

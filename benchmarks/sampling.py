@@ -1,0 +1,121 @@
+"""Candidate steps: our sampler against transformers' `generate`, same weights, prompts and lengths.
+
+The guided loop's most frequent request: N candidates of at most a line for each of many trajectories. Both
+sides sample exactly NEW tokens a candidate (no early stop), so they do equal work; transformers gets its
+strongest plain form: prompts sorted by length, left-padded in batches, `num_return_sequences=N`.
+
+The limit: a forward pass costs 2 FLOPs per weight and token. FLOP/s counts those alone.
+"""
+
+import argparse
+import json
+import time
+
+import jax
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoModelForCausalLM
+
+from rationalyst_jax.lm.decode import decode, prefill
+from rationalyst_jax.lm.generate import Engine, GenerateRequest
+from rationalyst_jax.lm.hf import load_llama
+from rationalyst_jax.lm.tokenizer import load_tokenizer
+from rationalyst_jax.world.checkpoint import checkpoint_path
+from rationalyst_jax.world.corpus import questions
+
+CANDIDATES, NEW, BATCH = 3, 24, 32
+
+
+def ours(engine: Engine, prompts: list[list[int]], suppress: tuple[int, ...]) -> int:
+    requests = [
+        GenerateRequest(
+            tuple(prompt), max_tokens=NEW, n=CANDIDATES, temperature=0.7, seed=i, suppress=suppress
+        )
+        for i, prompt in enumerate(prompts)
+    ]
+    return sum(len(g.tokens) for candidates in engine.generate(requests) for g in candidates)
+
+
+def theirs(model, prompts: list[list[int]], suppress: tuple[int, ...], filler: int) -> int:
+    generated = 0
+    ordered = sorted(prompts, key=len)
+    for start in range(0, len(ordered), BATCH):
+        batch = ordered[start : start + BATCH]
+        width = max(map(len, batch))
+        ids = torch.tensor([[filler] * (width - len(p)) + p for p in batch])
+        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in batch])
+        with torch.inference_mode():
+            out = model.generate(
+                ids,
+                attention_mask=mask,
+                do_sample=True,
+                temperature=0.7,
+                top_k=0,
+                num_return_sequences=CANDIDATES,
+                max_new_tokens=NEW,
+                min_new_tokens=NEW,
+                suppress_tokens=list(suppress),
+                pad_token_id=filler,
+            )
+        generated += out.shape[0] * (out.shape[1] - width)
+    return generated
+
+
+def best_of(runs: int, work) -> tuple[float, int]:
+    """Seconds of the fastest run after one that warms up, and what it returned."""
+    work()
+    seconds = []
+    for _ in range(runs):
+        start = time.perf_counter()
+        result = work()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds), result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", action="store_true", help="a last line for machines")
+    parser.add_argument("--prompts", type=int, default=128)
+    options = parser.parse_args()
+
+    folder = checkpoint_path("world")
+    tokenizer, model = load_tokenizer(folder), load_llama(folder)
+    rows = questions(0, options.prompts)
+    encoded = tokenizer([row["question"] + "\n" for row in rows], add_special_tokens=False)["input_ids"]
+    prompts = [[tokenizer.bos_token_id, *ids] for ids in encoded]
+    suppress = (tokenizer.eos_token_id,)  # nobody stops early
+    engine = Engine(model, tokenizer, batch_size=BATCH)
+    peer = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+    our_seconds, our_tokens = best_of(3, lambda: ours(engine, prompts, suppress))
+    peer_seconds, peer_tokens = best_of(3, lambda: theirs(peer, prompts, suppress, tokenizer.eos_token_id))
+    assert our_tokens == peer_tokens == options.prompts * CANDIDATES * NEW
+    weights = sum(w.size for w in jax.tree.leaves(engine._weights))
+    prompt_tokens = int(np.sum([len(p) for p in prompts]))
+    flops = 2 * weights * (prompt_tokens + our_tokens)
+    compilations = prefill._cache_size() + decode._cache_size()
+
+    table = Table(
+        title=f"{options.prompts} prompts, {CANDIDATES} candidates of {NEW} tokens, {weights:,} weights"
+    )
+    for heading in ("", "seconds", "tokens/s", "GFLOP/s", "compilations"):
+        table.add_column(heading, justify="right")
+    for name, seconds, compiled in (
+        ("ours", our_seconds, str(compilations)),
+        ("transformers", peer_seconds, "–"),
+    ):
+        rate, speed = our_tokens / seconds, flops / seconds / 1e9
+        table.add_row(name, f"{seconds:.2f}", f"{rate:.0f}", f"{speed:.1f}", compiled)
+    ratio = peer_seconds / our_seconds
+    console = Console()
+    console.print(table)
+    console.print(f"ours / transformers: {ratio:.2f}")
+    if options.json:
+        values = {"ours": our_tokens / our_seconds, "peer": peer_tokens / peer_seconds, "ratio": ratio}
+        print(json.dumps({"name": "sampling", "unit": "tokens/s", **values}))
+
+
+if __name__ == "__main__":
+    main()

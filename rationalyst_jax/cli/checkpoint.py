@@ -1,0 +1,38 @@
+"""A checkpoint as commands open it: what is cheap to check comes first, weights last."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from rationalyst_jax.lm.hf import load_config, load_llama
+from rationalyst_jax.lm.llama import Llama
+from rationalyst_jax.lm.tokenizer import load_tokenizer
+from rationalyst_jax.world.checkpoint import checkpoint_path
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A Hugging Face checkpoint folder whose tokenizer fits the model."""
+
+    path: Path
+    tokenizer: PreTrainedTokenizerBase
+
+    def load(self) -> Llama:
+        """The model, in the dtype it is stored in."""
+        return load_llama(self.path)
+
+
+def open_checkpoint(name_or_path: str) -> Checkpoint:
+    """The checkpoint at a path, or the one shipped ("world").
+
+    Raises FileNotFoundError or ValueError for a missing or broken config.json or tokenizer, and for a
+    tokenizer with more tokens than the model's vocabulary.
+    """
+    path = checkpoint_path(name_or_path)
+    config, tokenizer = load_config(path), load_tokenizer(path)
+    if len(tokenizer) > config.vocab_size:
+        raise ValueError(
+            f"{path}: the tokenizer has {len(tokenizer)} tokens, the model only {config.vocab_size}"
+        )
+    return Checkpoint(path, tokenizer)

@@ -1,0 +1,69 @@
+"""`rationalyst convert`: checkpoints from Hugging Face's form to Orbax and back."""
+
+import shutil
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+
+from rationalyst_jax.report.tables import counts_table
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "tokenizer.model",
+    "generation_config.json",
+)
+
+
+def run(
+    source: Path,
+    target: Path,
+    dtype: Literal["float32", "bfloat16"] | None = None,
+    tokenizer: Path | None = None,
+) -> None:
+    """Convert a checkpoint: Hugging Face to Orbax; Orbax, or the latest of a training run, to Hugging Face.
+
+    Args:
+        source: Checkpoint folder, or the run directory of a training.
+        target: New folder to write.
+        dtype: Of the weights written; by default as they are stored (float32 in a training run).
+        tokenizer: Folder with the tokenizer files that go along; the source by default.
+    """
+    import jax
+    from flax import nnx
+
+    from rationalyst_jax.cli.trained import load_trained
+    from rationalyst_jax.lm.checkpoint import WEIGHTS, load_orbax, save_orbax
+    from rationalyst_jax.lm.hf import load_llama, save_llama
+
+    if not source.is_dir():
+        raise FileNotFoundError(f"{source}: no such checkpoint folder")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ValueError(f"{target}: exists already; give a new folder")
+    if tokenizer is not None and not (tokenizer / "tokenizer.json").is_file():
+        raise FileNotFoundError(f"{tokenizer}: no tokenizer.json")
+    if (source / "checkpoints").is_dir():
+        model, kind, save = load_trained(source / "checkpoints"), "training run", save_llama
+    elif (source / WEIGHTS).is_dir():
+        model, kind, save = load_orbax(source), "Orbax", save_llama
+    else:
+        model, kind, save = load_llama(source), "Hugging Face", save_orbax
+    graph, weights = nnx.split(model)
+    if dtype is not None:
+        weights = jax.tree.map(lambda w: w.astype(dtype), weights)
+    save(nnx.merge(graph, weights), target)
+    copied = [name for name in TOKENIZER_FILES if ((tokenizer or source) / name).is_file()]
+    for name in copied:
+        shutil.copyfile((tokenizer or source) / name, target / name)
+
+    rows = {
+        "from": f"{kind}: {source}",
+        "to": f"{'Orbax' if save is save_orbax else 'Hugging Face'}: {target}",
+        "parameters": sum(w.size for w in jax.tree.leaves(weights)),
+        "dtype": ", ".join(sorted({str(w.dtype) for w in jax.tree.leaves(weights)})),
+        "tokenizer files": len(copied),
+    }
+    Console().print(counts_table("converted", rows))

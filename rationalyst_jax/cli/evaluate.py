@@ -1,0 +1,71 @@
+"""`rationalyst evaluate`: accuracy of traces, and each compared with the first."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jsonargparse import ArgumentParser
+from jsonargparse.typing import PositiveInt
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from rationalyst_jax.evaluate.grade import Comparison, Summary
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_function_arguments(run, as_group=False, skip={"traces"})
+    parser.add_argument(
+        "--traces",
+        type=Path,
+        nargs="+",
+        required=True,
+        help="JSONL files of traces; the others are compared with the first.",
+    )
+
+
+def run(
+    task: str,
+    questions: Path,
+    traces: list[Path],
+    limit: PositiveInt | None = None,  # pyright: ignore[reportInvalidTypeForm]
+) -> None:
+    """Grade traces.
+
+    Args:
+        task: The benchmark, which knows how questions are read and answers are graded (gsm8k).
+        questions: Its file of questions.
+        limit: Only the first questions, where only these were asked.
+    """
+    from rationalyst_jax.evaluate.grade import compare, grade, summarize
+    from rationalyst_jax.evaluate.tasks import task_named
+
+    benchmark = task_named(task)
+    asked = benchmark.read(questions)[:limit]
+    grades = [grade(path, asked, benchmark) for path in traces]
+    table = Table(title=f"{task}: accuracy in %, 95 % bootstrap intervals", title_justify="left")
+    table.add_column("traces", overflow="fold")
+    for heading in ("accuracy", "n", "answered", "− first", "p (McNemar)"):
+        table.add_column(heading, justify="right")
+    for i, (path, graded) in enumerate(zip(traces, grades, strict=True)):
+        compared = _compared(compare(graded, grades[0])) if i else ("", "")
+        table.add_row(escape(str(path)), *_accuracy(summarize(graded)), *compared)
+    console = Console()
+    console.print(table)
+    for path, graded in zip(traces, grades, strict=True):
+        if not any(row.correct for row in graded):
+            console.print(
+                f"{escape(str(path))}: none of {len(graded)} right; whatever wrote it solves nothing here"
+            )
+
+
+def _accuracy(s: "Summary") -> tuple[str, str, str]:
+    return f"{_percent(s.accuracy)} [{_percent(s.low)}, {_percent(s.high)}]", str(s.n), str(s.answered)
+
+
+def _compared(c: "Comparison") -> tuple[str, str]:
+    return f"{_percent(c.difference, '+')} [{_percent(c.low, '+')}, {_percent(c.high, '+')}]", f"{c.p:.2g}"
+
+
+def _percent(share: float, sign: str = "") -> str:
+    return f"{100 * share:{sign}.1f}"

@@ -1,0 +1,44 @@
+"""`rationalyst filter`: which rationales make the text after them more likely?"""
+
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from rationalyst_jax.mine.likelihood_filter import FilterConfig
+from rationalyst_jax.report.progress import track
+from rationalyst_jax.report.tables import counts_table
+
+
+def run(triples: Path, model: str, prompts: str, out: Path, filter: FilterConfig) -> None:
+    """Keep the rationales that make the text after them more likely.
+
+    Args:
+        triples: Parquet file of triples.
+        model: Checkpoint folder of the scoring model ("world": the one shipped).
+        prompts: A shipped prompt set (llama3, world) or a YAML file.
+        out: Parquet file to write, with both log-likelihoods, gain, and why each was kept or not.
+    """
+    from rationalyst_jax.cli.checkpoint import open_checkpoint
+    from rationalyst_jax.lm.prompt import load_prompts
+    from rationalyst_jax.mine.likelihood_filter import decide, score_triples
+    from rationalyst_jax.mine.store import Provenance, read_provenance, read_triples, write_filtered
+
+    console = Console()
+    prompt_set, found, origin = load_prompts(prompts), read_triples(triples), read_provenance(triples)
+    checkpoint = open_checkpoint(model)
+    with track(console, "rationales scored", len(found)) as advance:
+        scored = score_triples(found, checkpoint.load(), checkpoint.tokenizer, prompt_set, filter, advance)
+    decided = decide(scored, filter)
+    scorer = {"filter": asdict(filter), "filter_model": model, "filter_prompts": prompt_set.version}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_filtered(out, decided, Provenance(origin.model, origin.prompt_version, {**origin.config, **scorer}))
+
+    rows: dict[str, object] = {"rationales": len(decided), "kept": sum(triple.kept for triple in decided)}
+    rows |= {f"reason: {reason}": n for reason, n in Counter(t.reason for t in decided).most_common()}
+    if gains := [triple.gain for triple in decided if triple.gain is not None]:
+        levels = (0.1, 0.25, 0.5, 0.75, 0.9)
+        rows |= {f"gain (nats), {q:.0%} quantile": float(np.quantile(gains, q)) for q in levels}
+    console.print(counts_table("filtered", rows))

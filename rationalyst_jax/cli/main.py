@@ -1,0 +1,138 @@
+"""The entry point: finds the command, parses its arguments, and turns bad input into one line.
+
+The command `NAME` lives in `cli/NAME.py` (a space becomes an underscore) as a function `run`, whose signature
+is its options and whose docstring is their help. It imports what computes only when it runs, so that help and
+mistakes in options are quick.
+"""
+
+import importlib
+import logging
+import os
+import re
+import sys
+from argparse import ArgumentError
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+from jsonargparse import ActionConfigFile, ArgumentParser  # pyright: ignore[reportPrivateImportUsage]
+
+COMMANDS = {
+    "demo": "run the whole method on the embedded world",
+    "mine": "annotate documents, or import annotated ones, and cut triples",
+    "filter": "keep the rationales that make the text after them more likely",
+    "calibrate": "find the threshold that reaches a wanted precision",
+    "train": "fine-tune a model to write the rationales",
+    "reason": "solve a task's questions with one strategy",
+    "evaluate": "grade traces, with intervals and paired comparisons",
+    "convert": "Hugging Face to Orbax and back, training checkpoints too",
+    "score": "log-likelihoods of continuations given contexts",
+    "stats": "what sharing prefixes in token trees saves",
+    "world documents": "write unlabeled documents of the embedded world",
+    "world questions": "write questions of the embedded world",
+    "world pretrain": "train the embedded world's base model from scratch",
+}
+INPUT_ERROR, USAGE_ERROR = 1, 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns 0, 1 for bad input, 2 for bad usage. Other exceptions are bugs and rise."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    name = next((n for n in (" ".join(arguments[:2]), " ".join(arguments[:1])) if n in COMMANDS), None)
+    if name is None:
+        return _overview(arguments)
+    # What these libraries would say on stderr about a machine without torch, or about a damaged checkpoint.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    command = importlib.import_module(f"rationalyst_jax.cli.{name.replace(' ', '_')}")
+    try:
+        options = _parse(name, command, arguments[len(name.split()) :])
+    except (ArgumentError, ValueError) as error:
+        return _fail(name, error, USAGE_ERROR)
+    except SystemExit as stop:  # --help or --print_config did all there was to do
+        return int(stop.code or 0)
+    try:
+        command.run(**options)
+    except ArgumentError as error:
+        return _fail(name, error, USAGE_ERROR)
+    except (ValueError, OSError) as error:
+        return _fail(name, error, INPUT_ERROR)
+    return 0
+
+
+class ConfigFile(ActionConfigFile):
+    """A YAML file of options, whose mistakes are reported under its name."""
+
+    def __call__(self, parser, cfg, values, option_string=None):  # type: ignore[override]
+        try:
+            super().__call__(parser, cfg, values, option_string)
+        except (ArgumentError, TypeError, ValueError) as error:
+            raise ArgumentError(None, f"{values}: {_message(error)}") from error
+
+
+def _parse(name: str, command: ModuleType, arguments: list[str]) -> dict[str, Any]:
+    """The keyword arguments of the command's `run`. Raises ArgumentError, ValueError, or SystemExit(0)."""
+    parser = ArgumentParser(prog=f"rationalyst {name}", description=COMMANDS[name], exit_on_error=False)
+    parser.add_argument("--config", action=ConfigFile, help="YAML file of the options below.")
+    if hasattr(command, "add_arguments"):
+        command.add_arguments(parser)
+    else:
+        parser.add_function_arguments(command.run, as_group=False)
+    given = _configs(arguments)
+    if hasattr(command, "DEFAULT_CONFIG") and not given and not {"-h", "--help"} & {*arguments}:
+        if not command.DEFAULT_CONFIG.is_file():
+            raise ArgumentError(None, f"{command.DEFAULT_CONFIG} is not there: give --config FILE")
+        arguments, given = ["--config", str(command.DEFAULT_CONFIG), *arguments], [0, 1]
+    rest = [argument for i, argument in enumerate(arguments) if i not in given]
+    # Files first, wherever they stand: an option on the command line always wins.
+    options = parser.instantiate(parser.parse_args([arguments[i] for i in given] + rest))
+    return {key: value for key, value in options.items() if key != "config"}
+
+
+def _configs(arguments: list[str]) -> list[int]:
+    """The places of --config and its value."""
+    places = []
+    for i, argument in enumerate(arguments):
+        if argument == "--config":
+            places += [i, i + 1] if i + 1 < len(arguments) else [i]
+        elif argument.startswith("--config="):
+            places.append(i)
+    return places
+
+
+def _overview(arguments: list[str]) -> int:
+    """Lists the commands; a usage error where something else was asked for."""
+    asked = " ".join(a for a in arguments if a not in ("-h", "--help"))
+    listed = {name: what for name, what in COMMANDS.items() if not asked or name.split()[0] == asked}
+    if not listed or arguments == []:
+        words = 2 if arguments[:1] == ["world"] else 1
+        wrong = f"no command {' '.join(arguments[:words])!r}" if arguments else "a command is missing"
+        print(f"rationalyst: {wrong}: {', '.join(COMMANDS)}", file=sys.stderr)
+        return USAGE_ERROR
+    print("usage: rationalyst COMMAND [options]; rationalyst COMMAND --help says more\n")
+    for name, what in listed.items():
+        print(f"  {name:<16} {what}")
+    return 0
+
+
+def _fail(name: str, error: Exception, code: int) -> int:
+    print(f"rationalyst {name}: {_message(error)}", file=sys.stderr)
+    return code
+
+
+def _message(error: Exception) -> str:
+    """An error in one line, with the name of the file where the system gives it apart."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    # jsonargparse lists every form a value could have had on a line of its own, with its Python class.
+    noise = (
+        "Does not validate|Subtypes:|Errors:|Given value type:|Subclass types|- a |- Expected a .*NoneType"
+    )
+    lines = (line.strip() for line in str(error).splitlines())
+    text = " ".join(line.removeprefix("- ") for line in lines if not re.match(noise, line))
+    text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
+    return re.sub(r'Parser key "([^"]*)":', r"--\1:", text).strip() or type(error).__name__
+
+
+if __name__ == "__main__":
+    sys.exit(main())

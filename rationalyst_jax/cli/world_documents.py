@@ -1,0 +1,24 @@
+"""`rationalyst world documents`"""
+
+from pathlib import Path
+
+from jsonargparse.typing import PositiveInt
+from rich.console import Console
+
+from rationalyst_jax.cli.rows import write_rows
+from rationalyst_jax.world.corpus import documents
+
+
+def run(
+    out: Path,
+    count: PositiveInt,  # pyright: ignore[reportInvalidTypeForm]
+    seed: int = 0,
+) -> None:
+    """Write unlabeled documents of the embedded world.
+
+    Args:
+        out: JSONL file to write: id, text, source.
+        count: how many documents.
+        seed: equal seeds give equal documents.
+    """
+    Console().print(f"{write_rows(out, documents(seed, count))} documents in {out}")

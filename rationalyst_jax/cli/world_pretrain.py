@@ -1,0 +1,28 @@
+"""`rationalyst world pretrain`"""
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from rationalyst_jax.cli.progress import track_steps
+from rationalyst_jax.pipeline.pretrain import PretrainConfig
+from rationalyst_jax.report.tables import counts_table
+
+
+def run(run_dir: Path, **config: Any) -> None:
+    """Train the embedded world's base model from scratch.
+
+    Args:
+        run_dir: Folder of checkpoints, metrics.jsonl, loss.png and the model (hf/); a killed run continues.
+        config: Passed on.
+    """
+    from rationalyst_jax.pipeline.pretrain import pretrain
+    from rationalyst_jax.report.plots import loss_curve
+
+    console = Console()
+    with track_steps(console) as progress:
+        result = pretrain(PretrainConfig(**config), run_dir, progress=progress)
+    loss_curve(run_dir / "metrics.jsonl", run_dir / "loss.png")
+    rows = {"texts": result.examples, "steps": result.steps, **result.metrics, "model": run_dir / "hf"}
+    console.print(counts_table("pre-trained", rows))

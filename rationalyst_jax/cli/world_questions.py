@@ -1,0 +1,26 @@
+"""`rationalyst world questions`"""
+
+from pathlib import Path
+
+from jsonargparse.typing import PositiveInt
+from rich.console import Console
+
+from rationalyst_jax.cli.rows import write_rows
+from rationalyst_jax.world.corpus import questions
+
+
+def run(
+    out: Path,
+    count: PositiveInt,  # pyright: ignore[reportInvalidTypeForm]
+    split: str = "test",
+    seed: int = 0,
+) -> None:
+    """Write questions of the embedded world in GSM8K's format.
+
+    Args:
+        out: JSONL file to write: id, question, answer.
+        count: how many questions.
+        split: test, phrasing (wordings the base model never saw) or longer (5 or 6 relations).
+        seed: equal seeds give equal questions.
+    """
+    Console().print(f"{write_rows(out, questions(seed, count, split))} questions in {out}")

@@ -1,0 +1,294 @@
+"""The commands, called in this process on tiny files: what they write and print."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from cli_files import ANNOTATED, write_files
+
+from rationalyst_jax.cli import evaluate
+from rationalyst_jax.cli.main import COMMANDS, main
+from rationalyst_jax.lm.generate import Engine, Generation
+from rationalyst_jax.mine.store import read_filtered, read_triples
+from rationalyst_jax.reason.traces import read_traces
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation() -> Iterator[None]:
+    """Models of a thousand parameters compile far longer than they run."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("cli")
+    write_files(root)
+    return root
+
+
+@pytest.fixture(autouse=True)
+def here(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(files)
+    monkeypatch.setenv("COLUMNS", "120")
+
+
+def rationalyst(command: str) -> int:
+    return main(shlex.split(command))
+
+
+def test_help_lists_every_command(capsys):
+    assert rationalyst("--help") == 0
+    out = capsys.readouterr().out
+    assert all(f"  {name} " in out for name in COMMANDS)
+    for name in COMMANDS:
+        assert rationalyst(f"{name} --help") == 0
+        assert "--config" in capsys.readouterr().out
+
+
+def test_help_and_mistakes_in_options_come_before_jax_is_imported():
+    program = """
+import sys
+from rationalyst_jax.cli.main import main
+for name in ("train", "convert", "score", "stats", "evaluate", "calibrate", "world documents"):
+    assert main([*name.split(), "--nonsense", "1"]) == 2, name
+assert main(["--help"]) == 0
+assert not {"jax", "transformers", "scipy", "pyarrow"} & {*sys.modules}, sorted(sys.modules)
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_config_of_the_project_is_one_of_its_command(path, capsys):
+    command = path.stem.rpartition("-")[2]
+    assert rationalyst(f"{command} --config {path} --print_config") == 0
+    assert "prompts: " in capsys.readouterr().out
+
+
+def test_an_option_overrides_a_config_file_wherever_it_stands(capsys):
+    assert rationalyst("filter --filter.tau 3 --config tau.yaml --print_config") == 0
+    out = capsys.readouterr().out
+    assert "tau: 3.0" in out and "decay: 0.8" in out and "prompts: world" in out
+
+
+def test_demo_runs_the_experiment_of_its_config_with_overrides(monkeypatch):
+    from rationalyst_jax.pipeline import experiment
+
+    ran = []
+    monkeypatch.setattr(experiment, "run", lambda config, *, full, console: ran.append((config, full)))
+    options = "--seed 1 --run_dir runs/one --world.questions 7 --reason.max_steps 3"
+    assert rationalyst(f"demo {options} --full") == 0
+    [(config, full)] = ran
+    assert full and (config.seed, config.run_dir) == (1, "runs/one")
+    assert (config.world.questions, config.reason.max_steps) == (7, 3)
+    assert next(iter(config.strategies)) == "random" and not config.rationalysts["untuned"].train
+
+
+def test_an_unexpected_exception_is_not_hidden(monkeypatch):
+    def broken(**options):
+        raise KeyError("a bug")
+
+    monkeypatch.setattr(evaluate, "run", broken)
+    monkeypatch.setattr(evaluate, "add_arguments", lambda parser: None)
+    with pytest.raises(KeyError, match="a bug"):
+        main(["evaluate"])
+
+
+def test_mine_imports_annotated_text(capsys):
+    assert rationalyst("mine --annotations annotations.jsonl --prompts world --out imported") == 0
+    out = capsys.readouterr().out
+    for name, count in {"documents": 3, "faithful": 2, "triples": 2, "document: changed": 1}.items():
+        assert re.search(rf"{name} +│ +{count} ", out)
+    triples = read_triples("imported/triples.parquet")
+    assert [(t.document_id, t.rationale) for t in triples] == [("a", "add"), ("b", "done")]
+    assert triples[1].following == "The answer is 7."
+
+
+def test_mine_annotates_documents_and_keeps_what_is_done(capsys, monkeypatch):
+    asked = []
+
+    def generate(self, requests):
+        asked.extend(requests)
+        return [[Generation((1,), np.zeros(1), ANNOTATED, "stop")] for _ in requests]
+
+    monkeypatch.setattr(Engine, "generate", generate)
+    command = "mine --documents documents.jsonl --model model --prompts world --out mined"
+    assert rationalyst(command) == 0
+    out = capsys.readouterr().out
+    assert "documents annotated: 3" in out and re.search(r"document: exact +│ +3 ", out)
+    done = Path("mined/annotations.jsonl").read_bytes()
+    triples = read_triples("mined/triples.parquet")
+    assert [(t.document_id, t.rationale) for t in triples] == [("d0", "add"), ("d1", "add"), ("d2", "add")]
+    assert rationalyst(command) == 0
+    assert len(asked) == 3 and Path("mined/annotations.jsonl").read_bytes() == done
+    assert rationalyst(command + " --annotate.temperature 0.5") == 1
+    assert "annotate.temperature 1.0 -> 0.5" in capsys.readouterr().err
+    assert Path("mined/annotations.jsonl").read_bytes() == done
+
+
+def test_filter_scores_and_decides(capsys):
+    options = (
+        "--model model --prompts world --filter.row_length 128 --filter.rows_per_batch 1 --filter.tau 1e9"
+    )
+    assert rationalyst(f"filter --triples filtered.parquet {options} --out new/again.parquet") == 0
+    again = read_filtered("new/again.parquet")
+    assert len(again) == 4 and not any(t.kept for t in again) and {t.reason for t in again} == {"below_tau"}
+    gain, guided, without = (
+        pq.read_table("new/again.parquet")[name].to_numpy()
+        for name in ("gain", "logprob_with", "logprob_without")
+    )
+    np.testing.assert_array_equal(gain, guided - without)
+    out = capsys.readouterr().out
+    assert re.search(r"reason: below_tau +│ +4 ", out) and "gain (nats), 50% quantile" in out
+
+
+def test_calibrate_finds_the_smallest_tau_for_a_precision(capsys):
+    # by gain: 3 good, 2 good, 1 not, -1 not
+    assert rationalyst("calibrate --scored filtered.parquet --labels labels.jsonl --precision 0.6") == 0
+    out = capsys.readouterr().out
+    assert re.search(r"tau \(nats\) +│ +1 ", out) and re.search(r"kept +│ +3 of 4 labeled", out)
+    assert re.search(r"precision +│ +0.6667 ", out) and re.search(r"recall +│ +1 ", out)
+
+
+EVALUATE = "evaluate --task gsm8k --questions questions.jsonl --traces"
+
+
+def test_evaluate_grades_and_compares(capsys):
+    assert rationalyst(f"{EVALUATE} random.jsonl guided.jsonl") == 0
+    random, guided = (line for line in capsys.readouterr().out.splitlines() if ".jsonl" in line)
+    assert "25.0 [" in random and re.search(r"│ +4 │ +4 │", random)
+    assert "75.0 [" in guided and re.search(r"│ +4 │ +3 │ \+50.0 \[", guided) and " 0.5 │" in guided
+    assert rationalyst(f"{EVALUATE} short.jsonl --limit 2") == 0
+    assert "100.0 [100.0, 100.0]" in capsys.readouterr().out
+
+
+def test_score_is_additive_and_passes_other_keys_on(capsys):
+    assert rationalyst("score --model model --pairs pairs.jsonl --out scores.jsonl") == 0
+    whole, first, rest = (json.loads(line) for line in Path("scores.jsonl").read_text().splitlines())
+    assert first["sum"] + rest["sum"] == pytest.approx(whole["sum"], abs=1e-4)
+    assert first["tokens"] + rest["tokens"] == whole["tokens"]
+    assert whole["mean"] == pytest.approx(sum(whole["logprobs"]) / len(whole["tokens"]))
+    decayed = sum(0.9**t * logprob for t, logprob in enumerate(rest["logprobs"]))
+    assert rest["decayed_sum"] == pytest.approx(decayed) and rest["name"] == "rest"
+    assert re.search(r"pairs +│ +3 ", capsys.readouterr().out)
+
+
+def test_stats_counts_shared_tokens(capsys):
+    from transformers import AutoTokenizer
+
+    assert rationalyst("stats --triples filtered.parquet --tokenizer model --prompts world") == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if "│" in line]
+    table = {row[1]: row[3::2] for row in rows}
+    tokenizer = AutoTokenizer.from_pretrained("model")
+
+    def tokens(text: str) -> tuple[int, ...]:
+        return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    triples = read_triples("filtered.parquet")
+    guides = [f"<s>{t.preceding}<BOT>{t.rationale}<EOT>" for t in triples]
+    tuning = [tokens(guide + "</s>") for guide in guides]
+    filtering = [tokens(f"<s>{t.preceding}{t.following}") for t in triples]
+    filtering += [tokens(guide + t.following) for guide, t in zip(guides, triples, strict=True)]
+    for use, sequences in {"filter": filtering, "fine-tuning": tuning}.items():
+        nodes = len({sequence[:n] for sequence in sequences for n in range(1, len(sequence) + 1)})
+        apart = sum(map(len, sequences))
+        assert table[use] == [str(len(sequences)), str(apart), str(nodes), f"{apart / nodes:.2f}"]
+
+
+def test_world_writes_documents_and_questions():
+    assert rationalyst("world documents --out world/documents.jsonl --count 5 --seed 3") == 0
+    assert rationalyst("world questions --out world/questions.jsonl --count 4 --split longer") == 0
+    documents = [json.loads(line) for line in Path("world/documents.jsonl").read_text().splitlines()]
+    questions = [json.loads(line) for line in Path("world/questions.jsonl").read_text().splitlines()]
+    assert [set(row) for row in documents] == [{"id", "text", "source"}] * 5
+    assert [set(row) for row in questions] == [{"id", "question", "answer"}] * 4
+
+
+def test_world_pretrain_passes_its_options_on(monkeypatch, capsys):
+    from rationalyst_jax.pipeline import pretrain
+
+    asked = []
+
+    def no_pretraining(config, run_dir, progress):
+        asked.append(config)
+        raise ValueError("nothing trained")
+
+    monkeypatch.setattr(pretrain, "pretrain", no_pretraining)
+    assert rationalyst("world pretrain --run_dir x --texts 30 --train.steps 2 --mixture.plain 0.5") == 1
+    assert capsys.readouterr().err == "rationalyst world pretrain: nothing trained\n"
+    [config] = asked
+    assert (config.texts, config.train.steps, config.mixture.plain) == (30, 2, 0.5)
+    assert config.train.peak_learning_rate == 3e-3  # the recipe's own defaults stay
+
+
+@pytest.fixture(scope="module")
+def trained(files: Path) -> Path:
+    """A run of `rationalyst train`."""
+    options = "--train.steps 2 --train.batch_examples 2 --train.row_length 64 --train.microbatch_rows 1"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(files)
+        command = "train --rationales filtered.parquet --model model --prompts world --run_dir run"
+        assert rationalyst(f"{command} {options} --train.validation_fraction 0") == 0
+    return files / "run"
+
+
+def test_train_leaves_checkpoints_metrics_a_curve_and_a_model(trained):
+    assert len((trained / "metrics.jsonl").read_text().splitlines()) == 2
+    assert (trained / "loss.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("model.safetensors", "config.json", "tokenizer.json"):
+        assert (trained / "hf" / name).is_file()
+    assert (trained / "hf/model.safetensors").read_bytes() != Path("model/model.safetensors").read_bytes()
+
+
+def test_convert_takes_the_model_out_of_a_training_run(trained, capsys):
+    assert rationalyst("convert --source run --target run_hf --tokenizer model") == 0
+    for name in ("model.safetensors", "config.json", "tokenizer.json"):
+        assert Path("run_hf", name).read_bytes() == (trained / "hf" / name).read_bytes()
+    assert rationalyst("convert --source run --target run_bf16 --dtype bfloat16") == 0
+    assert json.loads(Path("run_bf16/config.json").read_text())["torch_dtype"] == "bfloat16"
+    assert re.search(r"tokenizer files +│ +0 ", capsys.readouterr().out)
+
+
+def test_reason_writes_a_trace_per_question_and_models_in_one_folder_share_an_engine(capsys, monkeypatch):
+    engines = set()
+
+    def generate(self, requests):
+        engines.add(self)
+        step = [Generation((1,), np.zeros(1), f"The answer is {i}.", "stop") for i in (5, 6)]
+        return [step[: request.n] for request in requests]
+
+    def score(self, requests):
+        engines.add(self)
+        return [np.array([float(i)]) for i, _ in enumerate(requests)]
+
+    monkeypatch.setattr(Engine, "generate", generate)
+    monkeypatch.setattr(Engine, "score", score)
+    roles = "--agent model --rationalyst model --scorer ./model --reason.candidates 2"
+    command = f"reason --task gsm8k --questions questions.jsonl {roles} --prompts world --out r/traces.jsonl"
+    assert rationalyst(f"{command} --limit 1") == 0
+    [trace] = read_traces(Path("r/traces.jsonl"))
+    assert (trace.id, trace.answer, trace.strategy) == ("q0", "6", "implicit")
+    assert len(engines) == 1
+    out = capsys.readouterr().out
+    assert re.search(r"questions +│ +1 ", out) and re.search(r"ended by: answer +│ +1 ", out)
+    assert rationalyst(f"{command} --limit 1 --reason.seed 1") == 1
+    assert "seed" in capsys.readouterr().err
+
+
+def test_convert_to_orbax_and_back_gives_the_same_files():
+    assert rationalyst("convert --source model --target orbax") == 0
+    assert rationalyst("convert --source orbax --target back") == 0
+    for file in Path("model").iterdir():
+        assert Path("back", file.name).read_bytes() == file.read_bytes(), file.name

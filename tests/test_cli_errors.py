@@ -1,0 +1,167 @@
+"""Whatever is wrong with the input, a command says so in one line that names it, and fails."""
+
+import shlex
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cli_files import write_files
+
+from rationalyst_jax.cli import demo
+from rationalyst_jax.cli.main import COMMANDS, main
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("cli")
+    write_files(root)
+    return root
+
+
+@pytest.fixture(autouse=True)
+def here(files: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Commands write to `x`, if at all."""
+    monkeypatch.chdir(files)
+    yield
+    shutil.rmtree("x", ignore_errors=True)
+
+
+def rationalyst(command: str) -> int:
+    return main(shlex.split(command))
+
+
+MODEL_COMMANDS = {
+    "mine": "mine --documents documents.jsonl --prompts world --out x --model {}",
+    "filter": "filter --triples filtered.parquet --prompts world --out x --model {}",
+    "train": "train --rationales filtered.parquet --prompts world --run_dir x --model {}",
+    "reason": "reason --task gsm8k --questions questions.jsonl --prompts world --out x --agent {}",
+    "score": "score --pairs pairs.jsonl --out x --model {}",
+}
+BAD_MODELS = {
+    "nowhere": "nowhere: no such checkpoint folder",
+    "folder": "folder/config.json: no such file",
+    "misfit": "gate_proj.weight has shape",
+    "small": "tokens, the model only 10",
+    "unreadable": "unreadable/tokenizer.json: not a readable tokenizer",
+}
+REASON = "reason --task gsm8k --questions questions.jsonl --agent model --prompts world --out x"
+FILTER = "filter --triples filtered.parquet --model model --prompts world --out x"
+TRAIN = "train --rationales filtered.parquet --model model --prompts world --run_dir x"
+EVALUATE = "evaluate --task gsm8k --questions questions.jsonl --traces"
+CALIBRATE = "calibrate --scored filtered.parquet --labels"
+BAD_INPUT = {
+    "mine --documents nowhere.jsonl --model model --prompts world --out x": "nowhere.jsonl: No such file",
+    "mine --documents text.jsonl --model model --prompts world --out x": "text.jsonl:1: not a row of JSON",
+    "mine --documents pairs.jsonl --model model --prompts world --out x": "pairs.jsonl:1: no 'text'",
+    "mine --annotations nowhere.jsonl --prompts world --out x": "nowhere.jsonl: No such file",
+    "mine --annotations documents.jsonl --prompts world --out x": "documents.jsonl:1: no 'input'",
+    "mine --annotations annotations.jsonl --prompts wurld --out x": "no prompts named 'wurld'",
+    "mine --annotations annotations.jsonl --prompts wurld.yaml --out x": "wurld.yaml: no such prompt file",
+    "mine --annotations annotations.jsonl --prompts world --out text.jsonl": "text.jsonl: File exists",
+    "filter --triples nowhere.parquet --model model --prompts world --out x": "nowhere.parquet: no such file",
+    "filter --triples text.jsonl --model model --prompts world --out x": "text.jsonl: not Parquet",
+    "filter --triples filtered.parquet --model model --prompts wurld --out x": "no prompts named 'wurld'",
+    f"{FILTER} --filter.suppress [nonsense]": "suppress: 'nonsense' is",
+    f"{CALIBRATE} nowhere.jsonl": "nowhere.jsonl: No such file",
+    f"{CALIBRATE} text.jsonl": "text.jsonl:1: not JSON",
+    f"{CALIBRATE} no_such_label.jsonl": "no_such_label.jsonl:1: filtered.parquet has no rationale 9 of",
+    f"{CALIBRATE} bad_label.jsonl": "bad_label.jsonl:1: 'good' must be true or false, found 'yes'",
+    f"{CALIBRATE} none_good.jsonl": "none of 1 labeled rationales is good",
+    "calibrate --scored nowhere.parquet --labels labels.jsonl": "nowhere.parquet: no such file",
+    TRAIN.replace("filtered", "nowhere"): "nowhere.parquet: no such file",
+    TRAIN.replace("filtered.parquet", "text.jsonl"): "text.jsonl",
+    TRAIN.replace("filtered", "none_kept"): "none_kept.parquet: no kept",
+    f"{TRAIN} --train.row_length 4": "no example to train on (4 longer than 4 tokens)",
+    REASON.replace("gsm8k", "gsm9k"): "unknown task 'gsm9k'",
+    REASON.replace("questions.jsonl", "no_answer.jsonl"): "no_answer.jsonl:1: 'answer' must end in",
+    REASON.replace("questions.jsonl", "nowhere.jsonl"): "nowhere.jsonl: No such file",
+    f"{REASON} --reason.strategy guess": "no strategy 'guess'",
+    REASON: "strategy 'implicit' needs a rationalyst",
+    f"{REASON} --rationalyst nowhere": "nowhere: no such checkpoint folder",
+    f"{EVALUATE} nowhere.jsonl": "nowhere.jsonl: No such file",
+    f"{EVALUATE} text.jsonl": "text.jsonl:1: not JSON",
+    f"{EVALUATE} short.jsonl": "2 ids are only in the questions, as 'q2'",
+    f"{EVALUATE} random.jsonl --limit 3": "1 ids are only in random.jsonl, as 'q3'",
+    "evaluate --task gsm9k --questions questions.jsonl --traces random.jsonl": "unknown task 'gsm9k'",
+    "convert --source nowhere --target x": "nowhere: no such checkpoint folder",
+    "convert --source model --target folder": "folder: exists already",
+    "convert --source misfit --target x": "gate_proj.weight has shape",
+    "convert --source folder --target x": "folder/config.json: no such file",
+    "convert --source empty_run --target x": "empty_run/checkpoints: no finished checkpoint",
+    "convert --source model --target x --tokenizer folder": "folder: no tokenizer.json",
+    "score --model model --pairs nowhere.jsonl --out x": "nowhere.jsonl: No such file",
+    "score --model model --pairs text.jsonl --out x": "text.jsonl:1: not JSON",
+    "score --model model --pairs documents.jsonl --out x": "documents.jsonl:1: 'context' must be text",
+    "score --model model --pairs no_continuation.jsonl --out x": "no_continuation.jsonl:2: 'continuation'",
+    "stats --triples nowhere.parquet --tokenizer model --prompts world": "nowhere.parquet: no such file",
+    "stats --triples filtered.parquet --tokenizer folder --prompts world": "folder: no tokenizer.json",
+    "stats --triples filtered.parquet --tokenizer model --prompts wurld": "no prompts named 'wurld'",
+    "stats --annotations text.jsonl --tokenizer model --prompts world": "text.jsonl:1: not a row of JSON",
+    "world documents --out text.jsonl/x --count 1": "text.jsonl",
+    "world questions --out x --count 1 --split nope": "unknown question set 'nope'",
+    "demo --model nowhere --run_dir x": "nowhere: no such checkpoint folder",
+    "demo --world null --run_dir x": "either documents (and questions) or world",
+    "demo --prompts wurld --run_dir x": "no prompts named 'wurld'",
+}
+BAD_USAGE = {
+    "": "a command is missing",
+    "mime --out x": "no command 'mime'",
+    "world domination": "no command 'world domination'",
+    "mine --prompts world --out x": "either --documents or --annotations",
+    "mine --prompts world --out x --documents documents.jsonl": "--documents needs a --model",
+    f"{FILTER} --filter.keep some": "--filter.keep: Expected",
+    f"{FILTER} --filter.tau high": "--filter.tau: Expected a float. Got value: high",
+    f"{TRAIN} --train.steps 0": "train config: steps must be above 0, got 0",
+    f"{TRAIN} --train.steps few": "--train.steps: Expected a int Given value: few",
+    f"{REASON} --limit 0": "--limit: ",
+    f"{REASON} --reason.candidates 0": "reason: candidates must be at least 1, got 0",
+    "evaluate --task gsm8k --questions questions.jsonl": "required: traces",
+    "convert --source model --target x --dtype float8": "--dtype: Expected",
+    "stats --tokenizer model --prompts world": "either --annotations or --triples",
+    "world documents --out x --count 0": "--count: ",
+    "world pretrain --run_dir x --train.warmup_fraction 2": "warmup_fraction must be between 0 and 1",
+    "demo --config nowhere.yaml": "nowhere.yaml",
+}
+
+
+def assert_one_line(capsys: pytest.CaptureFixture[str], code: int, expected: int, needle: str) -> None:
+    error = capsys.readouterr().err
+    assert code == expected, error
+    assert error.count("\n") == 1 and needle in error
+
+
+@pytest.mark.parametrize("model", BAD_MODELS)
+@pytest.mark.parametrize("command", MODEL_COMMANDS)
+def test_a_checkpoint_that_does_not_fit_is_said_in_one_line(command, model, capsys):
+    code = rationalyst(MODEL_COMMANDS[command].format(model))
+    assert_one_line(capsys, code, 1, BAD_MODELS[model])
+
+
+@pytest.mark.parametrize("command", BAD_INPUT)
+def test_bad_input_gets_one_line(command, capsys):
+    assert_one_line(capsys, rationalyst(command), 1, BAD_INPUT[command])
+
+
+@pytest.mark.parametrize("command", BAD_USAGE)
+def test_bad_usage_gets_one_line(command, capsys):
+    assert_one_line(capsys, rationalyst(command), 2, BAD_USAGE[command])
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_unknown_options_and_keys_get_one_line(command, capsys):
+    assert_one_line(capsys, rationalyst(f"{command} --nonsense 1"), 2, "nonsense")
+    assert_one_line(capsys, rationalyst(f"{command} --config unknown_key.yaml"), 2, "nonsense.key")
+    assert_one_line(capsys, rationalyst(f"{command} --config not.yaml"), 2, "not.yaml: ")
+    assert_one_line(capsys, rationalyst(f"{command} --config"), 2, "--config")
+
+
+def test_demo_says_where_its_config_should_be(monkeypatch, capsys):
+    monkeypatch.setattr(demo, "DEFAULT_CONFIG", Path("elsewhere/demo.yaml"))
+    assert_one_line(capsys, rationalyst("demo"), 2, "elsewhere/demo.yaml is not there: give --config FILE")
+
+
+def test_a_run_that_left_no_work_binds_nobody(capsys):
+    too_long = f"{TRAIN} --train.row_length"
+    assert_one_line(capsys, rationalyst(f"{too_long} 4"), 1, "4 longer than 4 tokens")
+    assert_one_line(capsys, rationalyst(f"{too_long} 5"), 1, "4 longer than 5 tokens")
