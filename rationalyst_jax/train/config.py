@@ -1,0 +1,50 @@
+"""What a training run is told."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """By default the paper's: AdamW 2e-5, cosine, 3 % warm-up, no weight decay, batch 32, 1024 tokens.
+
+    Length: `epochs` passes over the examples, or `steps` when given.
+    Batch: `batch_examples` sequences per step, before merging, are the mathematics; `microbatch_rows` rows
+    of `row_length` tokens at a time are the memory: a step accumulates over as many as its batch fills.
+    Optimizer: decay applies to matrices and embeddings, not to norms; `clip_norm` is the global norm of
+    the gradient of the mean loss (nats per target token). The learning rate rises from 0 over
+    `warmup_fraction` of the steps, then falls along a cosine to `final_fraction` of its peak.
+    Precision: master weights and moments are float32; `dtype` is what the model computes in.
+    Every `save_every` and `validate_every` steps, and at the end; the last `keep` checkpoints stay.
+    """
+
+    epochs: float = 1.0
+    steps: int | None = None
+    batch_examples: int = 32
+    row_length: int = 1024
+    microbatch_rows: int = 8
+    peak_learning_rate: float = 2e-5
+    warmup_fraction: float = 0.03
+    final_fraction: float = 0.0
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    validation_fraction: float = 0.05
+    seed: int = 0
+    save_every: int = 500
+    validate_every: int = 500
+    keep: int = 2
+
+    def __post_init__(self):
+        counts = ("batch_examples", "row_length", "microbatch_rows", "save_every", "validate_every", "keep")
+        for name in ("epochs", *counts, "peak_learning_rate", "clip_norm"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"train config: {name} must be above 0, got {getattr(self, name)}")
+        if self.steps is not None and self.steps <= 0:
+            raise ValueError(f"train config: steps must be above 0, got {self.steps}")
+        for name in ("warmup_fraction", "final_fraction", "validation_fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"train config: {name} must be between 0 and 1, got {getattr(self, name)}")
