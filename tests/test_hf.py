@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 import transformers
 from flax import nnx
 from safetensors.numpy import load_file, save_file
@@ -16,6 +15,8 @@ from safetensors.numpy import load_file, save_file
 from rationalyst_jax.lm.config import LlamaConfig
 from rationalyst_jax.lm.hf import load_config, load_llama, save_llama
 from rationalyst_jax.lm.llama import Llama
+
+torch = pytest.importorskip("torch", reason="torch is the oracle here")
 
 CONFIG = LlamaConfig(50, 16, 24, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=6, eos_token_id=(3, 4))
 TIED = LlamaConfig(50, 16, 24, num_layers=2, num_heads=2, num_kv_heads=2, head_dim=8, tie_embeddings=True)

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 import transformers
 from flax import nnx
 from safetensors.numpy import save_file
@@ -16,6 +15,8 @@ from safetensors.numpy import save_file
 from rationalyst_jax.lm.config import LlamaConfig
 from rationalyst_jax.lm.hf import load_llama
 from rationalyst_jax.lm.llama import Llama, tree_attend
+
+torch = pytest.importorskip("torch", reason="torch is the oracle here")
 
 LLAMA3_1 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 LLAMA3_2 = {"factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
