@@ -76,11 +76,7 @@ def tiny_llama(vocab_size: int) -> Llama:
         head_dim=4,
         tie_embeddings=True,
     )
-    model = Llama(config, rngs=nnx.Rngs(0))
-    graph, weights = nnx.split(model)
-    return nnx.merge(
-        graph, jax.tree.map(lambda weight: 4 * weight, weights)
-    )  # sharper than at initialisation
+    return Llama(config, rngs=nnx.Rngs(0))
 
 
 @pytest.fixture(scope="module")

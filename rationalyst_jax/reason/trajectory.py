@@ -113,7 +113,7 @@ class Trajectory:
         candidates are scored once; None, and nothing asked, where all are equal.
         """
         stop = self.setting.config.step_stop
-        written = [c.text + (stop if c.finish == "stop" or not c.text else "") for c in candidates]
+        written = [c.text if c.finish == "end" and c.text else c.text + stop for c in candidates]
         texts = list(dict.fromkeys(written))
         if len(texts) == 1:
             return None

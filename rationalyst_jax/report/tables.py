@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 
@@ -17,27 +18,22 @@ def counts_table(title: str, rows: Mapping[str, object]) -> Table:
 
 
 def accuracy_table(title: str, results: Mapping[str, Mapping[str, Any]]) -> Table:
-    """Accuracy with interval, comparisons with the baselines, and tokens per question, one run a line.
+    """Accuracy with interval, p against the baselines, and tokens a question (by use), one run a line.
 
-    Each result has `accuracy`, `low`, `high`, `n`, `answered`, `tokens` (per question, by use) and, where the
-    baseline ran on the same questions, `p_vs_random` and `p_vs_likelihood`.
+    Each result has `accuracy`, `low`, `high`, `n`, `tokens` (`agent`, `rationale`, `scored`, where used) and,
+    where the baseline ran on the same questions, `p_vs_random` and `p_vs_likelihood`.
     """
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0))
     table.add_column("run")
-    for heading in (
-        "accuracy % [95 %]",
-        "n",
-        "answered",
-        "p vs random",
-        "p vs likelihood",
-        "tokens a question",
-    ):
-        table.add_column(heading, justify="right")
+    table.add_column("% right [95 %]", no_wrap=True)
+    for heading in ("n", "p vs\nrandom", "p vs\nlikelihood", "tokens"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for name, r in results.items():
         interval = f"{100 * r['accuracy']:.1f} [{100 * r['low']:.1f}, {100 * r['high']:.1f}]"
         p_values = (_p_value(r.get(key)) for key in ("p_vs_random", "p_vs_likelihood"))
-        tokens = "  ".join(f"{use} {count:.0f}" for use, count in r["tokens"].items())
-        table.add_row(name, interval, str(r["n"]), str(r["answered"]), *p_values, tokens)
+        tokens = "/".join(f"{r['tokens'].get(use, 0):.0f}" for use in ("agent", "rationale", "scored"))
+        table.add_row(name, interval, str(r["n"]), *p_values, tokens)
+    table.caption = "tokens a question: written by the agent / as rationales / scored"
     return table
 
 
