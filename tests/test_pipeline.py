@@ -59,7 +59,9 @@ def test_an_experiment_ends_with_a_summary_of_every_stage(finished):
     assert set(summary["strategies"]) == {"random", "implicit"} and set(summary["ablations"]) == {"untuned"}
     implicit = summary["strategies"]["implicit"]
     assert implicit["low"] <= implicit["accuracy"] <= implicit["high"] and implicit["n"] == 16
-    assert 0 <= implicit["p_vs_random"] <= 1
+    assert 0 <= implicit["p_vs_random"] <= 1 and implicit["p_vs_likelihood"] is None
+    for result in summary["strategies"].values():
+        assert {"accuracy", "low", "high", "n", "p_vs_random", "p_vs_likelihood"} <= set(result)
     assert summary["mining"]["documents"] == 32 and sum(summary["mining"]["reasons"].values()) > 0
     assert set(summary["seconds"]) == {
         "data",
@@ -116,6 +118,20 @@ def test_a_run_directory_of_another_config_is_refused_naming_what_differs(finish
 def test_a_run_that_wants_a_rationalyst_nobody_makes_is_refused(tmp_path):
     with pytest.raises(ValueError, match="run 'x' wants rationalyst 'y', there are rationalyst, untuned"):
         replace(small(tmp_path), ablations={"x": Run("implicit", rationalyst="y")})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (Run("best"), "run 'x' wants strategy 'best' of greedy"),
+        (Run("random", questions="easy"), "run 'x' wants questions 'easy' of test"),
+        (Run("implicit"), r"run 'x' \(implicit\) names no rationalyst"),
+    ],
+)
+def test_a_run_that_cannot_be_done_is_refused_before_anything_is_written(tmp_path, wrong, message):
+    with pytest.raises(ValueError, match=message):
+        run(replace(small(tmp_path / "run"), ablations={"x": wrong}), full=True, console=CONSOLE)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

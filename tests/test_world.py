@@ -69,7 +69,8 @@ def test_unseen_phrasings_never_occur_in_pretraining():
 
 
 def test_longer_chains_are_longer_than_any_in_pretraining():
-    assert all(row["answer"].count("\n") >= 5 for row in questions(0, 50, "longer"))
+    longest = max(len(draw(random.Random(seed), "pretrain")[0].relations) for seed in range(2000))
+    assert longest == 5 and all(row["answer"].count("\n") > 5 for row in questions(0, 50, "longer"))
 
 
 def test_questions_are_read_and_graded_by_the_ordinary_task(tmp_path):

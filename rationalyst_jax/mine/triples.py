@@ -59,11 +59,17 @@ def cut_triples(document: Document, parsed: Parsed) -> list[Triple]:
 
 
 def extract(annotations: Iterable[Annotation], min_similarity: float = 0.9) -> Extraction:
-    """Parses every annotated copy and cuts its triples, counting what became of documents and rationales."""
+    """Parses every annotated copy and cuts its triples, counting what became of documents and rationales.
+
+    A document that was too long to be annotated is an outcome of its own.
+    """
     triples: list[Triple] = []
     annotated = 0
     documents, rationales = Counter[str](), Counter[str]()
     for annotation in annotations:
+        if annotation.finish == "too_long":
+            documents["too_long"] += 1
+            continue
         parsed = parse(annotation.document.text, annotation.output, min_similarity)
         annotated += bool(parsed.rationales)
         documents[parsed.outcome] += 1

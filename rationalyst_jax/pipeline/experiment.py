@@ -25,6 +25,7 @@ from rationalyst_jax.pipeline.config import ExperimentConfig, Run
 from rationalyst_jax.pipeline.stages import RunDir, write_json
 from rationalyst_jax.reason.roles import Role, Roles
 from rationalyst_jax.reason.solve import solve
+from rationalyst_jax.reason.strategies import NEED_RATIONALYST, STRATEGIES
 from rationalyst_jax.reason.traces import read_traces
 from rationalyst_jax.reason.trajectory import Question
 from rationalyst_jax.report.plots import accuracy_chart, loss_curve
@@ -104,6 +105,18 @@ class _Experiment:
         self.task = task_named(config.task)
         self.prompts = load_prompts(config.prompts)
         self.base = checkpoint_path(config.model)
+        known = QUESTION_SETS if config.world else config.questions
+        for name, wanted in {**config.strategies, **config.ablations}.items():
+            if wanted.strategy not in STRATEGIES:
+                there_are = ", ".join(STRATEGIES)
+                raise ValueError(
+                    f"experiment: run {name!r} wants strategy {wanted.strategy!r} of {there_are}"
+                )
+            if wanted.questions not in known:
+                sets = ", ".join(known)
+                raise ValueError(f"experiment: run {name!r} wants questions {wanted.questions!r} of {sets}")
+            if wanted.strategy in NEED_RATIONALYST and wanted.rationalyst is None:
+                raise ValueError(f"experiment: run {name!r} ({wanted.strategy}) names no rationalyst")
         self.engine = cache(self._engine)  # a model is loaded when first asked for, and once
 
     def _engine(self, checkpoint: Path) -> Engine:
@@ -119,8 +132,6 @@ class _Experiment:
     def questions_path(self, name: str) -> Path:
         if self.config.world:
             return self.path / "data" / f"{name}.jsonl"
-        if name not in self.config.questions:
-            raise ValueError(f"experiment: no questions named {name!r}: {', '.join(self.config.questions)}")
         return Path(self.config.questions[name])
 
     def make_data(self) -> dict[str, int]:
@@ -236,10 +247,9 @@ class _Experiment:
                     (n for n, b in runs.items() if b.strategy == baseline and b.questions == r.questions),
                     None,
                 )
-                if other is not None and other != name:
-                    comparison = compare(grades[name], grades[other])
-                    results[name][f"p_vs_{baseline}"] = comparison.p
-                    results[name][f"difference_vs_{baseline}"] = asdict(comparison)
+                comparison = None if other in (None, name) else compare(grades[name], grades[other])
+                results[name][f"p_vs_{baseline}"] = comparison and comparison.p
+                results[name][f"difference_vs_{baseline}"] = comparison and asdict(comparison)
         return results
 
 

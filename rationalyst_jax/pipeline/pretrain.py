@@ -1,7 +1,7 @@
 """Pre-training of the world's base model: the script that made the checkpoint shipped in the package."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
 
@@ -20,7 +20,7 @@ from rationalyst_jax.world.vocabulary import make_tokenizer
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """The recipe: `texts` documents read once by a Llama of 0.8 M parameters with tied embeddings."""
+    """The recipe: `texts` documents read once by a Llama of 0.8 M parameters. Training takes the same `seed`."""
 
     seed: int = 0
     texts: int = 90_000
@@ -65,6 +65,7 @@ def pretrain(
 ) -> FitResult:
     """Trains a base model from scratch in `run_dir` (resumes there) and exports it to `run_dir/hf`."""
     tokenizer = make_tokenizer()
+    train = replace(config.train, seed=config.seed)
     examples = [
         Example(*encode(tokenizer, pieces), group=str(i))
         for i, pieces in enumerate(pretraining_texts(config.seed, config.texts, config.mixture))
@@ -72,7 +73,7 @@ def pretrain(
     result = fit(
         Llama(world_config(tokenizer), rngs=nnx.Rngs(config.seed)),
         examples,
-        config.train,
+        train,
         run_dir,
         progress=progress,
     )

@@ -102,14 +102,14 @@ def documents(seed: int, count: int) -> Iterator[dict[str, str]]:
 QUESTION_SETS = {
     "test": {"phrasing": "seen"},
     "phrasing": {"phrasing": "unseen"},
-    "longer": {"relations": (5, 6)},
+    "longer": {"relations": (6, 7)},
 }
 
 
 def questions(seed: int, count: int, split: str = "test") -> Iterator[dict[str, str]]:
     """Held-out questions in GSM8K's format, no question twice.
 
-    `split` is "test", "phrasing" (wordings never seen in pre-training) or "longer" (5 or 6 relations).
+    `split` is "test", "phrasing" (wordings never seen in pre-training) or "longer" (6 or 7 relations).
     Raises ValueError for another name.
     """
     if split not in QUESTION_SETS:
