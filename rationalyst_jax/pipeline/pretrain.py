@@ -20,7 +20,7 @@ from rationalyst_jax.world.vocabulary import make_tokenizer
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """The recipe: `texts` documents read once by a Llama of 0.8 M parameters. Training takes the same `seed`."""
+    """The recipe: `texts` documents read once by a Llama. Training takes the same `seed`."""
 
     seed: int = 0
     texts: int = 90_000
