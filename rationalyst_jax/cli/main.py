@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 class ConfigFile(ActionConfigFile):
     """A YAML file of options, whose mistakes are reported under its name."""
 
-    def __call__(self, parser, cfg, values, option_string=None):  # type: ignore[override]
+    def __call__(self, parser, cfg, values, option_string=None):
         try:
             super().__call__(parser, cfg, values, option_string)
         except (ArgumentError, TypeError, ValueError) as error:
