@@ -1,6 +1,7 @@
 """Good and bad inputs of every kind for the tests of the commands."""
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from rationalyst_jax.cli.main import main
 from rationalyst_jax.lm.checkpoint import abstract_llama
 from rationalyst_jax.lm.config import LlamaConfig
 from rationalyst_jax.lm.hf import save_llama
@@ -21,6 +23,11 @@ from rationalyst_jax.world.vocabulary import make_tokenizer
 QUESTION = "Ann has 3 apples. Ben has 1 more than Ann. How many apples do they have?"
 DOCUMENT = f"{QUESTION}\nBen has 3 + 1 = 4 apples.\nThe answer is 7."
 ANNOTATED = DOCUMENT.replace("Ben has 3 +", "<BOT>add<EOT>Ben has 3 +")
+
+
+def rationalyst(command: str) -> int:
+    """Runs a command line in this process and returns its exit status."""
+    return main(shlex.split(command))
 
 
 def random_llama(vocab_size: int, dtype: str = "float32", **changes: Any) -> Llama:
@@ -68,6 +75,7 @@ def write_files(root: Path) -> None:
     (root / "unknown_key.yaml").write_text("prompts: world\nnonsense: {key: 1}\n")
     (root / "not.yaml").write_text("prompts: [world\n")
     (root / "tau.yaml").write_text("prompts: world\nfilter: {tau: 0.5, decay: 0.8}\n")
+    (root / "random.yaml").write_text("task: gsm8k\nprompts: world\nreason: {strategy: random}\n")
     (root / "folder").mkdir()
     (root / "folder" / "something").write_text("x")
     (root / "empty_run" / "checkpoints").mkdir(parents=True)

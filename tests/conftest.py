@@ -22,3 +22,13 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("needs ../shared/data beside the project")
     return SHARED
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with good and bad inputs of every command."""
+    from cli_files import write_files  # imports jax, after the platform is chosen
+
+    root = tmp_path_factory.mktemp("cli")
+    write_files(root)
+    return root

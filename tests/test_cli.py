@@ -2,22 +2,23 @@
 
 import json
 import re
-import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import cli_files
 import jax
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from cli_files import ANNOTATED, write_files
+from cli_files import ANNOTATED, rationalyst
 
-from rationalyst_jax.cli import evaluate
+from rationalyst_jax.cli import evaluate, score
 from rationalyst_jax.cli.main import COMMANDS, main
 from rationalyst_jax.lm.generate import Engine, Generation
-from rationalyst_jax.mine.store import read_filtered, read_triples
+from rationalyst_jax.mine import likelihood_filter
+from rationalyst_jax.mine.store import Provenance, read_filtered, read_triples, write_filtered
 from rationalyst_jax.reason.traces import read_traces
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -31,21 +32,10 @@ def quick_compilation() -> Iterator[None]:
     jax.config.update("jax_disable_most_optimizations", False)
 
 
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("cli")
-    write_files(root)
-    return root
-
-
 @pytest.fixture(autouse=True)
 def here(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(files)
     monkeypatch.setenv("COLUMNS", "120")
-
-
-def rationalyst(command: str) -> int:
-    return main(shlex.split(command))
 
 
 def test_help_lists_every_command(capsys):
@@ -60,11 +50,12 @@ def test_help_lists_every_command(capsys):
 def test_help_and_mistakes_in_options_come_before_jax_is_imported():
     program = """
 import sys
-from rationalyst_jax.cli.main import main
-for name in ("train", "convert", "score", "stats", "evaluate", "calibrate", "world documents"):
+from rationalyst_jax.cli.main import COMMANDS, main
+for name in COMMANDS:
     assert main([*name.split(), "--nonsense", "1"]) == 2, name
 assert main(["--help"]) == 0
-assert not {"jax", "transformers", "scipy", "pyarrow"} & {*sys.modules}, sorted(sys.modules)
+slow = {"jax", "transformers", "scipy", "pyarrow"} & {*sys.modules}
+assert not slow, slow
 """
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
@@ -154,6 +145,37 @@ def test_filter_scores_and_decides(capsys):
     assert re.search(r"reason: below_tau +│ +4 ", out) and "gain (nats), 50% quantile" in out
 
 
+class Killed(Exception):
+    """Stands for the end of the process: no command catches it."""
+
+
+def test_killed_filtering_continues_and_leaves_its_result_alone(monkeypatch, capsys):
+    command = (
+        "filter --triples two.parquet --model model --prompts world --out {}/kept.parquet "
+        "--filter.row_length 128 --filter.rows_per_batch 1 --filter.block 1"
+    )
+    triples = [cli_files.triple(document, 0, 0.0) for document in ("d", "e")]
+    write_filtered("two.parquet", triples, Provenance("annotator", "world-1", {}))
+    assert rationalyst(command.format("whole")) == 0
+    score, asked = likelihood_filter.score, []
+
+    def dying(*arguments, **options):
+        asked.append(arguments)
+        if len(asked) == 2:
+            raise Killed
+        return score(*arguments, **options)
+
+    monkeypatch.setattr(likelihood_filter, "score", dying)
+    with pytest.raises(Killed):
+        rationalyst(command.format("killed"))
+    assert rationalyst(command.format("killed") + " --filter.tau 1") == 1
+    assert "other settings: filter.tau 0.0 -> 1.0" in capsys.readouterr().err
+    assert rationalyst(command.format("killed")) == 0
+    assert len(asked) == 3
+    assert Path("killed/kept.parquet").read_bytes() == Path("whole/kept.parquet").read_bytes()
+    assert [file.name for file in Path("killed").iterdir()] == ["kept.parquet"]
+
+
 def test_calibrate_finds_the_smallest_tau_for_a_precision(capsys):
     # by gain: 3 good, 2 good, 1 not, -1 not
     assert rationalyst("calibrate --scored filtered.parquet --labels labels.jsonl --precision 0.6") == 0
@@ -183,6 +205,28 @@ def test_score_is_additive_and_passes_other_keys_on(capsys):
     decayed = sum(0.9**t * logprob for t, logprob in enumerate(rest["logprobs"]))
     assert rest["decayed_sum"] == pytest.approx(decayed) and rest["name"] == "rest"
     assert re.search(r"pairs +│ +3 ", capsys.readouterr().out)
+
+
+def test_killed_scoring_of_pairs_continues(monkeypatch):
+    monkeypatch.setattr(score, "BLOCK", 2)
+    command = "score --model model --pairs pairs.jsonl --out {}/scores.jsonl"
+    assert rationalyst(command.format("whole_pairs")) == 0
+    real, asked = Engine.score, []
+
+    def dying(self, requests):
+        asked.append(requests)
+        if len(asked) == 2:
+            raise Killed
+        return real(self, requests)
+
+    monkeypatch.setattr(Engine, "score", dying)
+    with pytest.raises(Killed):
+        rationalyst(command.format("killed_pairs"))
+    assert rationalyst(command.format("killed_pairs") + " --decay 0.5") == 1
+    assert rationalyst(command.format("killed_pairs")) == 0
+    assert [len(requests) for requests in asked] == [2, 1, 1]
+    assert Path("killed_pairs/scores.jsonl").read_bytes() == Path("whole_pairs/scores.jsonl").read_bytes()
+    assert [file.name for file in Path("killed_pairs").iterdir()] == ["scores.jsonl"]
 
 
 def test_stats_counts_shared_tokens(capsys):

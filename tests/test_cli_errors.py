@@ -1,22 +1,14 @@
 """Whatever is wrong with the input, a command says so in one line that names it, and fails."""
 
-import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cli_files import write_files
+from cli_files import rationalyst
 
 from rationalyst_jax.cli import demo
-from rationalyst_jax.cli.main import COMMANDS, main
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("cli")
-    write_files(root)
-    return root
+from rationalyst_jax.cli.main import COMMANDS
 
 
 @pytest.fixture(autouse=True)
@@ -27,15 +19,11 @@ def here(files: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     shutil.rmtree("x", ignore_errors=True)
 
 
-def rationalyst(command: str) -> int:
-    return main(shlex.split(command))
-
-
 MODEL_COMMANDS = {
     "mine": "mine --documents documents.jsonl --prompts world --out x --model {}",
     "filter": "filter --triples filtered.parquet --prompts world --out x --model {}",
     "train": "train --rationales filtered.parquet --prompts world --run_dir x --model {}",
-    "reason": "reason --task gsm8k --questions questions.jsonl --prompts world --out x --agent {}",
+    "reason": "reason --config random.yaml --questions questions.jsonl --out x --agent {}",
     "score": "score --pairs pairs.jsonl --out x --model {}",
 }
 BAD_MODELS = {
@@ -46,13 +34,14 @@ BAD_MODELS = {
     "unreadable": "unreadable/tokenizer.json: not a readable tokenizer",
 }
 REASON = "reason --task gsm8k --questions questions.jsonl --agent model --prompts world --out x"
+RANDOM = f"{REASON} --config random.yaml"
 FILTER = "filter --triples filtered.parquet --model model --prompts world --out x"
 TRAIN = "train --rationales filtered.parquet --model model --prompts world --run_dir x"
 EVALUATE = "evaluate --task gsm8k --questions questions.jsonl --traces"
 CALIBRATE = "calibrate --scored filtered.parquet --labels"
 BAD_INPUT = {
     "mine --documents nowhere.jsonl --model model --prompts world --out x": "nowhere.jsonl: No such file",
-    "mine --documents text.jsonl --model model --prompts world --out x": "text.jsonl:1: not a row of JSON",
+    "mine --documents text.jsonl --model model --prompts world --out x": "text.jsonl:1: not JSON",
     "mine --documents pairs.jsonl --model model --prompts world --out x": "pairs.jsonl:1: no 'text'",
     "mine --annotations nowhere.jsonl --prompts world --out x": "nowhere.jsonl: No such file",
     "mine --annotations documents.jsonl --prompts world --out x": "documents.jsonl:1: no 'input'",
@@ -73,9 +62,9 @@ BAD_INPUT = {
     TRAIN.replace("filtered.parquet", "text.jsonl"): "text.jsonl",
     TRAIN.replace("filtered", "none_kept"): "none_kept.parquet: no kept",
     f"{TRAIN} --train.row_length 4": "no example to train on (4 longer than 4 tokens)",
-    REASON.replace("gsm8k", "gsm9k"): "unknown task 'gsm9k'",
-    REASON.replace("questions.jsonl", "no_answer.jsonl"): "no_answer.jsonl:1: 'answer' must end in",
-    REASON.replace("questions.jsonl", "nowhere.jsonl"): "nowhere.jsonl: No such file",
+    RANDOM.replace("gsm8k", "gsm9k"): "unknown task 'gsm9k'",
+    RANDOM.replace("questions.jsonl", "no_answer.jsonl"): "no_answer.jsonl:1: 'answer' must end in",
+    RANDOM.replace("questions.jsonl", "nowhere.jsonl"): "nowhere.jsonl: No such file",
     f"{REASON} --reason.strategy guess": "no strategy 'guess'",
     REASON: "strategy 'implicit' needs a rationalyst",
     f"{REASON} --rationalyst nowhere": "nowhere: no such checkpoint folder",
@@ -92,12 +81,12 @@ BAD_INPUT = {
     "convert --source model --target x --tokenizer folder": "folder: no tokenizer.json",
     "score --model model --pairs nowhere.jsonl --out x": "nowhere.jsonl: No such file",
     "score --model model --pairs text.jsonl --out x": "text.jsonl:1: not JSON",
-    "score --model model --pairs documents.jsonl --out x": "documents.jsonl:1: 'context' must be text",
+    "score --model model --pairs documents.jsonl --out x": "documents.jsonl:1: no 'context'",
     "score --model model --pairs no_continuation.jsonl --out x": "no_continuation.jsonl:2: 'continuation'",
     "stats --triples nowhere.parquet --tokenizer model --prompts world": "nowhere.parquet: no such file",
     "stats --triples filtered.parquet --tokenizer folder --prompts world": "folder: no tokenizer.json",
     "stats --triples filtered.parquet --tokenizer model --prompts wurld": "no prompts named 'wurld'",
-    "stats --annotations text.jsonl --tokenizer model --prompts world": "text.jsonl:1: not a row of JSON",
+    "stats --annotations text.jsonl --tokenizer model --prompts world": "text.jsonl:1: not JSON",
     "world documents --out text.jsonl/x --count 1": "text.jsonl",
     "world questions --out x --count 1 --split nope": "unknown question set 'nope'",
     "demo --model nowhere --run_dir x": "nowhere: no such checkpoint folder",
@@ -151,7 +140,7 @@ def test_bad_usage_gets_one_line(command, capsys):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_unknown_options_and_keys_get_one_line(command, capsys):
     assert_one_line(capsys, rationalyst(f"{command} --nonsense 1"), 2, "nonsense")
-    assert_one_line(capsys, rationalyst(f"{command} --config unknown_key.yaml"), 2, "nonsense.key")
+    assert_one_line(capsys, rationalyst(f"{command} --config unknown_key.yaml"), 2, "unknown_key.yaml: ")
     assert_one_line(capsys, rationalyst(f"{command} --config not.yaml"), 2, "not.yaml: ")
     assert_one_line(capsys, rationalyst(f"{command} --config"), 2, "--config")
 

@@ -13,17 +13,14 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from rationalyst_jax.lm.config import LlamaConfig
+from rationalyst_jax.lm.likelihood import score
 from rationalyst_jax.lm.llama import Llama, tree_attend
 from rationalyst_jax.lm.prompt import Prompt, PromptSet, load_prompts, render
-from rationalyst_jax.lm.tokenizer import load_tokenizer
+from rationalyst_jax.lm.tokenizer import load_tokenizer, marker_ids
+from rationalyst_jax.mine import likelihood_filter
+from rationalyst_jax.mine.config import FilterConfig
 from rationalyst_jax.mine.documents import Document, read_annotations
-from rationalyst_jax.mine.likelihood_filter import (
-    FilterConfig,
-    ScoredTriple,
-    decide,
-    marker_ids,
-    score_triples,
-)
+from rationalyst_jax.mine.likelihood_filter import ScoredTriple, decide, score_triples
 from rationalyst_jax.mine.parse import parse
 from rationalyst_jax.mine.triples import cut_triples, extract
 
@@ -130,11 +127,11 @@ REDUCTIONS = {
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("suppress", [(), ("<BOT>", "<EOT>")])
-def test_gains_are_those_of_separate_sequences(model, tokenizer, reduction, suppress):
+def test_gains_are_those_of_separate_sequences(model, tokenizer, reduction, suppress, tmp_path):
     triples = make_triples()
     config = FilterConfig(reduction=reduction, suppress=suppress, row_length=64, rows_per_batch=2, block=2)
     done = []
-    scored = score_triples(triples, model, tokenizer, PROMPTS, config, done.append)
+    scored = score_triples(triples, model, tokenizer, PROMPTS, config, tmp_path / "scores.jsonl", done.append)
     assert sum(done) == len(triples) == 5
     for triple, row in zip(triples, scored, strict=True):
         ids = marker_ids(tokenizer, suppress)
@@ -146,20 +143,26 @@ def test_gains_are_those_of_separate_sequences(model, tokenizer, reduction, supp
     assert len({round(gain, 3) for gain in gains(scored)}) == 5  # the model does tell them apart
 
 
-def test_masking_the_markers_changes_gains(model, tokenizer):
+def test_masking_the_markers_changes_gains(model, tokenizer, tmp_path):
     triples = make_triples()
     config = FilterConfig(row_length=64)
-    plain = gains(score_triples(triples, model, tokenizer, PROMPTS, config))
-    masked = gains(score_triples(triples, model, tokenizer, PROMPTS, replace(config, suppress=("<BOT>",))))
+    plain, masked = (
+        gains(score_triples(triples, model, tokenizer, PROMPTS, one, tmp_path / f"{len(one.suppress)}.jsonl"))
+        for one in (config, replace(config, suppress=("<BOT>",)))
+    )
     assert len(plain) == len(masked) == 5
     assert all(abs(m - p) > 1e-4 for m, p in zip(masked, plain, strict=True))
 
 
-def test_documents_too_long_for_a_row_are_split_and_single_triples_dropped(model, tokenizer):
+def test_documents_too_long_for_a_row_are_split_and_single_triples_dropped(model, tokenizer, tmp_path):
     triples = make_triples()
-    wide = score_triples(triples, model, tokenizer, PROMPTS, FilterConfig(row_length=128))
     # Document a's tree needs more than 24 tokens, each of its first two triples alone fewer; the third more.
-    narrow = score_triples(triples, model, tokenizer, PROMPTS, FilterConfig(row_length=24))
+    wide, narrow = (
+        score_triples(
+            triples, model, tokenizer, PROMPTS, FilterConfig(row_length=length), tmp_path / f"{length}.jsonl"
+        )
+        for length in (128, 24)
+    )
     assert [row.gain is None for row in narrow] == [False, False, True, False, False]
     for a, b in zip(wide, narrow, strict=True):
         assert b.gain is None or b.gain == pytest.approx(a.gain, abs=1e-4)
@@ -168,16 +171,51 @@ def test_documents_too_long_for_a_row_are_split_and_single_triples_dropped(model
     assert [row.kept for row in filtered] == [True, True, False, True, True]
 
 
-def test_a_marker_that_is_not_one_token_is_an_error(model, tokenizer):
+@pytest.mark.parametrize("left", [0, 1, 2, 2.5])
+def test_killed_scoring_continues_with_the_same_bytes(model, tokenizer, tmp_path, left, monkeypatch):
+    triples, config = make_triples(), FilterConfig(row_length=64, block=1)
+    path = tmp_path / "scores.jsonl"
+    scored = score_triples(triples, model, tokenizer, PROMPTS, config, path)
+    whole = path.read_bytes()
+    ends = [i + 1 for i, byte in enumerate(whole) if byte == ord("\n")]
+    path.write_bytes(whole[: [0, *ends][int(left)] + (9 if left % 1 else 0)])
+    asked, done = [], []
+
+    def counting(model, groups, **options):
+        asked.extend(groups)
+        return score(model, groups, **options)
+
+    monkeypatch.setattr(likelihood_filter, "score", counting)
+    assert score_triples(triples, model, tokenizer, PROMPTS, config, path, done.append) == scored
+    assert path.read_bytes() == whole
+    assert sum(done) == len(triples) and len(asked) == 3 - int(left)
+
+
+def test_scores_of_other_documents_are_refused_and_kept(model, tokenizer, tmp_path):
+    triples, config = make_triples(), FilterConfig(row_length=64, block=1)
+    path = tmp_path / "scores.jsonl"
+    score_triples(triples, model, tokenizer, PROMPTS, config, path)
+    whole = path.read_bytes()
+    for others, message in {
+        tuple(triples[1:]): r"scores.jsonl:1: scores 'a', this run has 'a' there",
+        tuple(triples[3:]): r"scores.jsonl: holds 3 rows, this run has only 2",
+        (*triples[3:], *triples[:3]): r"scores.jsonl:1: scores 'a', this run has 'b' there",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            score_triples(others, model, tokenizer, PROMPTS, config, path)
+        assert path.read_bytes() == whole
+
+
+def test_a_marker_that_is_not_one_token_is_an_error(model, tokenizer, tmp_path):
+    config = FilterConfig(suppress=("one two",))
     with pytest.raises(ValueError, match=r"suppress: 'one two' is 3 tokens of this tokenizer, not one"):
-        score_triples(make_triples(), model, tokenizer, PROMPTS, FilterConfig(suppress=("one two",)))
+        score_triples(make_triples(), model, tokenizer, PROMPTS, config, tmp_path / "scores.jsonl")
 
 
-def test_a_likelihood_that_is_not_finite_is_an_error(model, tokenizer):
+def test_a_likelihood_that_is_not_finite_is_an_error(model, tokenizer, tmp_path):
+    config = FilterConfig(suppress=("three",), row_length=64)
     with pytest.raises(ValueError, match=r"document 'a', rationale 0: log-likelihood .* is -inf without"):
-        score_triples(
-            make_triples(), model, tokenizer, PROMPTS, FilterConfig(suppress=("three",), row_length=64)
-        )
+        score_triples(make_triples(), model, tokenizer, PROMPTS, config, tmp_path / "scores.jsonl")
 
 
 def scored(gains_by_source):
@@ -235,13 +273,14 @@ def test_random_keeps_as_many_of_each_source_and_is_seeded():
     assert decide(by_gain, config) == drawn  # filtered triples can be decided anew
 
 
-def test_real_triples_are_scored_with_the_real_tokenizer(shared):
+def test_real_triples_are_scored_with_the_real_tokenizer(shared, tmp_path):
     """Two real documents in the chat template, random weights: gains equal those of separate sequences."""
     tokenizer = load_tokenizer(shared / "llama3_tokenizer")
     prompts = load_prompts("llama3")
     model = tiny_llama(len(tokenizer))
     triples = extract(read_annotations(shared / "rationalyst" / "extractor_output.jsonl")[:2]).triples
-    scored = score_triples(triples, model, tokenizer, prompts, FilterConfig(rows_per_batch=1))
+    config = FilterConfig(rows_per_batch=1)
+    scored = score_triples(triples, model, tokenizer, prompts, config, tmp_path / "scores.jsonl")
     weights = REDUCTIONS["decayed_sum"]
     expected = [separate_gain(model, tokenizer, prompts, triple, weights, length=1024) for triple in triples]
     assert gains(scored) == pytest.approx(expected, abs=1e-3)

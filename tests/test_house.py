@@ -5,14 +5,16 @@ import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "rationalyst_jax"
-LAYERS = ("lm", "world", "mine", "train", "reason", "evaluate", "report", "pipeline", "cli")  # lowest first
+LAYERS: Sequence[str] = (
+    "files lm world mine train reason evaluate report pipeline cli".split()
+)  # lowest first
 SIBLINGS = {"mine", "train", "reason", "evaluate"}  # these meet in files and in pipeline only
 
 

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from rationalyst_jax.lm.attention import tree_attention
 from rationalyst_jax.lm.config import LlamaConfig
-from rationalyst_jax.lm.likelihood import Pair, reduce_logprobs, score, token_logprobs
+from rationalyst_jax.lm.likelihood import Pair, score, token_logprobs
 from rationalyst_jax.lm.llama import Llama, tree_attend
 from rationalyst_jax.lm.prompt import load_prompts, render
+from rationalyst_jax.lm.reduction import reduce_logprobs
 from rationalyst_jax.lm.tokenizer import load_tokenizer
 from rationalyst_jax.lm.tree import build_tree, pack
 from rationalyst_jax.mine.documents import read_annotations

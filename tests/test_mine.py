@@ -14,8 +14,9 @@ from rationalyst_jax.lm.hf import load_llama
 from rationalyst_jax.lm.prompt import Prompt, PromptSet, load_prompts
 from rationalyst_jax.lm.tokenizer import load_tokenizer
 from rationalyst_jax.mine import annotate as annotate_module
-from rationalyst_jax.mine.annotate import AnnotateConfig, annotate, document_seed
+from rationalyst_jax.mine.annotate import annotate, document_seed
 from rationalyst_jax.mine.calibrate import LabeledGain, calibrate
+from rationalyst_jax.mine.config import AnnotateConfig
 from rationalyst_jax.mine.documents import Annotation, Document, read_annotations, read_documents
 from rationalyst_jax.mine.likelihood_filter import FilteredTriple
 from rationalyst_jax.mine.store import (
@@ -53,13 +54,13 @@ def test_documents_are_read_with_defaults_for_id_and_source(tmp_path):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ("{", "not a row of JSON"),
-        ([1], "expected a JSON object, found list"),
+        ("{", "not JSON"),
+        ([1], "expected an object, found [1]"),
         ({"id": "b"}, "no 'text'"),
-        ({"id": "b", "text": 3}, "'text' must be a string, found 3"),
-        ({"id": 7, "text": "b"}, "'id' must be a string, found 7"),
+        ({"id": "b", "text": 3}, "'text' must be text, found 3"),
+        ({"id": 7, "text": "b"}, "'id' must be text, found 7"),
         ({"id": "b", "text": " \n"}, "'text' is empty"),
-        ({"id": "a", "text": "b"}, "id 'a' was used before, on line 1"),
+        ({"id": "a", "text": "b"}, "id 'a' was used before, at "),
         ('{"id": "b", "text": "\\ud800"}', "'text' is not Unicode text"),
     ],
 )
@@ -73,7 +74,7 @@ def test_a_bad_row_is_named_by_file_and_line(tmp_path, row, message):
 
 def test_bytes_that_are_no_utf8_and_missing_files_are_named(tmp_path):
     (tmp_path / "d.jsonl").write_bytes(b'{"text": "\xff"}\n')
-    with pytest.raises(ValueError, match=r"d\.jsonl:1: not a row of JSON"):
+    with pytest.raises(ValueError, match=r"d\.jsonl:1: not JSON"):
         read_documents(tmp_path / "d.jsonl")
     with pytest.raises(FileNotFoundError, match=r"none\.jsonl"):
         read_documents(tmp_path / "none.jsonl")
@@ -92,7 +93,8 @@ def test_text_annotated_elsewhere_is_imported(tmp_path):
 class CopyingEngine:
     """Writes each document's length, its seed and, after `patience` calls, nothing more."""
 
-    def __init__(self, patience: int | None = None):
+    def __init__(self, patience: int | None = None, positions: int = 100):
+        self.model = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=positions))
         self.patience = patience
         self.requests = []
 
@@ -165,10 +167,10 @@ def test_annotations_of_other_documents_are_refused_and_kept(tmp_path, tokenizer
     path = tmp_path / "a.jsonl"
     run_annotate(path, CopyingEngine(), tokenizer)
     before = path.read_bytes()
-    with pytest.raises(ValueError, match=r"a\.jsonl:3: annotates 'd2', this run has no document there"):
+    with pytest.raises(ValueError, match=r"a\.jsonl: holds 10 rows, this run has only 2"):
         run_annotate(path, CopyingEngine(), tokenizer, documents=DOCUMENTS[:2])
-    with pytest.raises(ValueError, match=r"a\.jsonl:1: annotates 'd0', this run has 'd1' there"):
-        run_annotate(path, CopyingEngine(), tokenizer, documents=DOCUMENTS[1:])
+    with pytest.raises(ValueError, match=r"a\.jsonl:1: annotates 'd0', this run has 'd9' there"):
+        run_annotate(path, CopyingEngine(), tokenizer, documents=DOCUMENTS[::-1])
     assert path.read_bytes() == before
 
 
@@ -177,6 +179,9 @@ def test_documents_that_are_too_long_are_left_out_by_name(tmp_path, tokenizer):
     annotations = run_annotate(tmp_path / "a.jsonl", engine, tokenizer, max_document_tokens=4)
     assert [a.finish for a in annotations] == ["stop"] * 3 + ["too_long"] * 4 + ["stop"] * 3
     assert engine.requests[3].seed == document_seed(0, 7)  # a seed goes with the place in the run
+    # A prompt (here the document itself) and its copy must fit in the model's positions.
+    annotations = run_annotate(tmp_path / "b.jsonl", CopyingEngine(positions=8), tokenizer)
+    assert [a.finish for a in annotations] == ["stop"] * 3 + ["too_long"] * 4 + ["stop"] * 3
 
 
 def test_a_real_model_annotates_and_a_killed_run_continues_with_the_same_bytes(tmp_path):

@@ -1,22 +1,26 @@
 """The whole experiment, small: every stage runs, a killed run ends as an uninterrupted one."""
 
+import io
 import json
-import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from rationalyst_jax.files.settings import differences
 from rationalyst_jax.lm.generate import Engine
-from rationalyst_jax.mine.annotate import AnnotateConfig
-from rationalyst_jax.mine.likelihood_filter import FilterConfig
+from rationalyst_jax.mine.config import AnnotateConfig, FilterConfig
+from rationalyst_jax.pipeline import experiment
 from rationalyst_jax.pipeline.config import ExperimentConfig, Rationalyst, Run, WorldData
 from rationalyst_jax.pipeline.experiment import run
+from rationalyst_jax.pipeline.stages import RunDir
 from rationalyst_jax.reason.config import ReasonConfig
 from rationalyst_jax.train.config import TrainConfig
 
@@ -30,9 +34,9 @@ def small(run_dir: Path) -> ExperimentConfig:
         prompts="world",
         world=WorldData(documents=32, questions=16),
         annotate=AnnotateConfig(block=16, length_bucket=32, length_margin=48),
-        filter=FilterConfig(tau=0.1, suppress=("<BOT>",), row_length=512),
+        filter=FilterConfig(tau=0.1, suppress=("<BOT>",), row_length=512, block=8),
         train=TrainConfig(
-            steps=4, batch_examples=4, row_length=320, microbatch_rows=2, save_every=2, validate_every=2
+            steps=6, batch_examples=4, row_length=320, microbatch_rows=2, save_every=2, validate_every=2
         ),
         reason=ReasonConfig(
             max_steps=7, max_step_tokens=32, max_rationale_tokens=32, suppress=("<BOT>",), block=8
@@ -111,7 +115,7 @@ def test_a_full_run_continues_a_short_one(finished):
 def test_a_run_directory_of_another_config_is_refused_naming_what_differs(finished):
     run_dir, _ = finished
     other = replace(small(run_dir), filter=replace(small(run_dir).filter, tau=0.7))
-    with pytest.raises(ValueError, match=r"made with another config: filter.tau 0.1 -> 0.7"):
+    with pytest.raises(ValueError, match=r"made with other settings: filter.tau 0.1 -> 0.7"):
         run(other, full=False, console=CONSOLE)
 
 
@@ -123,9 +127,9 @@ def test_a_run_that_wants_a_rationalyst_nobody_makes_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (Run("best"), "run 'x' wants strategy 'best' of greedy"),
+        (Run("best"), "run 'x': reason: no strategy 'best', only greedy"),
         (Run("random", questions="easy"), "run 'x' wants questions 'easy' of test"),
-        (Run("implicit"), r"run 'x' \(implicit\) names no rationalyst"),
+        (Run("implicit"), "run 'x': reason: strategy 'implicit' needs a rationalyst"),
     ],
 )
 def test_a_run_that_cannot_be_done_is_refused_before_anything_is_written(tmp_path, wrong, message):
@@ -134,23 +138,149 @@ def test_a_run_that_cannot_be_done_is_refused_before_anything_is_written(tmp_pat
     assert not (tmp_path / "run").exists()
 
 
+def test_a_stage_may_not_have_a_seed_of_its_own(tmp_path):
+    config = small(tmp_path)
+    with pytest.raises(ValueError, match=r"experiment: train.seed is 3, but the whole has seed 0"):
+        replace(config, train=replace(config.train, seed=3))
+    assert replace(config, seed=7).reason.seed == 7
+
+
+def test_a_run_directory_may_be_moved_but_not_its_input_be_changed(finished, tmp_path, monkeypatch):
+    moved = tmp_path / "moved"
+    shutil.copytree(finished[0], moved)
+    assert conclusions(run(small(moved), full=False, console=CONSOLE)) == conclusions(finished[1])
+    monkeypatch.setattr(experiment, "fingerprint", lambda path: "another")
+    with pytest.raises(ValueError, match=r"made with other settings: inputs.model '\w{16}' -> 'another'"):
+        run(small(moved), full=False, console=CONSOLE)
+
+
+def test_changed_input_files_are_other_settings(tmp_path):
+    documents, questions = tmp_path / "d.jsonl", tmp_path / "q.jsonl"
+    documents.write_text('{"text": "one"}\n')
+    questions.write_text('{"question": "?", "answer": "#### 1"}\n')
+    files = {"world": None, "documents": str(documents), "questions": {"test": str(questions)}}
+    config = replace(small(tmp_path), **files)
+    before = experiment.Stages(config, CONSOLE).settings()
+    documents.write_text('{"text": "two"}\n')
+    after = experiment.Stages(config, CONSOLE).settings()
+    assert [line.split()[0] for line in differences(before, after)] == [f"inputs.{documents}"]
+
+
+def test_other_versions_of_packages_are_told(finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "run")
+    versions = tmp_path / "run" / "versions.json"
+    versions.write_text(json.dumps({**json.loads(versions.read_text()), "jax": "0.0.1"}))
+    said = io.StringIO()
+    console = Console(file=said, width=200)
+    RunDir(tmp_path / "run", experiment.Stages(small(tmp_path), CONSOLE).settings(), console)
+    assert "was begun with other versions: jax '0.0.1' -> " in said.getvalue()
+
+
+# A stage, what it and its marker leave behind, and where in it the process dies (at which call of which
+# function). Half of what `append_rows` was given is on the disk by then.
+KILLS = {
+    "data": (["data", "stages/data.json"], "pipeline.experiment.write_rows", 2),
+    "annotate": (["mine/annotations.jsonl", "stages/annotate.json"], "mine.annotate.append_rows", 2),
+    "filter": (["mine/scores.jsonl", "stages/filter.json"], "mine.likelihood_filter.append_rows", 3),
+    "train": (["train", "stages/train_*"], "train.loop.train_step", 4),
+    "reason": (["reason", "stages/reason_*"], "reason.traces.append_rows", 4),
+    "evaluate": (["summary.json"], "pipeline.experiment.compare", 1),
+}
+DYING = """
+import importlib, os, signal, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from test_pipeline import CONSOLE, run, small
+module, name = ("rationalyst_jax." + sys.argv[3]).rsplit(".", 1)
+module = importlib.import_module(module)
+real, left = getattr(module, name), int(sys.argv[4])
+
+def dying(*arguments, **options):
+    global left
+    left -= 1
+    if left == 0:
+        if name == "append_rows":
+            path, rows = arguments
+            before = path.read_bytes()
+            real(path, rows)
+            path.write_bytes(before + path.read_bytes()[len(before):][:-40])
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(*arguments, **options)
+
+setattr(module, name, dying)
+run(small(Path(sys.argv[1])), full=False, console=CONSOLE)
+"""
+
+
+SLOW_KILLS = [name if name == "reason" else pytest.param(name, marks=pytest.mark.slow) for name in KILLS]
+
+
+@pytest.mark.parametrize("stage", SLOW_KILLS)
+def test_a_run_killed_with_kill_9_in_a_stage_ends_the_same(finished, tmp_path, stage):
+    run_dir = tmp_path / "run"
+    shutil.copytree(finished[0], run_dir)
+    for later in list(KILLS)[list(KILLS).index(stage) :]:  # as if the run had just come to this stage
+        for output in (file for pattern in KILLS[later][0] for file in run_dir.glob(pattern)):
+            shutil.rmtree(output) if output.is_dir() else output.unlink()
+    _, where, calls = KILLS[stage]
+    tests = str(Path(__file__).parent)
+    killed = subprocess.run([sys.executable, "-c", DYING, str(run_dir), tests, where, str(calls)])
+    assert killed.returncode == -signal.SIGKILL and not (run_dir / "summary.json").exists()
+    assert conclusions(run(small(run_dir), full=False, console=CONSOLE)) == conclusions(finished[1])
+    for file in ("mine/annotations.jsonl", "mine/scores.jsonl", "reason/implicit.jsonl"):
+        assert (run_dir / file).read_bytes() == (finished[0] / file).read_bytes()
+
+
+# The demo itself, as a user starts it.
+
+
+def rationalyst_demo(run_dir: Path) -> list[str]:
+    config = Path(__file__).parents[1] / "configs" / "demo.yaml"
+    command = f"-m rationalyst_jax.cli.main demo --config {config} --run_dir {run_dir}"
+    return [sys.executable, *command.split()]
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory) -> Path:
+    run_dir = tmp_path_factory.mktemp("demo") / "run"
+    subprocess.run(rationalyst_demo(run_dir), check=True)
+    return run_dir
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["data", "annotate", "filter", "train rationalyst", "reason random"])
-def test_the_demo_killed_with_kill_9_after_each_stage_began_ends_the_same(finished, tmp_path, stage):
-    script = (
-        "import sys; sys.path.insert(0, sys.argv[2]); from test_pipeline import *; "
-        "run(small(Path(sys.argv[1])), full=False, console=CONSOLE)"
+def test_the_demo_shows_what_it_is_for(demo):
+    strategies = json.loads((demo / "summary.json").read_text())["strategies"]
+    implicit = strategies["implicit"]
+    assert implicit["n"] >= 500
+    assert implicit["accuracy"] - strategies["random"]["accuracy"] >= 0.10 and implicit["p_vs_random"] < 0.01
+    assert implicit["accuracy"] > strategies["likelihood"]["accuracy"] and implicit["p_vs_likelihood"] < 0.01
+
+
+def lines_in(pattern: str, count: int) -> Callable[[Path], bool]:
+    """Whether some file of a run directory has so many lines."""
+    return lambda run_dir: any(file.read_bytes().count(b"\n") >= count for file in run_dir.glob(pattern))
+
+
+@pytest.mark.slow
+def test_the_demo_killed_with_kill_9_in_every_stage_ends_the_same(demo, tmp_path):
+    run_dir = tmp_path / "run"
+    signs = {
+        "data": lambda run_dir: (run_dir / "config.json").exists(),
+        "annotate": lines_in("mine/annotations.jsonl", 128),
+        "filter": lines_in("mine/scores.jsonl", 256),
+        "train": lines_in("train/rationalyst/metrics.jsonl", 30),
+        "reason": lines_in("reason/implicit.jsonl", 256),
+        "evaluate": lambda run_dir: (run_dir / "stages" / "reason_untuned_RATIONALYST.json").exists(),
+    }
+    for stage, sign in signs.items():
+        process = subprocess.Popen(rationalyst_demo(run_dir))
+        while not sign(run_dir) and process.poll() is None:
+            time.sleep(0.001)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL, stage
+        assert not (run_dir / "summary.json").exists(), stage
+    subprocess.run(rationalyst_demo(run_dir), check=True)
+    ended, uninterrupted = (
+        conclusions(json.loads((folder / "summary.json").read_text())) for folder in (run_dir, demo)
     )
-    command = [sys.executable, "-c", script, str(tmp_path), str(Path(__file__).parent)]
-    before = {"data": None, "annotate": "data", "filter": "annotate", "train rationalyst": "filter"}
-    marker = before.get(stage, "train_rationalyst")
-    process = subprocess.Popen(command)
-    while marker and not (tmp_path / "stages" / f"{marker}.json").exists() and process.poll() is None:
-        time.sleep(0.01)
-    time.sleep(1.0)  # into the stage
-    os.kill(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    assert not (tmp_path / "summary.json").exists()
-    subprocess.run(command, check=True)
-    summary = json.loads((tmp_path / "summary.json").read_text())
-    assert conclusions(summary) == conclusions(finished[1])
+    assert ended == uninterrupted

@@ -305,11 +305,22 @@ def test_the_given_model_is_left_alone_and_the_trained_one_keeps_its_dtype(tmp_p
 
 
 def test_resuming_another_run_lists_the_differences(tmp_path):
-    fit(tiny_model(), random_examples(60), FAST, tmp_path)
+    fit(tiny_model(), random_examples(60), FAST, tmp_path, starts_from="a")
     other = replace(FAST, peak_learning_rate=1e-3)
-    differences = r"another run: examples \w+ -> \w+; peak_learning_rate 0\.01 -> 0\.001$"
+    differences = (
+        r"another run: peak_learning_rate 0\.01 -> 0\.001; starts_from 'a' -> 'b'; examples '\w+' -> '\w+'$"
+    )
     with pytest.raises(ValueError, match=differences):
-        fit(tiny_model(), random_examples(61), other, tmp_path)
+        fit(tiny_model(), random_examples(61), other, tmp_path, starts_from="b")
+
+
+def test_rematerialisation_changes_nothing_but_what_is_kept(tmp_path):
+    model = tiny_model()
+    kept = fit(model, random_examples(20), FAST, tmp_path / "kept").model
+    again = fit(model, random_examples(20), replace(FAST, remat=True), tmp_path / "again").model
+    assert again.remat and not kept.remat and not model.remat
+    for a, b in zip(jax.tree.leaves(nnx.state(kept)), jax.tree.leaves(nnx.state(again)), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
 
 
 def test_the_step_is_compiled_once(tmp_path):

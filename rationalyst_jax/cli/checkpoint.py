@@ -5,7 +5,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from rationalyst_jax.lm.hf import load_config, load_llama
+from rationalyst_jax.lm.hf import fingerprint, load_config, load_llama
 from rationalyst_jax.lm.llama import Llama
 from rationalyst_jax.lm.tokenizer import load_tokenizer
 from rationalyst_jax.world.checkpoint import checkpoint_path
@@ -16,6 +16,7 @@ class Checkpoint:
     """A Hugging Face checkpoint folder whose tokenizer fits the model."""
 
     path: Path
+    fingerprint: str
     tokenizer: PreTrainedTokenizerBase
 
     def load(self) -> Llama:
@@ -35,4 +36,4 @@ def open_checkpoint(name_or_path: str) -> Checkpoint:
         raise ValueError(
             f"{path}: the tokenizer has {len(tokenizer)} tokens, the model only {config.vocab_size}"
         )
-    return Checkpoint(path, tokenizer)
+    return Checkpoint(path, fingerprint(path), tokenizer)

@@ -35,9 +35,9 @@ def run(
     import jax
     from flax import nnx
 
-    from rationalyst_jax.cli.trained import load_trained
     from rationalyst_jax.lm.checkpoint import WEIGHTS, load_orbax, save_orbax
     from rationalyst_jax.lm.hf import load_llama, save_llama
+    from rationalyst_jax.train.checkpoints import load_trained
 
     if not source.is_dir():
         raise FileNotFoundError(f"{source}: no such checkpoint folder")

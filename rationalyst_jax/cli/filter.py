@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from rationalyst_jax.mine.likelihood_filter import FilterConfig
+from rationalyst_jax.mine.config import FilterConfig
 from rationalyst_jax.report.progress import track
 from rationalyst_jax.report.tables import counts_table
 
@@ -19,9 +19,11 @@ def run(triples: Path, model: str, prompts: str, out: Path, filter: FilterConfig
         triples: Parquet file of triples.
         model: Checkpoint folder of the scoring model ("world": the one shipped).
         prompts: A shipped prompt set (llama3, world) or a YAML file.
-        out: Parquet file to write, with both log-likelihoods, gain, and why each was kept or not.
+        out: Parquet file to write, with both log-likelihoods, gain, and why each was kept or not. Until it is
+            written, scores go to <out>.scores.jsonl, where a killed run continues.
     """
     from rationalyst_jax.cli.checkpoint import open_checkpoint
+    from rationalyst_jax.files.settings import claim, file_digest
     from rationalyst_jax.lm.prompt import load_prompts
     from rationalyst_jax.mine.likelihood_filter import decide, score_triples
     from rationalyst_jax.mine.store import Provenance, read_provenance, read_triples, write_filtered
@@ -29,12 +31,17 @@ def run(triples: Path, model: str, prompts: str, out: Path, filter: FilterConfig
     console = Console()
     prompt_set, found, origin = load_prompts(prompts), read_triples(triples), read_provenance(triples)
     checkpoint = open_checkpoint(model)
+    scores, settings = (out.with_name(f"{out.name}.scores.{end}") for end in ("jsonl", "config.json"))
+    asked = {"triples": file_digest(triples), "model": checkpoint.fingerprint, "prompts": prompt_set.version}
+    claim(settings, {**asked, "filter": asdict(filter)}, scores)
+    scorer = checkpoint.load(), checkpoint.tokenizer
     with track(console, "rationales scored", len(found)) as advance:
-        scored = score_triples(found, checkpoint.load(), checkpoint.tokenizer, prompt_set, filter, advance)
+        scored = score_triples(found, *scorer, prompt_set, filter, scores, advance)
     decided = decide(scored, filter)
-    scorer = {"filter": asdict(filter), "filter_model": model, "filter_prompts": prompt_set.version}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_filtered(out, decided, Provenance(origin.model, origin.prompt_version, {**origin.config, **scorer}))
+    by = {"filter": asdict(filter), "filter_model": model, "filter_prompts": prompt_set.version}
+    write_filtered(out, decided, Provenance(origin.model, origin.prompt_version, {**origin.config, **by}))
+    for file in (scores, settings):
+        file.unlink()
 
     rows: dict[str, object] = {"rationales": len(decided), "kept": sum(triple.kept for triple in decided)}
     rows |= {f"reason: {reason}": n for reason, n in Counter(t.reason for t in decided).most_common()}

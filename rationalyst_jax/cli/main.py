@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
+import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser  # pyright: ignore[reportPrivateImportUsage]
 
 COMMANDS = {
@@ -85,8 +86,29 @@ def _parse(name: str, command: ModuleType, arguments: list[str]) -> dict[str, An
         arguments, given = ["--config", str(command.DEFAULT_CONFIG), *arguments], [0, 1]
     rest = [argument for i, argument in enumerate(arguments) if i not in given]
     # Files first, wherever they stand: an option on the command line always wins.
-    options = parser.instantiate(parser.parse_args([arguments[i] for i in given] + rest))
+    files = [arguments[i] for i in given]
+    try:
+        options = parser.instantiate(parser.parse_args(files + rest))
+    except ArgumentError as error:
+        unknown = re.search(r"Option '(\S+)' is not accepted", str(error))
+        for file in (name.removeprefix("--config=") for name in files):
+            if unknown and _holds(file, unknown[1]):
+                raise ArgumentError(None, f"{file}: unknown key {unknown[1]}") from None
+        raise
     return {key: value for key, value in options.items() if key != "config"}
+
+
+def _holds(file: str, key: str) -> bool:
+    """Whether a YAML file has a dotted key."""
+    if not os.path.isfile(file):
+        return False
+    with open(file, encoding="utf-8") as stream:
+        value = yaml.safe_load(stream)
+    for name in key.split("."):
+        if not isinstance(value, dict) or name not in value:
+            return False
+        value = value[name]
+    return True
 
 
 def _configs(arguments: list[str]) -> list[int]:

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from rationalyst_jax.cli.resume import claim
-from rationalyst_jax.mine.annotate import AnnotateConfig
+from rationalyst_jax.mine.config import AnnotateConfig
 from rationalyst_jax.report.progress import track
 from rationalyst_jax.report.tables import counts_table
 
@@ -50,7 +49,6 @@ def run(
         annotated = _annotate(documents, model, prompt_set, annotate, out, console)
     elif annotations is not None and documents is None:
         annotated = read_annotations(annotations)
-        out.mkdir(parents=True, exist_ok=True)
     else:
         raise ArgumentError(None, "give either --documents or --annotations")
     extraction = extract(annotated, min_similarity)
@@ -74,14 +72,15 @@ def _annotate(
     path: Path, model: str, prompts: "PromptSet", config: AnnotateConfig, out: Path, console: Console
 ) -> "list[Annotation]":
     from rationalyst_jax.cli.checkpoint import open_checkpoint
+    from rationalyst_jax.files.settings import claim
     from rationalyst_jax.lm.generate import Engine
     from rationalyst_jax.mine.annotate import annotate
     from rationalyst_jax.mine.documents import read_documents
 
     documents, checkpoint = read_documents(path), open_checkpoint(model)
     engine = Engine(checkpoint.load(), checkpoint.tokenizer)
-    asked = {"model": model, "prompts": prompts.version, "annotate": asdict(config)}
+    asked = {"model": checkpoint.fingerprint, "prompts": prompts.version, "annotate": asdict(config)}
     file = out / "annotations.jsonl"
-    claim(out, asked, file.exists() and file.stat().st_size > 0, console)
+    claim(out / "config.json", asked, file)
     with track(console, "documents annotated", len(documents)) as advance:
         return annotate(documents, engine, checkpoint.tokenizer, prompts, config, file, advance)

@@ -7,9 +7,8 @@ from pathlib import Path
 from jsonargparse.typing import PositiveInt
 from rich.console import Console
 
-from rationalyst_jax.cli.progress import so_far
 from rationalyst_jax.reason.config import ReasonConfig
-from rationalyst_jax.report.progress import track
+from rationalyst_jax.report.progress import so_far, track
 from rationalyst_jax.report.tables import counts_table
 from rationalyst_jax.world.checkpoint import checkpoint_path
 
@@ -42,10 +41,11 @@ def run(
     from rationalyst_jax.lm.generate import Engine
     from rationalyst_jax.lm.prompt import load_prompts
     from rationalyst_jax.reason.roles import Role, Roles
-    from rationalyst_jax.reason.solve import solve
+    from rationalyst_jax.reason.solve import check_strategy, solve
     from rationalyst_jax.reason.trajectory import Question
 
     console = Console()
+    check_strategy(reason.strategy, has_rationalyst=rationalyst is not None)
     benchmark, prompt_set = task_named(task), load_prompts(prompts)
     asked = [Question(q.id, q.text) for q in benchmark.read(questions)[:limit]]
     names = {name: checkpoint_path(name).resolve() for name in (agent, rationalyst, scorer) if name}
@@ -53,7 +53,8 @@ def run(
     @cache
     def role(path: Path) -> Role:  # models that are the same folder share one engine
         checkpoint = open_checkpoint(str(path))
-        return Role(Engine(checkpoint.load(), checkpoint.tokenizer), checkpoint.tokenizer, str(path))
+        engine = Engine(checkpoint.load(), checkpoint.tokenizer)
+        return Role(engine, checkpoint.tokenizer, checkpoint.fingerprint)
 
     roles = Roles(
         agent=role(names[agent]),

@@ -1,15 +1,22 @@
 """`rationalyst score`: log-likelihoods of continuations, for any pairs of texts."""
 
 import math
-from collections.abc import Iterator
+import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from rich.console import Console
 
-from rationalyst_jax.cli.rows import write_rows
 from rationalyst_jax.report.progress import track
 from rationalyst_jax.report.tables import counts_table
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from rationalyst_jax.lm.generate import ScoreRequest
+
+BLOCK = 256  # pairs scored, and written, at once
 
 
 def run(model: str, pairs: Path, out: Path, decay: float = 0.9) -> None:
@@ -18,31 +25,67 @@ def run(model: str, pairs: Path, out: Path, decay: float = 0.9) -> None:
     Args:
         model: Checkpoint folder ("world": the one shipped).
         pairs: JSONL of pairs: context (may be empty), continuation; other keys are passed on.
-        out: JSONL file to write: each pair with tokens, logprobs (nats) and the named reductions.
+        out: JSONL file to write: each pair with tokens, logprobs (nats) and the named reductions. Until it is
+            whole it is called <out>.unfinished, and a killed run continues there.
         decay: Weight of a token relative to the one before it, in the decayed reductions.
     """
     from rationalyst_jax.cli.checkpoint import open_checkpoint
-    from rationalyst_jax.cli.pairs import encode_pair, score_rows
-    from rationalyst_jax.evaluate.question import read_rows
+    from rationalyst_jax.files.rows import append_rows, read_rows, resume_rows
+    from rationalyst_jax.files.settings import claim, file_digest
     from rationalyst_jax.lm.generate import Engine
 
     console = Console()
     checkpoint = open_checkpoint(model)
-    rows = dict(read_rows(pairs))
-    requests = [encode_pair(checkpoint.tokenizer, row, place) for place, row in rows.items()]
+    rows = list(read_rows(pairs))
+    requests = [_encode(checkpoint.tokenizer, row, place) for place, row in rows]
+    unfinished, settings = (out.with_name(f"{out.name}.{end}") for end in ("unfinished", "config.json"))
+    asked = {"model": checkpoint.fingerprint, "pairs": file_digest(pairs), "decay": decay}
+    claim(settings, asked, unfinished)
+    done = resume_rows(unfinished, BLOCK, len(rows))
     engine = Engine(checkpoint.load(), checkpoint.tokenizer)
-    total = 0.0
-    with track(console, "pairs scored", len(requests)) as advance:
+    with track(console, "pairs scored", len(rows)) as advance:
+        advance(done)
+        for start in range(done, len(rows), BLOCK):
+            block = rows[start : start + BLOCK], requests[start : start + BLOCK]
+            logprobs = engine.score(block[1])
+            append_rows(unfinished, (_scored(*one, decay) for one in zip(*block, logprobs, strict=True)))
+            advance(len(block[0]))
+    os.replace(unfinished, out)
+    settings.unlink()
 
-        def counted() -> Iterator[dict[str, Any]]:
-            nonlocal total
-            for row in score_rows(engine, list(rows.values()), requests, decay):
-                total += row["sum"]
-                advance(1)
-                yield row
-
-        write_rows(out, counted())
-    tokens = sum(len(request.continuation) for request in requests)
+    total, tokens = sum(row["sum"] for _, row in read_rows(out)), sum(len(r.continuation) for r in requests)
     mean = total / tokens
-    summary = {"pairs": len(requests), "tokens": tokens, "nats a token": mean, "perplexity": math.exp(-mean)}
+    summary = {"pairs": len(rows), "tokens": tokens, "nats a token": mean, "perplexity": math.exp(-mean)}
     console.print(counts_table("scored", summary))
+
+
+def _encode(tokenizer: "PreTrainedTokenizerBase", row: Mapping[str, Any], place: str) -> "ScoreRequest":
+    """The ids of the whole text after BOS, cut where the continuation begins; a token across is in it.
+
+    Control tokens spelled in the text stay text. ValueError names the place of a malformed row.
+    """
+    from rationalyst_jax.files.rows import text_field
+    from rationalyst_jax.lm.generate import ScoreRequest
+
+    context, continuation = text_field(row, "context", place), text_field(row, "continuation", place)
+    if not continuation:
+        raise ValueError(f"{place}: 'continuation' is empty")
+    encoded = tokenizer(
+        context + continuation,
+        add_special_tokens=False,
+        split_special_tokens=True,
+        return_offsets_mapping=True,
+    )
+    ids = encoded["input_ids"]
+    cut = sum(end <= len(context) for _, end in encoded["offset_mapping"])
+    return ScoreRequest((cast(int, tokenizer.bos_token_id), *ids[:cut]), tuple(ids[cut:]))
+
+
+def _scored(placed: tuple[str, Mapping[str, Any]], request: "ScoreRequest", logprobs: Any, decay: float):
+    """The row of a pair, with what the model gives its continuation."""
+    from typing import get_args
+
+    from rationalyst_jax.lm.reduction import Reduction, reduce_logprobs
+
+    reduced = {name: reduce_logprobs(logprobs, name, decay) for name in get_args(Reduction)}
+    return {**placed[1], "tokens": request.continuation, "logprobs": logprobs.tolist(), **reduced}

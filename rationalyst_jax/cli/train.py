@@ -5,8 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from rationalyst_jax.cli.progress import track_steps
-from rationalyst_jax.cli.resume import claim
+from rationalyst_jax.report.progress import track_steps
 from rationalyst_jax.report.tables import counts_table
 from rationalyst_jax.train.config import TrainConfig
 
@@ -22,6 +21,7 @@ def run(rationales: Path, model: str, prompts: str, run_dir: Path, train: TrainC
             continues.
     """
     from rationalyst_jax.cli.checkpoint import open_checkpoint
+    from rationalyst_jax.files.settings import claim, file_digest
     from rationalyst_jax.lm.prompt import load_prompts
     from rationalyst_jax.report.plots import loss_curve
     from rationalyst_jax.train.export import export
@@ -31,12 +31,11 @@ def run(rationales: Path, model: str, prompts: str, run_dir: Path, train: TrainC
     console = Console()
     prompt_set, checkpoint = load_prompts(prompts), open_checkpoint(model)
     examples = read_rationales(rationales, checkpoint.tokenizer, prompt_set)
-    asked = {"rationales": str(rationales), "model": model, "prompts": prompt_set.version}
-    base = checkpoint.load()
-    started = any((run_dir / "checkpoints").glob("*"))
-    claim(run_dir, {**asked, "train": asdict(train)}, started, console)
+    start, base = checkpoint.fingerprint, checkpoint.load()
+    asked = {"rationales": file_digest(rationales), "model": start, "prompts": prompt_set.version}
+    claim(run_dir / "config.json", {**asked, "train": asdict(train)}, run_dir / "checkpoints")
     with track_steps(console) as progress:
-        result = fit(base, examples, train, run_dir, progress=progress)
+        result = fit(base, examples, train, run_dir, starts_from=start, progress=progress)
     export(result.model, checkpoint.tokenizer, run_dir / "hf")
     loss_curve(run_dir / "metrics.jsonl", run_dir / "loss.png")
     rows: dict[str, object] = {

@@ -5,7 +5,7 @@ from pathlib import Path
 from jsonargparse.typing import PositiveInt
 from rich.console import Console
 
-from rationalyst_jax.cli.rows import write_rows
+from rationalyst_jax.files.rows import write_rows
 from rationalyst_jax.world.corpus import documents
 
 
@@ -21,4 +21,5 @@ def run(
         count: how many documents.
         seed: equal seeds give equal documents.
     """
-    Console().print(f"{write_rows(out, documents(seed, count))} documents in {out}")
+    write_rows(out, documents(seed, count))
+    Console().print(f"{count} documents in {out}")

@@ -5,8 +5,8 @@ from typing import Any
 
 from rich.console import Console
 
-from rationalyst_jax.cli.progress import track_steps
-from rationalyst_jax.pipeline.pretrain import PretrainConfig
+from rationalyst_jax.pipeline.config import PretrainConfig
+from rationalyst_jax.report.progress import track_steps
 from rationalyst_jax.report.tables import counts_table
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from jsonargparse.typing import PositiveInt
 from rich.console import Console
 
-from rationalyst_jax.cli.rows import write_rows
+from rationalyst_jax.files.rows import write_rows
 from rationalyst_jax.world.corpus import questions
 
 
@@ -20,7 +20,8 @@ def run(
     Args:
         out: JSONL file to write: id, question, answer.
         count: how many questions.
-        split: test, phrasing (wordings the base model never saw) or longer (5 or 6 relations).
+        split: test, phrasing (wordings the base model never saw) or longer (6 or 7 relations).
         seed: equal seeds give equal questions.
     """
-    Console().print(f"{write_rows(out, questions(seed, count, split))} questions in {out}")
+    write_rows(out, questions(seed, count, split))
+    Console().print(f"{count} questions in {out}")

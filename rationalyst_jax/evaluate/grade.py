@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rationalyst_jax.evaluate.question import Question, read_rows, text_field
+from rationalyst_jax.evaluate.question import Question
 from rationalyst_jax.evaluate.statistics import mcnemar, mean_interval
 from rationalyst_jax.evaluate.tasks import Task
+from rationalyst_jax.files.rows import filled_field, read_rows
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def grade(traces: Path, questions: Sequence[Question], task: Task) -> list[Grade
     """
     answers: dict[str, str | None] = {}
     for place, row in read_rows(traces):
-        name = text_field(row, "id", place)
+        name = filled_field(row, "id", place)
         if name in answers:
             raise ValueError(f"{place}: question {name!r} has two traces")
         if "answer" not in row or not isinstance(row["answer"], str | None):

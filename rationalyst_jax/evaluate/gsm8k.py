@@ -9,7 +9,8 @@ from decimal import Decimal, localcontext
 from fractions import Fraction
 from pathlib import Path
 
-from rationalyst_jax.evaluate.question import Question, read_rows, text_field
+from rationalyst_jax.evaluate.question import Question
+from rationalyst_jax.files.rows import filled_field, read_rows
 
 MAX_DIGITS = 40  # a longer number is a model caught in a loop
 
@@ -61,14 +62,14 @@ def read(path: Path) -> list[Question]:
     """
     questions: dict[str, Question] = {}
     for place, row in read_rows(path):
-        name = text_field(row, "id", place) if "id" in row else f"{path.stem}-{place.rpartition(':')[2]}"
+        name = filled_field(row, "id", place) if "id" in row else f"{path.stem}-{place.rpartition(':')[2]}"
         if name in questions:
             raise ValueError(f"{place}: id {name!r} is there twice")
-        _, hashes, gold = text_field(row, "answer", place).rpartition("####")
+        _, hashes, gold = filled_field(row, "answer", place).rpartition("####")
         value = number(gold) if hashes else None
         if value is None:
             raise ValueError(f"{place}: 'answer' must end in '#### number', found {gold.strip()[-60:]!r}")
-        questions[name] = Question(name, text_field(row, "question", place), written(value))
+        questions[name] = Question(name, filled_field(row, "question", place), written(value))
     return list(questions.values())
 
 

@@ -74,7 +74,8 @@ class Generation:
 
     `logprobs` (nats, float32) are the model's own, after `suppress` but before temperature and top-p: a
     score request gives the same numbers. `finish` is "stop" for a stop string, "end" for the model's end of
-    sequence (also where a stop string is spelled alike), "length" when the tokens or the positions ran out.
+    sequence (also where a stop string is spelled alike), "length" when the tokens or the positions ran out
+    (no token at all, where the context leaves no position free).
     """
 
     tokens: tuple[int, ...]
@@ -144,21 +145,19 @@ class Engine:
     def generate(self, requests: Sequence[GenerateRequest]) -> list[list[Generation]]:
         """The n candidates of each request, in order.
 
-        Raises ValueError for a context that leaves no position of the model free, or an id outside its
-        vocabulary.
+        Raises ValueError for an id outside the model's vocabulary.
         """
+        positions = self.model.config.max_position_embeddings
+        results: dict[int, list[Generation]] = {}
         groups: dict[tuple, list[int]] = defaultdict(list)
         for i, r in enumerate(requests):
             self._check_ids("generate", r.context + r.suppress)
-            if len(r.context) >= self.model.config.max_position_embeddings:
-                raise ValueError(
-                    f"generate: a context of {len(r.context)} tokens leaves none of the model's "
-                    f"{self.model.config.max_position_embeddings} positions free"
-                )
+            if len(r.context) >= positions:
+                results[i] = [Generation((), np.zeros(0, np.float32), "", "length")] * r.n
+                continue
             shape = bucket(len(r.context)), bucket(r.max_tokens), r.n, r.mode
             groups[(*shape, r.stop, r.suppress)].append(i)
 
-        results: dict[int, list[Generation]] = {}
         for group in groups.values():
             for batch, size in _batches(group, self.batch_size):
                 generations = self._generate_batch([requests[i] for i in batch], size)

@@ -19,6 +19,7 @@ from jax.typing import DTypeLike
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from rationalyst_jax.files.settings import digest
 from rationalyst_jax.lm.config import LlamaConfig
 from rationalyst_jax.lm.llama import Llama
 
@@ -80,6 +81,27 @@ def load_llama(path: str | Path, dtype: DTypeLike | None = None) -> Llama:
                 target[...] = array if part.inputs == 0 else array.T.reshape(target.shape)
             parameters[name] = parameter.replace(jnp.asarray(values))
     return nnx.merge(graph, nnx.from_flat_state(parameters))
+
+
+def fingerprint(path: str | Path) -> str:
+    """A short name for the checkpoint in folder `path` that follows it wherever it is moved.
+
+    Made from config.json, tokenizer.json, and of each file of weights the size and 64 windows of 64 KiB,
+    evenly spread: enough to tell checkpoints apart without reading every byte.
+    """
+    windows, window = 64, 1 << 16
+    folder = Path(path)
+    parts = [
+        file.read_bytes() for name in ("config.json", "tokenizer.json") if (file := folder / name).is_file()
+    ]
+    for weights in sorted(folder.glob("*.safetensors")):
+        size = weights.stat().st_size
+        parts.append(str(size).encode())
+        with weights.open("rb") as file:
+            for start in np.linspace(0, max(0, size - window), windows, dtype=int).tolist():
+                file.seek(start)
+                parts.append(file.read(window))
+    return digest(parts)
 
 
 def save_llama(model: Llama, path: str | Path, max_shard_bytes: int = 5 * 10**9) -> None:

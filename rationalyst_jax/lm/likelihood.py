@@ -6,7 +6,6 @@ Natural logarithms throughout: every log-probability is in nats, float32.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +17,6 @@ from rationalyst_jax.lm.llama import Llama, tree_attend
 from rationalyst_jax.lm.tree import TokenTree, build_tree, pack
 
 MAX_LOGITS = 1 << 26  # float32 logits that exist at once: 256 MiB
-Reduction = Literal["sum", "mean", "decayed_sum", "decayed_mean"]
 
 
 @dataclass(frozen=True)
@@ -127,22 +125,3 @@ def score(
         [logprob_RT[r, o + path] for path in nodes]
         for nodes, r, o in zip(target_nodes, rows.row, rows.offset, strict=True)
     ]
-
-
-def reduce_logprobs(logprobs: np.ndarray, reduction: Reduction, decay: float = 0.9) -> float:
-    """One number (nats) for a continuation's per-token log-probabilities.
-
-    `decayed_sum` is the paper's weighting, sum of decay^t * logprob_t with t from 0; `decayed_mean` divides
-    it by the sum of the weights. Raises ValueError for an unknown reduction.
-    """
-    values = np.asarray(logprobs, np.float64)
-    match reduction:
-        case "sum":
-            return float(values.sum())
-        case "mean":
-            return float(values.mean())
-        case "decayed_sum" | "decayed_mean":
-            weights = decay ** np.arange(len(values))
-            total = float(weights @ values)
-            return total if reduction == "decayed_sum" else total / float(weights.sum())
-    raise ValueError(f"unknown reduction {reduction!r}: one of sum, mean, decayed_sum, decayed_mean")

@@ -20,6 +20,8 @@ import yaml
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from rationalyst_jax.files.settings import digest
+
 _PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")
 # What each prompt may ask for; the last one is what the model is to write (the target).
 _PLACEHOLDERS = {
@@ -60,7 +62,10 @@ class Prompt:
 
 @dataclass(frozen=True)
 class PromptSet:
-    """The prompts of one file. `document` is how a `{question}` opens a document."""
+    """The prompts of one file. `document` is how a `{question}` opens a document.
+
+    version: as the file gives it, and a fingerprint of the file.
+    """
 
     version: str
     document: str
@@ -91,7 +96,7 @@ def load_prompts(name_or_path: str | Path) -> PromptSet:
         raw = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ValueError(f"{name_or_path}: not YAML: {' '.join(str(error).split())}") from error
-    return _prompt_set(str(name_or_path), raw)
+    return _prompt_set(str(name_or_path), raw, digest([text.encode()])[:8])
 
 
 def render(
@@ -213,10 +218,10 @@ def _encode(tokenizer: PreTrainedTokenizerBase, pieces: list[_Piece]) -> tuple[l
     return ids, ends
 
 
-def _prompt_set(file: str, raw: Any) -> PromptSet:
+def _prompt_set(file: str, raw: Any, fingerprint: str) -> PromptSet:
     if not isinstance(raw, dict) or set(raw) != {"version", "document", "prompts"}:
         raise ValueError(f"{file}: a prompt file has exactly the keys version, document and prompts")
-    version, document, prompts = str(raw["version"]), raw["document"], raw["prompts"]
+    version, document, prompts = f"{raw['version']}+{fingerprint}", raw["document"], raw["prompts"]
     if not isinstance(document, str) or _PLACEHOLDER.findall(document) != ["question"]:
         raise ValueError(f"{file}: document must hold {{question}} once, got {document!r}")
     if not isinstance(prompts, dict):

@@ -1,5 +1,6 @@
 """Tokenizers of Hugging Face checkpoints."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -24,3 +25,14 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     if tokenizer.bos_token_id is None:
         raise ValueError(f"{path}: the tokenizer names no bos_token")
     return tokenizer
+
+
+def marker_ids(tokenizer: PreTrainedTokenizerBase, markers: Iterable[str]) -> tuple[int, ...]:
+    """The token id of each marker string; raises ValueError for one the tokenizer has no single token for."""
+    ids = []
+    for marker in markers:
+        encoded = tokenizer(marker, add_special_tokens=False)["input_ids"]
+        if len(encoded) != 1:
+            raise ValueError(f"suppress: {marker!r} is {len(encoded)} tokens of this tokenizer, not one")
+        ids.append(encoded[0])
+    return tuple(ids)

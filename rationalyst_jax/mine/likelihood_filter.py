@@ -8,17 +8,22 @@ and it is kept when its gain reaches tau. All rationales of a document, with and
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Literal
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from rationalyst_jax.lm.likelihood import Pair, Reduction, reduce_logprobs, score
+from rationalyst_jax.files.rows import Row, append_rows, read_rows, resume_rows
+from rationalyst_jax.lm.likelihood import Pair, score
 from rationalyst_jax.lm.llama import Llama
 from rationalyst_jax.lm.prompt import PromptSet, render
+from rationalyst_jax.lm.reduction import reduce_logprobs
+from rationalyst_jax.lm.tokenizer import marker_ids
 from rationalyst_jax.lm.tree import build_tree
+from rationalyst_jax.mine.config import FilterConfig
 from rationalyst_jax.mine.triples import Triple
 
 Reason = Literal[
@@ -29,34 +34,6 @@ Reason = Literal[
     "not_drawn",
     "too_long",  # not scored: doesn't fit in a row of the model
 ]
-
-
-@dataclass(frozen=True)
-class FilterConfig:
-    """How rationales are judged.
-
-    reduction, decay: how per-token log-probabilities become one number (`lm.likelihood.reduce_logprobs`).
-    tau: smallest gain in nats that keeps a rationale; tau_by_source overrides it. (The paper: 1.2 for GSM8K,
-        0.5 for ECQA, 0 for The Pile.)
-    keep: "gain"; or, as ablations, "all", or "random": as many of each source as "gain" would keep, drawn by
-        lot with `seed`.
-    suppress: marker tokens that get no probability while scoring. A model that has seen rationales inside of
-        text expects, after one, the next <BOT> at the next line break and charges what stands there instead
-        about 0.3 nats: on the side with the rationale, for no fault of the rationale.
-    row_length: tokens of a packed row, hence of the longest document with rationales; rows_per_batch rows are
-        computed at once. block: documents packed together.
-    """
-
-    reduction: Reduction = "decayed_sum"
-    decay: float = 0.9
-    tau: float = 0.0
-    tau_by_source: Mapping[str, float] = field(default_factory=dict)
-    keep: Literal["gain", "all", "random"] = "gain"
-    seed: int = 0
-    suppress: tuple[str, ...] = ()
-    row_length: int = 1024
-    rows_per_batch: int = 8
-    block: int = 256
 
 
 @dataclass(frozen=True)
@@ -86,39 +63,82 @@ def score_triples(
     tokenizer: PreTrainedTokenizerBase,
     prompts: PromptSet,
     config: FilterConfig,
+    path: Path,
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[ScoredTriple]:
     """The gain of every triple, in their order.
 
-    `progress` is called with the number of triples that have been scored since its last call.
+    Scores are written to the JSONL file `path`, one row per document, `config.block` documents at a time. A
+    file that is already there is continued, and ends as that of an uninterrupted run. `progress` is called
+    with the number of triples that have been scored since its last call.
 
-    Raises ValueError for a suppressed marker that is no single token, and for a log-likelihood that is not
-    finite (a broken model, or a suppressed token in the text).
+    Raises ValueError for a suppressed marker that is no single token, for a log-likelihood that is not
+    finite (a broken model, or a suppressed token in the text), and where the file scores other documents.
     """
     suppress = marker_ids(tokenizer, config.suppress)
-    by_document: dict[str, list[int]] = {}
-    for i, triple in enumerate(triples):
-        by_document.setdefault(triple.document_id, []).append(i)
+    by_document: dict[str, list[Triple]] = {}
+    for triple in triples:
+        by_document.setdefault(triple.document_id, []).append(triple)
     documents = list(by_document.values())
 
-    scored = [_scored(triple, None, None) for triple in triples]
-    for first in range(0, len(documents), config.block):
+    def check(place: str, index: int, row: Row) -> None:
+        found, wanted = row.get("document_id"), documents[index][0].document_id
+        if found != wanted or len(row.get("scores", ())) != len(documents[index]):
+            raise ValueError(f"{place}: scores {found!r}, this run has {wanted!r} there")
+
+    done = resume_rows(path, config.block, len(documents), check)
+    progress(sum(map(len, documents[:done])))
+    for first in range(done, len(documents), config.block):
         block = documents[first : first + config.block]
-        pairs = {i: _pairs(triples[i], tokenizer, prompts) for document in block for i in document}
-        groups = [group for document in block for group in _fitting(document, pairs, config.row_length)]
-        logprobs = score(
-            model,
-            [[pair for i in group for pair in pairs[i]] for group in groups],
-            row_length=config.row_length,
-            rows_per_batch=config.rows_per_batch,
-            suppress=suppress,
-        )
-        for group, of_pairs in zip(groups, logprobs, strict=True):
-            reduced = [reduce_logprobs(logprob, config.reduction, config.decay) for logprob in of_pairs]
-            for i, without, guided in zip(group, reduced[::2], reduced[1::2], strict=True):
-                scored[i] = _scored(triples[i], without, guided)
-        progress(len(pairs))
-    return scored
+        append_rows(path, _score_documents(block, model, tokenizer, prompts, config, suppress))
+        progress(sum(map(len, block)))
+    scored: dict[tuple[str, int], ScoredTriple] = {}
+    for document, (_, row) in zip(documents, read_rows(path) if documents else (), strict=True):
+        for triple, scores in zip(document, row["scores"], strict=True):
+            scored[triple.document_id, triple.index] = _scored(triple, scores)
+    return [scored[triple.document_id, triple.index] for triple in triples]
+
+
+def _score_documents(
+    documents: Sequence[Sequence[Triple]],
+    model: Llama,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: PromptSet,
+    config: FilterConfig,
+    suppress: Sequence[int],
+) -> Iterator[dict[str, Any]]:
+    """For each document a row of [without, with] for each of its triples, None for one that is too long."""
+    pairs = [[_pairs(triple, tokenizer, prompts) for triple in document] for document in documents]
+    groups = [
+        (d, group)
+        for d, of_document in enumerate(pairs)
+        for group in _fitting(range(len(of_document)), of_document, config.row_length)
+    ]
+    logprobs = score(
+        model,
+        [[pair for i in group for pair in pairs[d][i]] for d, group in groups],
+        row_length=config.row_length,
+        rows_per_batch=config.rows_per_batch,
+        suppress=suppress,
+    )
+    scores: list[list[list[float] | None]] = [[None] * len(document) for document in documents]
+    for (d, group), of_group in zip(groups, logprobs, strict=True):
+        reduced = [reduce_logprobs(logprob, config.reduction, config.decay) for logprob in of_group]
+        for i, without, guided in zip(group, reduced[::2], reduced[1::2], strict=True):
+            if not math.isfinite(guided - without):
+                triple = documents[d][i]
+                raise ValueError(
+                    f"document {triple.document_id!r}, rationale {triple.index}: log-likelihood of the "
+                    f"following text is {without} without and {guided} with the rationale"
+                )
+            scores[d][i] = [without, guided]
+    for document, of_document in zip(documents, scores, strict=True):
+        yield {"document_id": document[0].document_id, "scores": of_document}
+
+
+def _scored(triple: Triple, scores: tuple[float, float] | None) -> ScoredTriple:
+    without, guided, gain = (None, None, None) if scores is None else (*scores, scores[1] - scores[0])
+    return ScoredTriple(**_fields(triple, Triple), logprob_without=without, logprob_with=guided, gain=gain)
 
 
 def decide(scored: Iterable[ScoredTriple], config: FilterConfig) -> list[FilteredTriple]:
@@ -136,24 +156,13 @@ def decide(scored: Iterable[ScoredTriple], config: FilterConfig) -> list[Filtere
         reasons = _by_lot(scored, reasons, config.seed)
     return [
         FilteredTriple(
-            **{f.name: getattr(triple, f.name) for f in fields(ScoredTriple)},
+            **_fields(triple, ScoredTriple),
             tau=_tau(triple, config),
             kept=reason in ("gain", "all", "drawn"),
             reason=reason,
         )
         for triple, reason in zip(scored, reasons, strict=True)
     ]
-
-
-def marker_ids(tokenizer: PreTrainedTokenizerBase, markers: Iterable[str]) -> tuple[int, ...]:
-    """The token id of each marker; raises ValueError for one the tokenizer has no single token for."""
-    ids = []
-    for marker in markers:
-        encoded = tokenizer(marker, add_special_tokens=False)["input_ids"]
-        if len(encoded) != 1:
-            raise ValueError(f"suppress: {marker!r} is {len(encoded)} tokens of this tokenizer, not one")
-        ids.append(encoded[0])
-    return tuple(ids)
 
 
 def _pairs(triple: Triple, tokenizer: PreTrainedTokenizerBase, prompts: PromptSet) -> tuple[Pair, Pair]:
@@ -168,7 +177,7 @@ def _pairs(triple: Triple, tokenizer: PreTrainedTokenizerBase, prompts: PromptSe
 
 
 def _fitting(
-    document: Sequence[int], pairs: Mapping[int, tuple[Pair, Pair]], row_length: int
+    document: Sequence[int], pairs: Sequence[tuple[Pair, Pair]], row_length: int
 ) -> list[Sequence[int]]:
     """A document's triples in groups whose trees fit in a row; drops triples that do not fit alone."""
     tree, _ = build_tree([pair.context + pair.continuation for i in document for pair in pairs[i]])
@@ -178,19 +187,6 @@ def _fitting(
         return []
     half = len(document) // 2
     return _fitting(document[:half], pairs, row_length) + _fitting(document[half:], pairs, row_length)
-
-
-def _scored(triple: Triple, without: float | None, guided: float | None) -> ScoredTriple:
-    gain = None
-    if without is not None and guided is not None:
-        gain = guided - without
-        if not math.isfinite(gain):
-            raise ValueError(
-                f"document {triple.document_id!r}, rationale {triple.index}: log-likelihood of the following "
-                f"text is {without} without and {guided} with the rationale"
-            )
-    fields_of_triple = {f.name: getattr(triple, f.name) for f in fields(Triple)}
-    return ScoredTriple(**fields_of_triple, logprob_without=without, logprob_with=guided, gain=gain)
 
 
 def _tau(triple: Triple, config: FilterConfig) -> float:
@@ -209,3 +205,8 @@ def _by_lot(scored: Sequence[ScoredTriple], reasons: Sequence[Reason], seed: int
         reason if reason == "too_long" else "drawn" if i in drawn else "not_drawn"
         for i, reason in enumerate(reasons)
     ]
+
+
+def _fields(triple: Triple, of: type[Triple]) -> dict[str, Any]:
+    """What `triple` knows of the fields of class `of`."""
+    return {f.name: getattr(triple, f.name) for f in fields(of)}

@@ -1,7 +1,6 @@
 """Triples as Parquet: one row per rationale, written whole or not at all, with what made them."""
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
@@ -11,6 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rationalyst_jax.files.whole import whole
 from rationalyst_jax.mine.likelihood_filter import FilteredTriple
 from rationalyst_jax.mine.triples import Triple
 
@@ -98,12 +98,10 @@ def read_provenance(path: str | Path) -> Provenance:
 
 
 def _write(path: str | Path, triples: Sequence[Triple], schema: pa.Schema, provenance: Provenance) -> None:
-    path = Path(path)
     made_by = {"model": provenance.model, "prompt_version": provenance.prompt_version}
     rows = [asdict(triple) | made_by for triple in triples]
-    unfinished = path.with_name(path.name + ".unfinished")
-    pq.write_table(pa.Table.from_pylist(rows, schema.with_metadata(provenance.metadata())), unfinished)
-    os.replace(unfinished, path)
+    with whole(Path(path)) as unfinished:
+        pq.write_table(pa.Table.from_pylist(rows, schema.with_metadata(provenance.metadata())), unfinished)
 
 
 def _read(path: str | Path, row_type: type) -> list[dict]:

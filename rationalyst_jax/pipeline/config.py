@@ -1,13 +1,13 @@
-"""What an experiment is told: the whole method on one set of documents and questions."""
+"""What an experiment is told (the whole method on one set of documents and questions), and pre-training."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from rationalyst_jax.mine.annotate import AnnotateConfig
-from rationalyst_jax.mine.likelihood_filter import FilterConfig
+from rationalyst_jax.mine.config import AnnotateConfig, FilterConfig
 from rationalyst_jax.reason.config import ReasonConfig
 from rationalyst_jax.train.config import TrainConfig
+from rationalyst_jax.world.pretraining import Mixture
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class ExperimentConfig:
 
     run_dir: where everything goes; a run that was killed continues there. model: Hugging Face checkpoint of
     annotator, agent and scorer, and where fine-tuning starts ("world": the one shipped). prompts: a shipped
-    prompt set or a YAML file. seed: of everything, in place of the stages' own seeds.
+    prompt set or a YAML file. seed: of everything: no stage may be given another.
     documents and questions: JSONL files, questions by name of the set; or made by the generator (`world`).
     """
 
@@ -70,9 +70,40 @@ class ExperimentConfig:
     def __post_init__(self):
         if (self.documents is None) == (self.world is None):
             raise ValueError("experiment: give either documents (and questions) or world")
+        for name in ("annotate", "filter", "train", "reason"):
+            stage = getattr(self, name)
+            if stage.seed not in (0, self.seed):
+                raise ValueError(
+                    f"experiment: {name}.seed is {stage.seed}, but the whole has seed {self.seed}"
+                )
+            object.__setattr__(self, name, replace(stage, seed=self.seed))
         for name, run in {**self.strategies, **self.ablations}.items():
             if run.rationalyst is not None and run.rationalyst not in self.rationalysts:
                 raise ValueError(
                     f"experiment: run {name!r} wants rationalyst {run.rationalyst!r}, "
                     f"there are {', '.join(self.rationalysts)}"
                 )
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """The recipe: `texts` documents read once by a Llama. Training takes the same `seed`."""
+
+    seed: int = 0
+    texts: int = 90_000
+    mixture: Mixture = field(default_factory=Mixture)
+    train: TrainConfig = field(
+        default_factory=lambda: TrainConfig(
+            batch_examples=40,
+            row_length=320,
+            microbatch_rows=8,
+            peak_learning_rate=3e-3,
+            warmup_fraction=0.02,
+            b2=0.98,
+            weight_decay=0.05,
+            clip_norm=1.0,
+            validation_fraction=0.005,
+            save_every=200,
+            validate_every=200,
+        )
+    )

@@ -1,7 +1,6 @@
 """The whole method, stage after stage: documents → rationales → RATIONALYST → trajectories → accuracy."""
 
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
@@ -11,8 +10,11 @@ from rich.console import Console
 
 from rationalyst_jax.evaluate.grade import compare, grade, summarize
 from rationalyst_jax.evaluate.tasks import task_named
+from rationalyst_jax.files.rows import write_rows
+from rationalyst_jax.files.settings import file_digest
+from rationalyst_jax.files.whole import write_json
 from rationalyst_jax.lm.generate import Engine
-from rationalyst_jax.lm.hf import load_llama
+from rationalyst_jax.lm.hf import fingerprint, load_llama
 from rationalyst_jax.lm.prompt import load_prompts
 from rationalyst_jax.lm.tokenizer import load_tokenizer
 from rationalyst_jax.mine.annotate import annotate
@@ -22,14 +24,13 @@ from rationalyst_jax.mine.store import Provenance, read_filtered, write_filtered
 from rationalyst_jax.mine.summary import summarize as summarize_mining
 from rationalyst_jax.mine.triples import extract
 from rationalyst_jax.pipeline.config import ExperimentConfig, Run
-from rationalyst_jax.pipeline.stages import RunDir, write_json
+from rationalyst_jax.pipeline.stages import RunDir
 from rationalyst_jax.reason.roles import Role, Roles
-from rationalyst_jax.reason.solve import solve
-from rationalyst_jax.reason.strategies import NEED_RATIONALYST, STRATEGIES
+from rationalyst_jax.reason.solve import check_strategy, solve
 from rationalyst_jax.reason.traces import read_traces
 from rationalyst_jax.reason.trajectory import Question
 from rationalyst_jax.report.plots import accuracy_chart, loss_curve
-from rationalyst_jax.report.progress import track
+from rationalyst_jax.report.progress import so_far, track, track_steps
 from rationalyst_jax.report.tables import accuracy_table, counts_table
 from rationalyst_jax.train.export import export
 from rationalyst_jax.train.loop import fit
@@ -42,19 +43,11 @@ def run(config: ExperimentConfig, *, full: bool, console: Console) -> dict[str, 
     """Runs (or continues) an experiment in its run directory and returns what `summary.json` there holds.
 
     Without `full`, runs marked `full` are left out. Raises ValueError for bad input, and for a run directory
-    of another config.
+    made with other settings or input files.
     """
-    config = replace(
-        config,
-        annotate=replace(config.annotate, seed=config.seed),
-        filter=replace(config.filter, seed=config.seed),
-        train=replace(config.train, seed=config.seed),
-        reason=replace(config.reason, seed=config.seed),
-    )
-    experiment = _Experiment(
-        config, console
-    )  # what is wrong with the input is found before anything is written
-    run_dir = RunDir(experiment.path, asdict(config), console)
+    # What is wrong with the input is found before anything is written.
+    experiment = Stages(config, console)
+    run_dir = RunDir(experiment.path, experiment.settings(), console)
     strategies, ablations = (
         {name: r for name, r in runs.items() if full or not r.full}
         for runs in (config.strategies, config.ablations)
@@ -95,7 +88,7 @@ def run(config: ExperimentConfig, *, full: bool, console: Console) -> dict[str, 
     return summary
 
 
-class _Experiment:
+class Stages:
     """The stages of one experiment. Each reads files, writes files, and returns a small JSON value."""
 
     def __init__(self, config: ExperimentConfig, console: Console):
@@ -107,24 +100,29 @@ class _Experiment:
         self.base = checkpoint_path(config.model)
         known = QUESTION_SETS if config.world else config.questions
         for name, wanted in {**config.strategies, **config.ablations}.items():
-            if wanted.strategy not in STRATEGIES:
-                there_are = ", ".join(STRATEGIES)
-                raise ValueError(
-                    f"experiment: run {name!r} wants strategy {wanted.strategy!r} of {there_are}"
-                )
+            try:
+                check_strategy(wanted.strategy, has_rationalyst=wanted.rationalyst is not None)
+            except ValueError as error:
+                raise ValueError(f"experiment: run {name!r}: {error}") from None
             if wanted.questions not in known:
                 sets = ", ".join(known)
                 raise ValueError(f"experiment: run {name!r} wants questions {wanted.questions!r} of {sets}")
-            if wanted.strategy in NEED_RATIONALYST and wanted.rationalyst is None:
-                raise ValueError(f"experiment: run {name!r} ({wanted.strategy}) names no rationalyst")
         self.engine = cache(self._engine)  # a model is loaded when first asked for, and once
+
+    def settings(self) -> dict[str, Any]:
+        """All that decides the results, as JSON values: the config, and fingerprints of what it names."""
+        config = asdict(self.config)
+        del config["run_dir"]  # a run may be moved and go on
+        files = [Path(path) for path in (self.config.documents, *self.config.questions.values()) if path]
+        inputs = {"model": fingerprint(self.base), "prompts": self.prompts.version}
+        return config | {"inputs": inputs | {str(file): file_digest(file) for file in files}}
 
     def _engine(self, checkpoint: Path) -> Engine:
         return Engine(load_llama(checkpoint), load_tokenizer(checkpoint))
 
     def role(self, checkpoint: Path) -> Role:
         engine = self.engine(checkpoint)
-        return Role(engine, engine.tokenizer, str(checkpoint))
+        return Role(engine, engine.tokenizer, fingerprint(checkpoint))
 
     def documents_path(self) -> Path:
         return Path(self.config.documents or self.path / "data" / "documents.jsonl")
@@ -138,10 +136,9 @@ class _Experiment:
         """Checks the input files, or has the world generate them."""
         if self.config.world:
             world, seed = self.config.world, self.config.seed
-            (self.path / "data").mkdir(exist_ok=True)
-            _write_rows(self.documents_path(), documents(seed, world.documents))
+            write_rows(self.documents_path(), documents(seed, world.documents))
             for name in QUESTION_SETS:
-                _write_rows(self.questions_path(name), questions(seed, world.questions, name))
+                write_rows(self.questions_path(name), questions(seed, world.questions, name))
         names = QUESTION_SETS if self.config.world else self.config.questions
         counts = {name: len(self.task.read(self.questions_path(name))) for name in names}
         return {"documents": len(read_documents(self.documents_path())), **counts}
@@ -149,7 +146,6 @@ class _Experiment:
     def annotate(self) -> None:
         base = self.engine(self.base)
         found = read_documents(self.documents_path())
-        (self.path / "mine").mkdir(exist_ok=True)
         with track(self.console, "documents annotated", len(found)) as advance:
             annotate(
                 found,
@@ -168,7 +164,13 @@ class _Experiment:
         config = self.config.filter
         with track(self.console, "rationales scored", len(extraction.triples)) as advance:
             scored = score_triples(
-                extraction.triples, base.model, base.tokenizer, self.prompts, config, advance
+                extraction.triples,
+                base.model,
+                base.tokenizer,
+                self.prompts,
+                config,
+                self.path / "mine" / "scores.jsonl",
+                advance,
             )
         summary = summarize_mining(extraction, decide(scored, config))
         for name, rationalyst in self.config.rationalysts.items():
@@ -191,9 +193,10 @@ class _Experiment:
         folder.mkdir(parents=True, exist_ok=True)
         kept = sum(triple.kept for triple in read_filtered(self.rationales_path(name)))
         examples = read_rationales(self.rationales_path(name), base.tokenizer, self.prompts)
-        with track(self.console, "steps", self.config.train.steps) as advance:
+        start = fingerprint(self.base)
+        with track_steps(self.console) as progress:
             result = fit(
-                base.model, examples, self.config.train, folder, progress=lambda steps, row: advance(1)
+                base.model, examples, self.config.train, folder, starts_from=start, progress=progress
             )
         export(result.model, base.tokenizer, folder / "hf")
         loss_curve(folder / "metrics.jsonl", folder / "loss.png")
@@ -214,17 +217,9 @@ class _Experiment:
         if run.candidates is not None:
             config = replace(config, candidates=run.candidates)
         asked = [Question(q.id, q.text) for q in self.task.read(self.questions_path(run.questions))]
-        done = 0
+        roles, path = Roles(agent, rationalyst, agent), self.traces_path(name)
         with track(self.console, f"questions ({name})", len(asked)) as advance:
-
-            def progress(count: int) -> None:
-                nonlocal done
-                advance(count - done)
-                done = count
-
-            roles = Roles(agent, rationalyst, agent)
-            path = self.traces_path(name)
-            solve(asked, roles, self.prompts, config, self.task.extract, path, progress)
+            solve(asked, roles, self.prompts, config, self.task.extract, path, so_far(advance))
 
     def traces_path(self, name: str) -> Path:
         return self.path / "reason" / f"{name.replace(' ', '_')}.jsonl"
@@ -266,7 +261,3 @@ def tokens_per_question(traces: Path) -> dict[str, float]:
         for use, (role, what) in uses.items()
     }
     return {use: round(mean, 1) for use, mean in means.items() if mean}
-
-
-def _write_rows(path: Path, rows: Iterable[Mapping[str, str]]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

@@ -1,7 +1,7 @@
 """Pre-training of the world's base model: the script that made the checkpoint shipped in the package."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -11,35 +11,11 @@ from transformers import PreTrainedTokenizerBase
 from rationalyst_jax.lm.config import LlamaConfig
 from rationalyst_jax.lm.hf import save_llama
 from rationalyst_jax.lm.llama import Llama
-from rationalyst_jax.train.config import TrainConfig
+from rationalyst_jax.pipeline.config import PretrainConfig
 from rationalyst_jax.train.examples import Example
 from rationalyst_jax.train.loop import FitResult, fit
-from rationalyst_jax.world.pretraining import Mixture, encode, pretraining_texts
+from rationalyst_jax.world.pretraining import encode, pretraining_texts
 from rationalyst_jax.world.vocabulary import make_tokenizer
-
-
-@dataclass(frozen=True)
-class PretrainConfig:
-    """The recipe: `texts` documents read once by a Llama. Training takes the same `seed`."""
-
-    seed: int = 0
-    texts: int = 90_000
-    mixture: Mixture = field(default_factory=Mixture)
-    train: TrainConfig = field(
-        default_factory=lambda: TrainConfig(
-            batch_examples=40,
-            row_length=320,
-            microbatch_rows=8,
-            peak_learning_rate=3e-3,
-            warmup_fraction=0.02,
-            b2=0.98,
-            weight_decay=0.05,
-            clip_norm=1.0,
-            validation_fraction=0.005,
-            save_every=200,
-            validate_every=200,
-        )
-    )
 
 
 def world_config(tokenizer: PreTrainedTokenizerBase) -> LlamaConfig:
@@ -75,6 +51,7 @@ def pretrain(
         examples,
         train,
         run_dir,
+        starts_from=f"random weights, seed {config.seed}",
         progress=progress,
     )
     save_llama(result.model, run_dir / "hf")

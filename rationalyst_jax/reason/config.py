@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rationalyst_jax.lm.likelihood import Reduction, reduce_logprobs
+from rationalyst_jax.lm.reduction import Reduction, reduce_logprobs
 
 
 @dataclass(frozen=True)

@@ -31,22 +31,12 @@ class Engine(Protocol):
 class Role:
     """A model in a part: an engine with its tokenizer. Two roles may share one engine.
 
-    name says which model it is (its checkpoint's path, say): traces made with another are not continued.
+    name says which model it is (its checkpoint's fingerprint, say): traces of another are not continued.
     """
 
     engine: Engine
     tokenizer: PreTrainedTokenizerBase
     name: str = ""
-
-    def token_ids(self, markers: Sequence[str]) -> tuple[int, ...]:
-        """The token of each marker string. Raises ValueError for one that is not a single token here."""
-        ids = []
-        for marker in markers:
-            id = self.tokenizer.convert_tokens_to_ids(marker)
-            if not isinstance(id, int) or self.tokenizer.convert_ids_to_tokens(id) != marker:
-                raise ValueError(f"suppress: {marker!r} is not one token of the tokenizer of {self.name!r}")
-            ids.append(id)
-        return tuple(ids)
 
 
 @dataclass(frozen=True)

@@ -31,11 +31,7 @@ def solve(
     Raises ValueError for an unknown strategy, a strategy whose role is missing, an id given twice, or a file
     at `path` made with other settings.
     """
-    if config.strategy not in STRATEGIES:
-        raise ValueError(f"reason: no strategy {config.strategy!r}, only {', '.join(STRATEGIES)}")
-    if config.strategy in NEED_RATIONALYST and roles.rationalyst is None:
-        possible = ", ".join(name for name in STRATEGIES if name not in NEED_RATIONALYST)
-        raise ValueError(f"reason: strategy {config.strategy!r} needs a rationalyst; without one: {possible}")
+    check_strategy(config.strategy, has_rationalyst=roles.rationalyst is not None)
     seen: set[str] = set()
     for question in questions:
         if question.id in seen:
@@ -43,7 +39,7 @@ def solve(
         seen.add(question.id)
 
     settings = _settings(questions, roles, prompts, config)
-    done = len(resume_traces(path, settings, config.block, len(questions)))
+    done = resume_traces(path, settings, config.block, len(questions))
     progress(done)
     setting = Setting(roles, prompts, config, extract)
     for start in range(done, len(questions), config.block):
@@ -51,6 +47,15 @@ def solve(
         outcomes = drive(STRATEGIES[config.strategy], block, lambda n, start=start: progress(start + n))
         append_traces(path, [_trace(config.strategy, *outcome) for outcome in outcomes])
     return read_traces(path) if questions else []
+
+
+def check_strategy(name: str, *, has_rationalyst: bool) -> None:
+    """Raises ValueError for a strategy that isn't there, or that needs a RATIONALYST where there is none."""
+    if name not in STRATEGIES:
+        raise ValueError(f"reason: no strategy {name!r}, only {', '.join(STRATEGIES)}")
+    if name in NEED_RATIONALYST and not has_rationalyst:
+        possible = ", ".join(other for other in STRATEGIES if other not in NEED_RATIONALYST)
+        raise ValueError(f"reason: strategy {name!r} needs a rationalyst; without one: {possible}")
 
 
 def drive(

@@ -4,12 +4,13 @@ Beside `traces.jsonl` stands `traces.config.json`: what the run was asked, so th
 never continues it.
 """
 
-import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from rationalyst_jax.files.rows import append_rows, read_rows, resume_rows
+from rationalyst_jax.files.settings import claim
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,9 @@ class Usage:
 class Trace:
     """One question solved, or not: `answer` None is unanswered.
 
-    finish: "answer", "end" (the agent had no more to say) or "max_steps". samples: all whole solutions, of
-    which `steps` is the winner, where a strategy makes several. tokens: usage per role.
+    finish: "answer", "end" (the agent had no more to say), "max_steps" or "length" (no position left).
+    samples: all whole solutions, of which `steps` is the winner, where a strategy makes several.
+    tokens: usage per role.
     """
 
     id: str
@@ -77,12 +79,11 @@ class Trace:
 def read_traces(path: Path) -> list[Trace]:
     """All traces of a file. Raises FileNotFoundError, or ValueError naming the file and the broken row."""
     traces = []
-    with open(path, "rb") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                traces.append(_from_json(json.loads(line)))
-            except (ValueError, TypeError, KeyError) as error:
-                raise ValueError(f"{path}, row {number}: not a trace ({error!r})") from None
+    for place, row in read_rows(path):
+        try:
+            traces.append(_from_json(row))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"{place}: not a trace ({error!r})") from None
     return traces
 
 
@@ -99,41 +100,15 @@ def _tuples(row: dict[str, Any]) -> dict[str, Any]:
 
 def append_traces(path: Path, traces: Sequence[Trace]) -> None:
     """Adds one finished block to the file and waits until it is on the disk."""
-    lines = [json.dumps(asdict(trace), ensure_ascii=False, allow_nan=False) + "\n" for trace in traces]
-    with open(path, "ab") as file:
-        file.write("".join(lines).encode())
-        file.flush()
-        os.fsync(file.fileno())
+    append_rows(path, map(asdict, traces))
 
 
-def resume_traces(path: Path, settings: Mapping[str, Any], block: int, total: int) -> list[Trace]:
-    """What a run over `total` questions finds done: the traces of all finished blocks.
+def resume_traces(path: Path, settings: Mapping[str, Any], block: int, total: int) -> int:
+    """How many of a run's `total` questions the file has traces of: those of all finished blocks.
 
     Anything after them (part of a block, half a line) is cut off the file, so that the run to come writes
     the same bytes as one never interrupted. A new file gets `settings` (JSON values) beside it; an old one
     must have been made with equal settings. Raises ValueError naming the key that differs.
     """
-    beside = path.with_suffix(".config.json")
-    if not path.exists() or path.stat().st_size == 0:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = beside.with_name(beside.name + ".part")
-        draft.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        draft.replace(beside)
-        return []
-    if not beside.exists():
-        raise ValueError(f"{path}: no {beside.name} beside it says how it was made; remove it to start anew")
-    try:
-        made = json.loads(beside.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{beside}: not JSON ({error})") from None
-    asked = json.loads(json.dumps(settings))
-    for key in asked | made:
-        if asked.get(key) != made.get(key):
-            raise ValueError(
-                f"{path}: made with {key}={made.get(key)!r}, this run has {asked.get(key)!r}; "
-                "remove it or write elsewhere"
-            )
-    lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last line break is half a line
-    kept = total if len(lines) >= total else len(lines) - len(lines) % block
-    os.truncate(path, sum(len(line) + 1 for line in lines[:kept]))
-    return read_traces(path)
+    claim(path.with_suffix(".config.json"), settings, path)
+    return resume_rows(path, block, total)

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field, replace
 from typing import Self
 
 from rationalyst_jax.lm.generate import GenerateRequest, Generation, ScoreRequest
-from rationalyst_jax.lm.likelihood import reduce_logprobs
 from rationalyst_jax.lm.prompt import PromptSet, render
+from rationalyst_jax.lm.reduction import reduce_logprobs
+from rationalyst_jax.lm.tokenizer import marker_ids
 from rationalyst_jax.reason.config import ReasonConfig
 from rationalyst_jax.reason.roles import Call, Role, Roles, ask
 from rationalyst_jax.reason.traces import Step, Usage
@@ -81,7 +82,7 @@ class Trajectory:
             top_p=config.top_p,
             stop=(config.step_stop,),
             seed=self.seed("step", sample),
-            suppress=setting.roles.agent.token_ids(config.suppress),
+            suppress=marker_ids(setting.roles.agent.tokenizer, config.suppress),
         )
 
     async def propose(self, n: int, temperature: float, rationale: str | None = None) -> list[Generation]:
@@ -120,7 +121,7 @@ class Trajectory:
         setting, config = self.setting, self.setting.config
         scorer = setting.roles.scorer
         name = "follow" if rationale is None else "follow_guided"
-        suppress = scorer.token_ids(config.suppress)
+        suppress = marker_ids(scorer.tokenizer, config.suppress)
         pairs = [self._render(scorer, name, text, rationale) for text in texts]
         requests = [ScoreRequest(context, continuation, suppress) for context, continuation in pairs]
         results = await ask(Call(scorer.engine, "score", tuple(requests)))
@@ -156,7 +157,8 @@ class Trajectory:
         guided: bool = False,
     ) -> None:
         """Appends the chosen candidate. The answer is looked for in this step alone; one that cannot be read
-        stays unanswered. An empty step, or the end of the agent's turn, ends the trajectory."""
+        stays unanswered. An empty step, or the end of the agent's turn, ends the trajectory; so does the end
+        of the agent's positions ("length"), which shows in an empty step that was cut off."""
         chosen = candidates[choice]
         texts = tuple(candidate.text for candidate in candidates)
         wrote = (None, None) if rationale is None else (rationale.text, rationale.finish)
@@ -164,6 +166,8 @@ class Trajectory:
         self.answer = self.setting.extract(chosen.text)
         if self.answer is not None:
             self.finish = "answer"
+        elif chosen.finish == "length" and not chosen.tokens:
+            self.finish = "length"
         elif chosen.finish == "end" or not chosen.text.strip():
             self.finish = "end"
         elif len(self.steps) == self.setting.config.max_steps:

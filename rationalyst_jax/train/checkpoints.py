@@ -7,7 +7,12 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from flax import nnx
 
+from rationalyst_jax.files.settings import differences
+from rationalyst_jax.lm.checkpoint import abstract_llama
+from rationalyst_jax.lm.config import LlamaConfig, RopeScaling
+from rationalyst_jax.lm.llama import Llama
 from rationalyst_jax.train.step import TrainState
 
 
@@ -30,8 +35,8 @@ class Checkpoints:
         if step is None:
             return state, 0
         run = self.manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]
-        if differences := _differences(run, self.run):
-            raise ValueError(f"{self.folder}: checkpoint of another run: {'; '.join(differences)}")
+        if found := list(differences(run, self.run)):
+            raise ValueError(f"{self.folder}: checkpoint of another run: {'; '.join(found)}")
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
         restored = self.manager.restore(
             step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
@@ -49,6 +54,28 @@ class Checkpoints:
         self.manager.close()
 
 
-def _differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
-    names = sorted({*stored, *asked})
-    return [f"{n} {stored.get(n)} -> {asked.get(n)}" for n in names if stored.get(n) != asked.get(n)]
+def load_trained(folder: Path) -> Llama:
+    """The float32 master weights of the latest checkpoint in `folder`.
+
+    Raises ValueError for a folder without a whole checkpoint.
+    """
+    options = ocp.CheckpointManagerOptions(read_only=True)
+    with ocp.CheckpointManager(folder.absolute(), options=options) as manager:
+        step = manager.latest_step()
+        if step is None:
+            raise ValueError(f"{folder}: no finished checkpoint")
+        made = manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]["model"]
+        graph, abstract = abstract_llama(_config(made))
+        wanted = {"weights": abstract}
+        form = ocp.checkpoint_utils.construct_restore_args(wanted)
+        restore = ocp.args.PyTreeRestore(wanted, form, partial_restore=True)  # the optimizer stays on disk
+        restored = manager.restore(step, args=ocp.args.Composite(state=restore))["state"]
+    return nnx.merge(graph, restored["weights"])
+
+
+def _config(fields: dict[str, Any]) -> LlamaConfig:
+    """A config that went through JSON as its fields."""
+    scaling, eos = fields["rope_scaling"], fields["eos_token_id"]
+    scaling = None if scaling is None else RopeScaling(**scaling)
+    eos = tuple(eos) if isinstance(eos, list) else eos
+    return LlamaConfig(**{**fields, "rope_scaling": scaling, "eos_token_id": eos})

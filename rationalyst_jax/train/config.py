@@ -14,7 +14,8 @@ class TrainConfig:
     Optimizer: decay applies to matrices and embeddings, not to norms; `clip_norm` is the global norm of
     the gradient of the mean loss (nats per target token). The learning rate rises from 0 over
     `warmup_fraction` of the steps, then falls along a cosine to `final_fraction` of its peak.
-    Precision: master weights and moments are float32; `dtype` is what the model computes in.
+    Precision: master weights and moments are float32; `dtype` is what the model computes in. With `remat` the
+    backward pass computes each layer again instead of keeping what is inside of it.
     Every `save_every` and `validate_every` steps, and at the end; the last `keep` checkpoints stay.
     """
 
@@ -32,6 +33,7 @@ class TrainConfig:
     weight_decay: float = 0.0
     clip_norm: float = 1.0
     dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: bool = False
     validation_fraction: float = 0.05
     seed: int = 0
     save_every: int = 500

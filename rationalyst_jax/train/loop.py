@@ -1,6 +1,5 @@
 """The training loop: examples in, a trained Llama out; killed runs continue where they stopped."""
 
-import hashlib
 import json
 import math
 import time
@@ -14,6 +13,7 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
+from rationalyst_jax.files.settings import digest
 from rationalyst_jax.lm.llama import Llama
 from rationalyst_jax.train.batches import Batches, ordered_steps, shuffled_steps
 from rationalyst_jax.train.checkpoints import Checkpoints
@@ -49,6 +49,7 @@ def fit(
     config: TrainConfig,
     run_dir: str | Path,
     *,
+    starts_from: str = "",
     progress: Callable[[int, Metrics], None] | None = None,
 ) -> FitResult:
     """Trains a copy of `model` on `examples`, of whose groups `validation_fraction` are held out.
@@ -56,7 +57,8 @@ def fit(
     `run_dir` receives checkpoints/ and metrics.jsonl, whose line N is step N: step, loss (nats per unit of
     loss weight, before the update), grad_norm, learning_rate, tokens_per_second (of merged trees) and, now
     and then, val_loss. When `run_dir` holds a checkpoint of the same run, training continues from the latest
-    one and ends in the same bits. `progress(steps, row)` is called with each new row.
+    one and ends in the same bits; `starts_from` names the weights the run began with (a checkpoint's
+    fingerprint, say), which no later checkpoint shows. `progress(steps, row)` is called with each new row.
 
     Raises ValueError for unusable examples, for a checkpoint of another run (listing what differs) and for a
     loss or gradient that is not finite (naming the step, whose state is not saved).
@@ -77,12 +79,17 @@ def fit(
     validation = Batches(held_out, ordered_steps(held_out, config.batch_examples), config) if held_out else ()
 
     # ---- Model and optimizer ----
-    graph, given = nnx.split(model)
+    graph, given = nnx.split(_with_remat(model, config.remat))
     weights = jax.tree.map(lambda w: jnp.array(w, jnp.float32, copy=True), given)  # the step donates them
     state = TrainState(weights, adamw(config, steps).init(weights), jnp.zeros((), jnp.int32))
 
     # ---- Resume ----
-    run = {**asdict(config), "model": asdict(model.config), "examples": digest(data.trees)}
+    run = {
+        **asdict(config),
+        "model": asdict(model.config),
+        "starts_from": starts_from,
+        "examples": forest_digest(data.trees),
+    }
     checkpoints = Checkpoints(run_dir / "checkpoints", run, config.keep)
     state, done = checkpoints.restore(state)
     log = MetricsLog(run_dir / "metrics.jsonl", done)
@@ -154,10 +161,17 @@ class MetricsLog:
         return json.loads(self.path.read_text().splitlines()[-1])
 
 
-def digest(trees: Iterable[TargetTree]) -> str:
+def forest_digest(trees: Iterable[TargetTree]) -> str:
     """A fingerprint of what is trained on: tokens, structure and weights, in order."""
-    sha = hashlib.sha256()
-    for tree in trees:
-        for array in (tree.tree.token, tree.tree.position, tree.node, tree.weight):
-            sha.update(array.tobytes())
-    return sha.hexdigest()[:16]
+    return digest(
+        array.tobytes()
+        for tree in trees
+        for array in (tree.tree.token, tree.tree.position, tree.node, tree.weight)
+    )
+
+
+def _with_remat(model: Llama, remat: bool) -> Llama:
+    """The same parameters in a model that does or doesn't rematerialise."""
+    twin = nnx.merge(*nnx.split(model))
+    twin.remat = remat
+    return twin

@@ -24,11 +24,10 @@ FINISHED = "all steps are done, so give the answer"
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a solution: its text, and the thought put before it ("" for none) its sort."""
+    """One line of a solution: its text, and the thought put before it ("" for none)."""
 
     text: str
     thought: str = ""
-    sort: str = ""
 
 
 def document(problem: Problem, misread: tuple[bool, ...]) -> str:
@@ -81,7 +80,7 @@ def annotated_lines(
         for flag, (_, sort) in zip(misread, thoughts, strict=False)
     ]
     texts, _ = problem.solve(tuple(readings))
-    return [Line(text, *thought) for text, thought in zip(texts, thoughts, strict=True)]
+    return [Line(text, thought) for text, (thought, _) in zip(texts, thoughts, strict=True)]
 
 
 def documents(seed: int, count: int) -> Iterator[dict[str, str]]:

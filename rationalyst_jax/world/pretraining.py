@@ -8,15 +8,16 @@ documents are, and none of their questions is ever used for mining or evaluation
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import cast
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, cast
 
 from rationalyst_jax.world.corpus import Line, annotated_lines
 from rationalyst_jax.world.problems import draw
 
-# Questions are mostly noise to a model of documents; thoughts are few and matter most.
-QUESTION_WEIGHT, STEP_WEIGHT, THOUGHT_WEIGHT = 0.2, 1.0, 2.0
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# Questions are mostly noise to a model of documents, less so when copied; thoughts are few and matter most.
+QUESTION_WEIGHT, COPIED_QUESTION_WEIGHT, STEP_WEIGHT, THOUGHT_WEIGHT = 0.2, 0.5, 1.0, 2.0
 OBEDIENCE = 0.98
 INLINE_RATES = (0.35, 0.7, 1.0)
 ANNOTATION_RATE = 0.8
@@ -49,7 +50,8 @@ def pretraining_texts(seed: int, count: int, mixture: Mixture) -> Iterator[list[
         question = [(problem.question + "\n", QUESTION_WEIGHT)]
         if kind == "annotation":
             plain = [Line(line.text) for line in lines]
-            yield [*question, *_pieces(plain), ("<|copy|>" + problem.question + "\n", 0.5), *_pieces(lines)]
+            copied = ("<|copy|>" + problem.question + "\n", COPIED_QUESTION_WEIGHT)
+            yield [*question, *_pieces(plain), copied, *_pieces(lines)]
         else:
             yield [*question, *_pieces(lines)]
 
@@ -62,7 +64,7 @@ def _pieces(lines: list[Line]) -> Iterator[tuple[str, float]]:
 
 
 def encode(
-    tokenizer: PreTrainedTokenizerBase, pieces: list[tuple[str, float]]
+    tokenizer: "PreTrainedTokenizerBase", pieces: list[tuple[str, float]]
 ) -> tuple[list[int], list[float]]:
     """Token ids and loss weights of one text, from BOS (weight 0) to EOS."""
     bos, eos = cast(int, tokenizer.bos_token_id), cast(int, tokenizer.eos_token_id)

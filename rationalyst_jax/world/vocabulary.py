@@ -10,7 +10,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from transformers import PreTrainedTokenizerFast
 
 from rationalyst_jax.world.corpus import FINISHED, VACUOUS
-from rationalyst_jax.world.problems import NAMES, OBJECTS, PHRASINGS, THOUGHTS
+from rationalyst_jax.world.problems import KINDS, NAMES, OBJECTS
 
 BOS, EOS = "<s>", "</s>"
 MARKERS = ("<BOT>", "<EOT>", "<|copy|>")
@@ -25,8 +25,9 @@ _WORD = r" ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]|\s"
 def make_tokenizer() -> PreTrainedTokenizerFast:
     """The world's tokenizer, built from the generator's own templates."""
     # In a document a sentence follows another one, so its first word has a space too.
-    texts = [" " + form for variants in PHRASINGS.values() for form in variants]
-    texts += [*VACUOUS, FINISHED, *(thought for pair in THOUGHTS.values() for thought in pair)]
+    texts = [" " + form for kind in KINDS.values() for form in (*kind.seen, kind.unseen)]
+    texts += [*VACUOUS, FINISHED]
+    texts += [way.thought for kind in KINDS.values() for way in (kind.right, kind.wrong)]
     texts += [" How many does have?", "\nThe answer is", "So Ann had have", "At first Ann has"]
     texts += (
         [f" {word}" for word in (*NAMES, *OBJECTS)]

@@ -1,0 +1,1 @@
+"""How every stage reads and writes: JSON lines, files whole or not there, settings that must agree."""

@@ -1,0 +1,105 @@
+"""JSON lines: read with the place of every mistake, written in blocks so that a killed run can continue."""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from rationalyst_jax.files.whole import whole
+
+Row = dict[str, Any]
+
+
+def read_rows(path: Path) -> Iterator[tuple[str, Row]]:
+    """The objects of a JSONL file, each with its place "file:line"; blank lines are passed over.
+
+    Raises ValueError naming file and line where a line is not a JSON object, and for a file without rows.
+    """
+    empty = True
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                empty = False
+                place = f"{path}:{number}"
+                yield place, _parse(line, place)
+    if empty:
+        raise ValueError(f"{path}: holds no rows")
+
+
+def text_field(row: Mapping[str, Any], key: str, place: str, default: str | None = None) -> str:
+    """`row[key]`, which must be Unicode text, or `default` where the key is missing.
+
+    Raises ValueError naming place, key and value.
+    """
+    value = row.get(key, default)
+    if value is None and key not in row:
+        raise ValueError(f"{place}: no {key!r}")
+    if not isinstance(value, str):
+        raise ValueError(f"{place}: {key!r} must be text, found {value!r:.60}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair; no file format can hold it
+        raise ValueError(f"{place}: {key!r} is not Unicode text: {error}") from None
+    return value
+
+
+def filled_field(row: Mapping[str, Any], key: str, place: str) -> str:
+    """As `text_field`, and not blank."""
+    value = text_field(row, key, place)
+    if not value.strip():
+        raise ValueError(f"{place}: {key!r} is empty")
+    return value
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes a new file, whole or not at all."""
+    with whole(path) as unfinished:
+        unfinished.write_bytes(b"".join(map(_line, rows)))
+
+
+def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Adds one finished block to a file and waits until it is on the disk."""
+    with path.open("ab") as file:
+        file.write(b"".join(map(_line, rows)))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def resume_rows(
+    path: Path,
+    block: int,
+    total: int,
+    check: Callable[[str, int, Row], None] = lambda place, index, row: None,
+) -> int:
+    """Cuts a file of `total` rows to be, written `block` at a time, after its last whole block.
+
+    Returns how many rows are left in it; what a kill left of a row or a block is gone. The file, and the
+    folder it is in, need not be there yet. Before anything is cut, `check` gets the place, index and value of
+    each row that stays and may refuse it by raising. Raises ValueError for a file of more than `total` rows.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last line break is half a row
+    if len(lines) > total:
+        raise ValueError(f"{path}: holds {len(lines)} rows, this run has only {total}")
+    kept = total if len(lines) == total else len(lines) - len(lines) % block
+    for index, line in enumerate(lines[:kept]):
+        place = f"{path}:{index + 1}"
+        check(place, index, _parse(line, place))
+    os.truncate(path, sum(len(line) + 1 for line in lines[:kept]))
+    return kept
+
+
+def _parse(line: bytes, place: str) -> Row:
+    try:
+        row = json.loads(line)
+    except ValueError as error:  # bad JSON and bad UTF-8 alike
+        raise ValueError(f"{place}: not JSON: {error}") from None
+    if not isinstance(row, dict):
+        raise ValueError(f"{place}: expected an object, found {json.dumps(row):.60}")
+    return row
+
+
+def _line(row: Mapping[str, Any]) -> bytes:
+    return json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n"

@@ -1,0 +1,54 @@
+"""What a piece of work was asked, recorded beside it: work asked otherwise is never continued."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from rationalyst_jax.files.whole import read_json, write_json
+
+
+def claim(path: Path, settings: Mapping[str, Any], work: Path) -> None:
+    """Records `settings` (JSON values) in the file `path`, or finds the equal ones of an earlier run there.
+
+    `work` is the file or folder they decide about; while it holds nothing, what is recorded binds nobody and
+    is replaced. Raises ValueError naming what differs, and where nothing says how there came to be work.
+    """
+    if not begun(work):
+        write_json(path, settings)
+    elif not path.exists():
+        raise ValueError(f"{path}: is missing, so nothing says how the work beside it was made")
+    elif found := list(differences(read_json(path), json.loads(json.dumps(settings)))):
+        raise ValueError(
+            f"{path}: made with other settings: {'; '.join(found)}; remove it or write elsewhere"
+        )
+
+
+def begun(work: Path) -> bool:
+    """Whether a file has bytes, or a folder entries."""
+    return any(work.iterdir()) if work.is_dir() else work.exists() and work.stat().st_size > 0
+
+
+def differences(made: Any, asked: Any, key: str = "") -> Iterator[str]:
+    """One line `key made -> asked` for each JSON value that differs, keys of inner objects dotted."""
+    if isinstance(made, dict) and isinstance(asked, dict):
+        for name in made | asked:
+            yield from differences(made.get(name), asked.get(name), f"{key}.{name}" if key else name)
+    elif made != asked:
+        yield f"{key} {made!r} -> {asked!r}"
+
+
+def digest(parts: Iterable[bytes]) -> str:
+    """A short fingerprint of a sequence of bytes, as hexadecimal digits."""
+    sha = hashlib.sha256()
+    for part in parts:
+        sha.update(len(part).to_bytes(8))
+        sha.update(part)
+    return sha.hexdigest()[:16]
+
+
+def file_digest(path: Path) -> str:
+    """A short fingerprint of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]

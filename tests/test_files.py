@@ -1,0 +1,126 @@
+"""What a kill, a full disk or another run's settings may do to files: nothing."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rationalyst_jax.files.rows import (
+    append_rows,
+    filled_field,
+    read_rows,
+    resume_rows,
+    text_field,
+    write_rows,
+)
+from rationalyst_jax.files.settings import claim, differences, digest
+from rationalyst_jax.files.whole import read_json, whole, write_json
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+
+
+def test_a_file_is_there_as_a_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "new" / "file"
+    with pytest.raises(OSError, match="disk full"), whole(path) as unfinished:
+        unfinished.write_text("half")
+        raise OSError("disk full")
+    assert not path.exists()
+    with whole(path) as unfinished:
+        unfinished.write_text("all")
+    assert path.read_text() == "all" and [p.name for p in path.parent.iterdir()] == ["file"]
+    with pytest.raises(ValueError, match="file: not JSON"):
+        read_json(path)
+
+
+def test_rows_are_read_with_their_places(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"a": "x"}\n\n{"a": "\u2028"}')
+    assert list(read_rows(path)) == [(f"{path}:1", {"a": "x"}), (f"{path}:3", {"a": "\u2028"})]
+    for text, message in {
+        "[1]\n": r"jsonl:1: expected an object, found \[1\]",
+        "\n": "holds no rows",
+    }.items():
+        path.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            list(read_rows(path))
+
+
+def test_fields_are_text():
+    row = {"a": "x", "n": 1, "none": None, "blank": " ", "half": "\ud800"}
+    assert text_field(row, "a", "here") == "x" and text_field(row, "b", "here", default="y") == "y"
+    assert text_field(row, "blank", "here") == " "
+    for key, message in {"b": "no 'b'", "n": "must be text, found 1", "none": "found None"}.items():
+        with pytest.raises(ValueError, match=f"here: .*{message}"):
+            text_field(row, key, "here")
+    for key, message in {"blank": "'blank' is empty", "half": "'half' is not Unicode text"}.items():
+        with pytest.raises(ValueError, match=f"here: {message}"):
+            filled_field(row, key, "here")
+
+
+@given(
+    rows=st.lists(st.dictionaries(st.text(), JSON, max_size=3), min_size=1, max_size=7),
+    block=st.integers(1, 4),
+    cut=st.floats(0, 1),
+)
+def test_what_is_left_of_a_killed_run_and_what_is_done_again_make_the_whole(
+    tmp_path_factory, rows, block, cut
+):
+    path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    write_rows(path, rows)
+    every_byte = path.read_bytes()
+    path.write_bytes(every_byte[: round(cut * len(every_byte))])
+    seen = []
+    done = resume_rows(path, block, len(rows), lambda place, index, row: seen.append((index, row)))
+    assert seen == list(enumerate(rows[:done])) and (done == len(rows) or done % block == 0)
+    for start in range(done, len(rows), block):
+        append_rows(path, rows[start : start + block])
+    assert path.read_bytes() == every_byte
+
+
+def test_a_file_of_another_run_is_not_cut(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    write_rows(path, [{"n": n} for n in range(5)])
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="holds 5 rows, this run has only 4"):
+        resume_rows(path, 2, 4)
+
+    def refuse(place, index, row):
+        raise ValueError(f"{place}: not ours")
+
+    with pytest.raises(ValueError, match="jsonl:1: not ours"):
+        resume_rows(path, 2, 6, refuse)
+    assert path.read_bytes() == before
+
+
+def test_settings_bind_once_there_is_work(tmp_path):
+    settings, work = tmp_path / "config.json", tmp_path / "work"
+    claim(settings, {"a": 1}, work)
+    claim(settings, {"a": (1, 2), "b": {"c": None}}, work)  # no work yet: nobody is bound
+    work.write_text("work")
+    claim(settings, {"a": (1, 2), "b": {"c": None}}, work)
+    with pytest.raises(ValueError, match=r"other settings: a \[1, 2\] -> 3; b.c None -> 4; d None -> 5;"):
+        claim(settings, {"a": 3, "b": {"c": 4}, "d": 5}, work)
+    settings.unlink()
+    with pytest.raises(ValueError, match=r"config\.json: is missing"):
+        claim(settings, {"a": 1}, work)
+
+
+@given(JSON, JSON)
+def test_differences_are_found_where_there_are_any(made, asked):
+    made, asked = json.loads(json.dumps([made, asked]))
+    assert not list(differences(made, made))
+    if made != asked and not (isinstance(made, dict) and isinstance(asked, dict)):
+        assert len(list(differences(made, asked))) == 1
+
+
+def test_a_digest_knows_where_parts_end():
+    assert digest([b"ab", b"c"]) != digest([b"a", b"bc"]) and len(digest([])) == 16
+
+
+def test_json_is_written_for_people(tmp_path):
+    write_json(tmp_path / "x.json", {"é": [1]})
+    assert (tmp_path / "x.json").read_text() == '{\n  "é": [\n    1\n  ]\n}\n'
