@@ -4,16 +4,20 @@ The guided loop's most frequent request: N candidates of at most a line for each
 sides sample exactly NEW tokens a candidate (no early stop), so they do equal work; transformers gets its
 strongest plain form: prompts sorted by length, left-padded in batches, `num_return_sequences=N`.
 
-The limit: a forward pass costs 2 FLOPs per weight and token. FLOP/s counts those alone.
+The limit: a forward pass costs 2 FLOPs per weight and token. FLOP/s counts those alone, and stands beside
+what one large float32 matrix product reaches on this machine.
 """
 
 import argparse
 import json
+import resource
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import torch
+from flax import nnx
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM
@@ -63,15 +67,23 @@ def theirs(model, prompts: list[list[int]], suppress: tuple[int, ...], filler: i
     return generated
 
 
-def best_of(runs: int, work) -> tuple[float, int]:
-    """Seconds of the fastest run after one that warms up, and what it returned."""
+def best_of(runs: int, work) -> tuple[float, int, float]:
+    """Seconds of the fastest run after a warm-up, what it returned, and the process's peak MiB by then."""
     work()
     seconds = []
     for _ in range(runs):
         start = time.perf_counter()
         result = work()
         seconds.append(time.perf_counter() - start)
-    return min(seconds), result
+    return min(seconds), result, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def matmul_peak() -> float:
+    """FLOP/s of a float32 matrix product of 2048 x 2048."""
+    x = jnp.ones((2048, 2048))
+    product = jax.jit(jnp.matmul)
+    seconds, *_ = best_of(5, lambda: product(x, x).block_until_ready())
+    return 2 * 2048**3 / seconds
 
 
 def main() -> None:
@@ -89,10 +101,12 @@ def main() -> None:
     engine = Engine(model, tokenizer, batch_size=BATCH)
     peer = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
 
-    our_seconds, our_tokens = best_of(3, lambda: ours(engine, prompts, suppress))
-    peer_seconds, peer_tokens = best_of(3, lambda: theirs(peer, prompts, suppress, tokenizer.eos_token_id))
+    our_seconds, our_tokens, our_memory = best_of(3, lambda: ours(engine, prompts, suppress))
+    peer_seconds, peer_tokens, peer_memory = best_of(
+        3, lambda: theirs(peer, prompts, suppress, tokenizer.eos_token_id)
+    )
     assert our_tokens == peer_tokens == options.prompts * CANDIDATES * NEW
-    weights = sum(w.size for w in jax.tree.leaves(engine._weights))
+    weights = sum(w.size for w in jax.tree.leaves(nnx.state(model)))
     prompt_tokens = int(np.sum([len(p) for p in prompts]))
     flops = 2 * weights * (prompt_tokens + our_tokens)
     compilations = prefill._cache_size() + decode._cache_size()
@@ -100,14 +114,17 @@ def main() -> None:
     table = Table(
         title=f"{options.prompts} prompts, {CANDIDATES} candidates of {NEW} tokens, {weights:,} weights"
     )
-    for heading in ("", "seconds", "tokens/s", "GFLOP/s", "compilations"):
+    peak = matmul_peak()
+    for heading in ("", "seconds", "tokens/s", "GFLOP/s", "of matmul", "peak MiB", "compilations"):
         table.add_column(heading, justify="right")
-    for name, seconds, compiled in (
-        ("ours", our_seconds, str(compilations)),
-        ("transformers", peer_seconds, "–"),
+    for name, seconds, memory, compiled in (
+        ("ours", our_seconds, our_memory, str(compilations)),
+        ("transformers", peer_seconds, peer_memory, "–"),
     ):
-        rate, speed = our_tokens / seconds, flops / seconds / 1e9
-        table.add_row(name, f"{seconds:.2f}", f"{rate:.0f}", f"{speed:.1f}", compiled)
+        rate, speed = our_tokens / seconds, flops / seconds
+        cells = f"{seconds:.2f}", f"{rate:.0f}", f"{speed / 1e9:.1f}", f"{speed / peak:.0%}", f"{memory:.0f}"
+        table.add_row(name, *cells, compiled)
+    table.caption = "peak MiB: of the process up to then; ours runs first"
     ratio = peer_seconds / our_seconds
     console = Console()
     console.print(table)

@@ -13,8 +13,10 @@ from rationalyst_jax.lm.llama import Llama
 from rationalyst_jax.lm.tokenizer import load_tokenizer
 
 
-@pytest.mark.slow
-def test_imported_annotations_are_filtered_trained_on_and_guide_an_untrained_model(shared, tmp_path, capsys):
+@pytest.mark.parametrize(("steps", "asked"), [(3, 2), pytest.param(50, 20, marks=pytest.mark.slow)])
+def test_imported_annotations_are_filtered_trained_on_and_guide_an_untrained_model(
+    shared, tmp_path, capsys, steps, asked
+):
     tokenizer = load_tokenizer(shared / "llama3_tokenizer")
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -50,20 +52,20 @@ def test_imported_annotations_are_filtered_trained_on_and_guide_an_untrained_mod
     rationalyst("stats", "--triples", triples, "--tokenizer", shared / "llama3_tokenizer", *common)
     rationalyst(
         *("train", "--rationales", kept, "--model", base, "--run_dir", tmp_path / "run", *common),
-        *("--train.steps", 50, "--train.peak_learning_rate", "1e-3", "--train.microbatch_rows", 2),
+        *("--train.steps", steps, "--train.peak_learning_rate", "1e-3", "--train.microbatch_rows", 2),
     )
     questions, traces = shared / "gsm8k" / "test.jsonl", tmp_path / "implicit.jsonl"
     rationalyst(
-        *("reason", "--task", "gsm8k", "--questions", questions, "--limit", 20, "--agent", base, *common),
+        *("reason", "--task", "gsm8k", "--questions", questions, "--limit", asked, "--agent", base, *common),
         *("--rationalyst", tmp_path / "run" / "hf", "--out", traces, "--reason.strategy", "implicit"),
         *("--reason.max_steps", 2, "--reason.max_step_tokens", 16, "--reason.max_rationale_tokens", 16),
     )
-    assert len(traces.read_text().splitlines()) == 20
+    assert len(traces.read_text().splitlines()) == asked
     losses = [
         json.loads(line)["loss"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     ]
-    assert len(losses) == 50 and losses[-1] < losses[0] - 1
+    assert len(losses) == steps and (steps < 50 or losses[-1] < losses[0] - 1)
     graded = rationalyst(
-        "evaluate", "--task", "gsm8k", "--questions", questions, "--limit", 20, "--traces", traces
+        "evaluate", "--task", "gsm8k", "--questions", questions, "--limit", asked, "--traces", traces
     )
-    assert "solves nothing" in graded
+    assert f"none of {asked} right; whatever wrote it solves nothing here" in " ".join(graded.split())
