@@ -52,7 +52,7 @@ def test_questions_without_trace_and_traces_without_question_are_one_error(tmp_p
 @pytest.mark.parametrize(
     ("row", "complaint"),
     (
-        ({"answer": "5"}, "'id' must be text"),
+        ({"answer": "5"}, "no 'id'"),
         ({"id": "b"}, "'answer' must be text or null, found 'no such key'"),
         ({"id": "b", "answer": 5}, "'answer' must be text or null, found 5"),
         ({"id": "a", "answer": "5"}, "question 'a' has two traces"),

@@ -215,8 +215,8 @@ def test_questions_are_named_by_their_id_or_their_line(tmp_path):
     (
         ("{", "not JSON"),
         ("[1]", "expected an object"),
-        ('{"answer": "#### 1"}', "'question' must be text, found None"),
-        ('{"question": " ", "answer": "#### 1"}', "'question' must be text"),
+        ('{"answer": "#### 1"}', "no 'question'"),
+        ('{"question": " ", "answer": "#### 1"}', "'question' is empty"),
         ('{"question": "a?", "answer": 1}', "'answer' must be text, found 1"),
         ('{"question": "a?", "answer": "1"}', "'answer' must end in '#### number', found '1'"),
         ('{"question": "a?", "answer": "#### one"}', "found 'one'"),
