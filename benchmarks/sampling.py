@@ -115,7 +115,7 @@ def main() -> None:
         title=f"{options.prompts} prompts, {CANDIDATES} candidates of {NEW} tokens, {weights:,} weights"
     )
     peak = matmul_peak()
-    for heading in ("", "seconds", "tokens/s", "GFLOP/s", "of matmul", "peak MiB", "compilations"):
+    for heading in ("", "seconds", "tokens/s", "GFLOP/s", "of matmul", "peak MiB", "compiled"):
         table.add_column(heading, justify="right")
     for name, seconds, memory, compiled in (
         ("ours", our_seconds, our_memory, str(compilations)),
@@ -124,9 +124,9 @@ def main() -> None:
         rate, speed = our_tokens / seconds, flops / seconds
         cells = f"{seconds:.2f}", f"{rate:.0f}", f"{speed / 1e9:.1f}", f"{speed / peak:.0%}", f"{memory:.0f}"
         table.add_row(name, *cells, compiled)
-    table.caption = "peak MiB: of the process up to then; ours runs first"
+    table.caption = "peak MiB: of the process up to then, ours runs first; compiled: number of programs"
     ratio = peer_seconds / our_seconds
-    console = Console()
+    console = Console(width=100)
     console.print(table)
     console.print(f"ours / transformers: {ratio:.2f}")
     if options.json:
