@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import pyarrow.parquet as pq
 from flax import nnx
 
 from rationalyst_jax.cli.main import main
@@ -72,6 +73,9 @@ def write_files(root: Path) -> None:
     for name, given in answers.items():
         traces = [Trace(f"q{i}", name, answer, "answer", (), (), {}) for i, answer in enumerate(given)]
         append_traces(root / f"{name}.jsonl", traces)
+    numbers = pq.read_table(root / "filtered.parquet")
+    place = numbers.column_names.index("preceding")
+    pq.write_table(numbers.set_column(place, "preceding", [[3] * 4]), root / "number.parquet")
     (root / "unknown_key.yaml").write_text("prompts: world\nnonsense: {key: 1}\n")
     (root / "not.yaml").write_text("prompts: [world\n")
     (root / "tau.yaml").write_text("prompts: world\nfilter: {tau: 0.5, decay: 0.8}\n")
@@ -82,7 +86,7 @@ def write_files(root: Path) -> None:
 
 
 def _write_models(root: Path) -> None:
-    """One good checkpoint, and three that do not fit together."""
+    """One good checkpoint, and some that do not fit together or lack something."""
     tokenizer = make_tokenizer()
     model = random_llama(
         len(tokenizer),
@@ -92,11 +96,13 @@ def _write_models(root: Path) -> None:
     )
     save_llama(model, root / "model")
     tokenizer.save_pretrained(root / "model")
-    for broken in ("misfit", "small", "unreadable"):
+    for broken in ("misfit", "small", "strange", "unreadable", "no_template"):
         shutil.copytree(root / "model", root / broken)
     config = json.loads((root / "model" / "config.json").read_text())
     (root / "misfit" / "config.json").write_text(json.dumps({**config, "intermediate_size": 64}))
     (root / "small" / "config.json").write_text(json.dumps({**config, "vocab_size": 10}))
+    (root / "strange" / "config.json").write_text(json.dumps({**config, "eos_token_id": 99999}))
+    (root / "no_template" / "chat_template.jinja").unlink()
     (root / "unreadable" / "tokenizer.json").write_text("{")
 
 

@@ -1,8 +1,10 @@
-"""Orbax checkpoints of a model alone."""
+"""Orbax checkpoints, of a model alone and of a training run."""
 
 import gc
 import json
 import shutil
+from collections.abc import Iterator
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -10,7 +12,19 @@ import pytest
 from cli_files import random_llama
 from flax import nnx
 
+from rationalyst_jax.cli.main import mute_abandoned_reads
 from rationalyst_jax.lm.checkpoint import load_orbax, save_orbax
+from rationalyst_jax.train.checkpoints import load_trained
+from rationalyst_jax.train.config import TrainConfig
+from rationalyst_jax.train.examples import Example
+from rationalyst_jax.train.loop import fit
+
+
+@pytest.fixture(scope="module", autouse=True)
+def mute() -> Iterator[None]:
+    mute_abandoned_reads()
+    yield
+    gc.collect()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -32,8 +46,6 @@ def test_a_checkpoint_is_never_overwritten(tmp_path):
         save_orbax(random_llama(20), tmp_path)
 
 
-# Orbax drops the coroutines of a failed read; what they say as they are collected is not ours.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_damaged_checkpoint_is_named(tmp_path):
     save_orbax(random_llama(20), tmp_path / "good")
     for part in ("manifest.ocdbt", "_METADATA", "ocdbt.process_0"):
@@ -48,10 +60,8 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
     shutil.rmtree(tmp_path / "good" / "weights")
     with pytest.raises(FileNotFoundError, match="weights: no such folder"):
         load_orbax(tmp_path / "good")
-    gc.collect()
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_every_parameter_that_does_not_fit_is_listed(tmp_path):
     save_orbax(random_llama(20, tie_embeddings=False), tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
@@ -64,4 +74,42 @@ def test_every_parameter_that_does_not_fit_is_listed(tmp_path):
         *(f"layers.{name} has shape" for name in ("q_DNH", "k_DKH", "v_DKH", "o_NHD")),
     ):
         assert problem in str(error.value)
-    gc.collect()
+
+
+def train_briefly(run_dir: Path) -> None:
+    """Two steps and a checkpoint, or nothing where they are done."""
+    config = TrainConfig(steps=2, batch_examples=2, row_length=8, microbatch_rows=1, validation_fraction=0.0)
+    fit(random_llama(20), [Example((1, 2, 3), (0, 1, 1), str(i)) for i in range(4)], config, run_dir)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    run_dir = tmp_path_factory.mktemp("trained")
+    train_briefly(run_dir)
+    return run_dir
+
+
+@pytest.mark.parametrize("part", ["run", "run/metadata", "state", "state/_METADATA", "state/ocdbt.process_0"])
+def test_a_damaged_training_checkpoint_is_named(trained, tmp_path, part):
+    run_dir = tmp_path / "run"
+    shutil.copytree(trained, run_dir)
+    damaged = run_dir / "checkpoints" / "2" / part
+    shutil.rmtree(damaged) if damaged.is_dir() else damaged.unlink()
+    with pytest.raises(ValueError) as resumed:
+        train_briefly(run_dir)
+    with pytest.raises(ValueError) as converted:
+        load_trained(run_dir / "checkpoints")
+    for error in (resumed, converted):
+        assert str(error.value).startswith(f"{run_dir}/checkpoints/2: damaged checkpoint: ")
+        assert "\n" not in str(error.value)
+
+
+def test_a_log_that_lacks_steps_of_the_checkpoint_is_named_and_left_alone(trained, tmp_path):
+    run_dir = tmp_path / "run"
+    shutil.copytree(trained, run_dir)
+    log = run_dir / "metrics.jsonl"
+    log.write_text(log.read_text()[:-1])  # the second line is not whole
+    before = log.read_bytes()
+    with pytest.raises(ValueError, match=r"metrics\.jsonl: holds 1 of 2 steps"):
+        train_briefly(run_dir)
+    assert log.read_bytes() == before

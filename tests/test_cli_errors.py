@@ -1,6 +1,8 @@
 """Whatever is wrong with the input, a command says so in one line that names it, and fails."""
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,13 +27,14 @@ MODEL_COMMANDS = {
     "train": "train --rationales filtered.parquet --prompts world --run_dir x --model {}",
     "reason": "reason --config random.yaml --questions questions.jsonl --out x --agent {}",
     "score": "score --pairs pairs.jsonl --out x --model {}",
+    "demo": "demo --run_dir x --model {}",
 }
 BAD_MODELS = {
     "nowhere": "nowhere: no such checkpoint folder",
     "folder": "folder/config.json: no such file",
     "misfit": "gate_proj.weight has shape",
     "small": "tokens, the model only 10",
-    "unreadable": "unreadable/tokenizer.json: not a readable tokenizer",
+    "unreadable": "unreadable: not a readable tokenizer",
 }
 REASON = "reason --task gsm8k --questions questions.jsonl --agent model --prompts world --out x"
 RANDOM = f"{REASON} --config random.yaml"
@@ -59,9 +62,12 @@ BAD_INPUT = {
     f"{CALIBRATE} none_good.jsonl": "none of 1 labeled rationales is good",
     "calibrate --scored nowhere.parquet --labels labels.jsonl": "nowhere.parquet: no such file",
     TRAIN.replace("filtered", "nowhere"): "nowhere.parquet: no such file",
-    TRAIN.replace("filtered.parquet", "text.jsonl"): "text.jsonl",
+    TRAIN.replace("filtered.parquet", "text.jsonl"): "text.jsonl: not Parquet",
     TRAIN.replace("filtered", "none_kept"): "none_kept.parquet: no kept",
     f"{TRAIN} --train.row_length 4": "no example to train on (4 longer than 4 tokens)",
+    TRAIN.replace("model model", "model no_template"): "tokenizer of no_template has no chat template",
+    TRAIN.replace("filtered", "number"): "number.parquet: row 1: column preceding must be text, found 3",
+    FILTER.replace("filtered", "number"): "number.parquet: column preceding holds int64, not string",
     RANDOM.replace("gsm8k", "gsm9k"): "unknown task 'gsm9k'",
     RANDOM.replace("questions.jsonl", "no_answer.jsonl"): "no_answer.jsonl:1: 'answer' must end in",
     RANDOM.replace("questions.jsonl", "nowhere.jsonl"): "nowhere.jsonl: No such file",
@@ -99,6 +105,8 @@ BAD_USAGE = {
     "world domination": "no command 'world domination'",
     "mine --prompts world --out x": "either --documents or --annotations",
     "mine --prompts world --out x --documents documents.jsonl": "--documents needs a --model",
+    "mine --prompts world --out x --annotate.block 0": "annotate: block must be at least 1, got 0",
+    f"{FILTER} --filter.decay 0": "filter: decay must be above 0 and at most 1, got 0",
     f"{FILTER} --filter.keep some": "--filter.keep: Expected",
     f"{FILTER} --filter.tau high": "--filter.tau: Expected a float. Got value: high",
     f"{TRAIN} --train.steps 0": "train config: steps must be above 0, got 0",
@@ -143,6 +151,18 @@ def test_unknown_options_and_keys_get_one_line(command, capsys):
     assert_one_line(capsys, rationalyst(f"{command} --config unknown_key.yaml"), 2, "unknown_key.yaml: ")
     assert_one_line(capsys, rationalyst(f"{command} --config not.yaml"), 2, "not.yaml: ")
     assert_one_line(capsys, rationalyst(f"{command} --config"), 2, "--config")
+
+
+def test_libraries_add_no_line_of_their_own():
+    command = "score --model strange --pairs pairs.jsonl --out x"  # transformers would warn about its config
+    program = [sys.executable, "-m", "rationalyst_jax.cli.main", *command.split()]
+    run = subprocess.run(program, capture_output=True, text=True)
+    assert run.returncode == 1 and run.stderr.count("\n") == 1, run.stderr
+    assert "token id 99999 is outside" in run.stderr
+
+
+def test_scoring_needs_no_chat_template():
+    assert rationalyst("score --model no_template --pairs pairs.jsonl --out x/scores.jsonl") == 0
 
 
 def test_demo_says_where_its_config_should_be(monkeypatch, capsys):

@@ -61,7 +61,39 @@ def test_presets_equal_the_published_configs(name, shared):
     assert LlamaConfig.from_hf(published) == getattr(LlamaConfig, name)()
 
 
-def test_the_other_presets_have_the_published_parameter_counts():
+def test_every_preset_has_the_published_sizes():
+    sizes = {  # hidden, intermediate, layers, heads, key-value heads, head dimension
+        "llama3_8b": (4096, 14336, 32, 32, 8, 128),
+        "llama3_70b": (8192, 28672, 80, 64, 8, 128),
+        "llama3_1_8b": (4096, 14336, 32, 32, 8, 128),
+        "llama3_1_70b": (8192, 28672, 80, 64, 8, 128),
+        "llama3_1_405b": (16384, 53248, 126, 128, 8, 128),
+        "llama3_2_1b": (2048, 8192, 16, 32, 8, 64),
+        "llama3_2_3b": (3072, 8192, 28, 24, 8, 128),
+    }
+    factors = {"llama3_1": 8.0, "llama3_2": 32.0}
+    assert set(sizes) == {name for name in vars(LlamaConfig) if name.startswith("llama")}
+    for name, (hidden, intermediate, layers, heads, kv_heads, head_dim) in sizes.items():
+        factor = factors.get(name[:8])
+        assert getattr(LlamaConfig, name)() == LlamaConfig(
+            vocab_size=128256,
+            hidden_size=hidden,
+            intermediate_size=intermediate,
+            num_layers=layers,
+            num_heads=heads,
+            num_kv_heads=kv_heads,
+            head_dim=head_dim,
+            rms_norm_eps=1e-5,
+            rope_theta=500000.0,
+            rope_scaling=RopeScaling(factor, 1.0, 4.0, 8192) if factor else None,
+            tie_embeddings=name.startswith("llama3_2"),
+            max_position_embeddings=131072 if factor else 8192,
+            bos_token_id=128000,
+            eos_token_id=128001,
+        )
+
+
+def test_presets_have_the_published_parameter_counts():
     def parameters(c: LlamaConfig) -> int:
         attention = 2 * c.hidden_size * c.head_dim * (c.num_heads + c.num_kv_heads)
         layer = attention + 3 * c.hidden_size * c.intermediate_size + 2 * c.hidden_size
@@ -69,6 +101,8 @@ def test_the_other_presets_have_the_published_parameter_counts():
         return tables * c.vocab_size * c.hidden_size + c.num_layers * layer + c.hidden_size
 
     assert parameters(LlamaConfig.llama3_1_8b()) == 8_030_261_248
+    assert parameters(LlamaConfig.llama3_1_70b()) == 70_553_706_496
+    assert parameters(LlamaConfig.llama3_1_405b()) == 405_853_388_800
     assert parameters(LlamaConfig.llama3_2_3b()) == 3_212_749_824
 
 
@@ -129,6 +163,24 @@ def test_transformers_reads_what_we_write(tmp_path):
         ({"head_dim": 5}, "even head_dim, got 5"),
         ({"hidden_size": "48"}, "hidden_size must be a positive integer, got '48'"),
         ({"num_attention_heads": 0}, "num_heads must be a positive integer, got 0"),
+        ({"max_position_embeddings": None}, "max_position_embeddings must be a positive integer, got None"),
+        ({"rms_norm_eps": "1e-5"}, "rms_norm_eps must be a number above 0, got '1e-5'"),
+        ({"rms_norm_eps": True}, "rms_norm_eps must be a number above 0, got True"),
+        ({"rope_theta": "10000"}, "rope_theta must be a number above 0, got '10000'"),
+        ({"rope_theta": float("nan")}, "rope_theta must be a number above 0, got nan"),
+        ({"rope_scaling": "llama3"}, "rope_scaling must be an object, got 'llama3'"),
+        ({"rope_parameters": [8]}, "rope_parameters must be an object, got [8]"),
+        (
+            {"rope_scaling": {"rope_type": "llama3", **SCALING, "factor": "8"}},
+            "rope_scaling: factor must be a number above 0, got '8'",
+        ),
+        (
+            {"rope_scaling": {"rope_type": "llama3", **SCALING, "original_max_position_embeddings": 8192.0}},
+            "original_max_position_embeddings must be a positive integer, got 8192.0",
+        ),
+        ({"tie_word_embeddings": "false"}, "tie_word_embeddings must be true or false, got 'false'"),
+        ({"bos_token_id": "1"}, "bos_token_id must be a token id, got '1'"),
+        ({"eos_token_id": [2, "3"]}, "eos_token_id must be a token id, got '3'"),
     ],
 )
 def test_what_llama_here_does_not_compute_is_refused_in_one_line(change, named):

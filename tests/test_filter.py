@@ -28,9 +28,9 @@ PROMPTS = PromptSet(
     "1",
     "{question}\n",
     {
-        "follow": Prompt("follow", (("assistant", "{preceding}{following}"),), "1"),
+        "follow": Prompt("follow", (("assistant", "{preceding}{following}"),)),
         "follow_guided": Prompt(
-            "follow_guided", (("assistant", "{preceding}<BOT>{rationale}<EOT>{following}"),), "1"
+            "follow_guided", (("assistant", "{preceding}<BOT>{rationale}<EOT>{following}"),)
         ),
     },
 )

@@ -12,7 +12,9 @@ from scipy.stats import chisquare
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from rationalyst_jax.lm import generate
 from rationalyst_jax.lm.config import LlamaConfig
+from rationalyst_jax.lm.decode import prefill
 from rationalyst_jax.lm.generate import Engine, GenerateRequest, ScoreRequest, bucket
 from rationalyst_jax.lm.hf import load_llama
 from rationalyst_jax.lm.llama import Llama, tree_attend
@@ -127,7 +129,6 @@ def test_a_stop_string_that_spans_tokens_cuts_text_and_tokens(model, tokenizer):
         assert cut.text == whole.text[:at]
         assert cut.tokens == whole.tokens[: at + 3]
         np.testing.assert_allclose(cut.logprobs, whole.logprobs[: at + 3], atol=1e-5)
-        assert engine.stats.generated == at + 3
 
 
 def test_a_token_that_holds_a_stop_string_ends_its_row_only(engine, tokenizer):
@@ -215,11 +216,18 @@ def test_samples_follow_the_exact_distribution(tokenizer, temperature, top_p):
     assert chisquare(counts_V[kept], draws * exact_V[kept] / mass).pvalue > 1e-3
 
 
-def test_candidates_of_a_prompt_share_one_prefill(model, tokenizer):
-    engine = Engine(model, tokenizer)
+def test_candidates_of_a_prompt_share_one_prefill(model, tokenizer, monkeypatch):
+    prefilled = []
+
+    def counting(graph, weights, tokens_BT, length_B, **options):
+        prefilled.append(np.asarray(length_B).tolist())
+        return prefill(graph, weights, tokens_BT, length_B, **options)
+
+    monkeypatch.setattr(generate, "prefill", counting)
     (context,) = contexts(20)
-    (candidates,) = engine.generate([GenerateRequest(context, max_tokens=4, n=6, suppress=(256,))])
-    assert (len(candidates), engine.stats.prefilled, engine.stats.generated) == (6, 20, 24)
+    request = GenerateRequest(context, max_tokens=4, n=6, suppress=(256,))
+    (candidates,) = Engine(model, tokenizer, batch_size=1).generate([request])
+    assert [len(candidate.tokens) for candidate in candidates] == [4] * 6 and prefilled == [[20]]
 
 
 def test_other_lengths_in_the_same_buckets_compile_nothing(engine, caplog):

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from scipy.stats import norm
@@ -16,7 +17,7 @@ from rationalyst_jax.lm.tokenizer import load_tokenizer
 from rationalyst_jax.mine import annotate as annotate_module
 from rationalyst_jax.mine.annotate import annotate, document_seed
 from rationalyst_jax.mine.calibrate import LabeledGain, calibrate
-from rationalyst_jax.mine.config import AnnotateConfig
+from rationalyst_jax.mine.config import AnnotateConfig, FilterConfig
 from rationalyst_jax.mine.documents import Annotation, Document, read_annotations, read_documents
 from rationalyst_jax.mine.likelihood_filter import FilteredTriple
 from rationalyst_jax.mine.store import (
@@ -61,7 +62,7 @@ def test_documents_are_read_with_defaults_for_id_and_source(tmp_path):
         ({"id": 7, "text": "b"}, "'id' must be text, found 7"),
         ({"id": "b", "text": " \n"}, "'text' is empty"),
         ({"id": "a", "text": "b"}, "id 'a' was used before, at "),
-        ('{"id": "b", "text": "\\ud800"}', "'text' is not Unicode text"),
+        ('{"id": "b", "text": "\\ud800"}', "surrogates not allowed"),
     ],
 )
 def test_a_bad_row_is_named_by_file_and_line(tmp_path, row, message):
@@ -87,6 +88,33 @@ def test_text_annotated_elsewhere_is_imported(tmp_path):
         read_annotations(write_lines(tmp_path / "b.jsonl", {"input": "x"}))
 
 
+@pytest.mark.parametrize(
+    ("config", "key", "value", "message"),
+    [
+        (AnnotateConfig, "block", 0, "annotate: block must be at least 1, got 0"),
+        (AnnotateConfig, "max_document_tokens", 0, "max_document_tokens must be at least 1"),
+        (AnnotateConfig, "length_bucket", 0, "length_bucket must be at least 1"),
+        (AnnotateConfig, "length_margin", -1, "length_margin must be at least 0, got -1"),
+        (AnnotateConfig, "length_factor", 0.0, "length_factor must be above 0 and finite, got 0.0"),
+        (AnnotateConfig, "temperature", float("nan"), "temperature must be 0 (greedy) or more, got nan"),
+        (AnnotateConfig, "top_p", 0.0, "top_p must be above 0 and at most 1, got 0.0"),
+        (AnnotateConfig, "seed", -1, "seed must be at least 0, got -1"),
+        (FilterConfig, "row_length", 0, "filter: row_length must be at least 1, got 0"),
+        (FilterConfig, "rows_per_batch", 0, "rows_per_batch must be at least 1"),
+        (FilterConfig, "block", 0, "block must be at least 1"),
+        (FilterConfig, "decay", 1.5, "decay must be above 0 and at most 1, got 1.5"),
+        (FilterConfig, "seed", -1, "seed must be at least 0"),
+        (FilterConfig, "tau", float("inf"), "tau must be finite, got inf"),
+        (FilterConfig, "tau_by_source", {"web": float("nan")}, "tau_by_source.web must be finite, got nan"),
+        (FilterConfig, "reduction", "median", "unknown reduction 'median'"),
+    ],
+)
+def test_a_setting_out_of_range_is_named(config, key, value, message):
+    with pytest.raises(ValueError) as error:
+        config(**{key: value})
+    assert message in str(error.value)
+
+
 # Annotation
 
 
@@ -109,7 +137,7 @@ class CopyingEngine:
 PROMPTS = PromptSet(
     "1",
     "{question}\n",
-    {"annotate": Prompt("annotate", (("assistant", "{document}|copy|{annotated}|end|"),), "1")},
+    {"annotate": Prompt("annotate", (("assistant", "{document}|copy|{annotated}|end|"),))},
 )
 DOCUMENTS = [Document(f"d{i}", "word " * (i % 7 + 1) + "end", "s") for i in range(10)]
 
@@ -264,6 +292,42 @@ def test_files_that_are_no_triples_are_named(tmp_path):
         read_triples(tmp_path / "x.parquet")
     with pytest.raises(FileNotFoundError, match=r"none\.parquet"):
         read_triples(tmp_path / "none.parquet")
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "message"),
+    [
+        ("preceding", [1, 2], "column preceding holds int64, not string"),
+        ("document_id", [1, 2], "column document_id holds int64, not string"),
+        ("rationale", ["a", None], "column rationale has no value in row 2"),
+        ("gain", ["1.0", "2.0"], "column gain holds string, not double"),
+        ("kept", ["false", "false"], "column kept holds string, not bool"),
+        ("index", [0.5, 1.0], "column index: Float value 0.5"),
+        ("index", [0, 2**40], "column index: Integer value"),
+        ("index", [1, 1], "rows 1 and 2 are both rationale 1 of document 'd0'"),
+    ],
+)
+def test_a_column_that_is_not_as_it_must_be_is_named(tmp_path, column, values, message):
+    path = tmp_path / "f.parquet"
+    write_filtered(path, FILTERED, PROVENANCE)
+    table = pq.read_table(path)
+    pq.write_table(table.set_column(table.column_names.index(column), column, [values]), path)
+    with pytest.raises(ValueError) as error:
+        read_filtered(path)
+    assert str(error.value).startswith(f"{path}: {message}") and "\n" not in str(error.value)
+
+
+def test_columns_of_another_width_are_read(tmp_path):
+    write_filtered(tmp_path / "f.parquet", FILTERED, PROVENANCE)
+    table = pq.read_table(tmp_path / "f.parquet")
+    wider = {"index": pa.int64(), "end": pa.float64(), "preceding": pa.large_string(), "tau": pa.float32()}
+    for name, type in wider.items():
+        table = table.set_column(table.column_names.index(name), name, table[name].cast(type))
+    source = table.column_names.index("source")
+    table = table.set_column(source, "source", table["source"].dictionary_encode())
+    pq.write_table(table, tmp_path / "wide.parquet")
+    assert read_triples(tmp_path / "wide.parquet") == TRIPLES
+    assert [row.gain for row in read_filtered(tmp_path / "wide.parquet")] == [0.5, None]
 
 
 def test_the_summary_counts_every_stage():

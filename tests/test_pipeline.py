@@ -23,6 +23,7 @@ from rationalyst_jax.pipeline.experiment import run
 from rationalyst_jax.pipeline.stages import RunDir
 from rationalyst_jax.reason.config import ReasonConfig
 from rationalyst_jax.train.config import TrainConfig
+from rationalyst_jax.world.checkpoint import checkpoint_path
 
 CONSOLE = Console(quiet=True)
 
@@ -129,12 +130,29 @@ def test_a_run_that_wants_a_rationalyst_nobody_makes_is_refused(tmp_path):
     [
         (Run("best"), "run 'x': reason: no strategy 'best', only greedy"),
         (Run("random", questions="easy"), "run 'x' wants questions 'easy' of test"),
+        (Run("random", candidates=0), "reason: candidates must be at least 1, got 0"),
         (Run("implicit"), "run 'x': reason: strategy 'implicit' needs a rationalyst"),
     ],
 )
 def test_a_run_that_cannot_be_done_is_refused_before_anything_is_written(tmp_path, wrong, message):
     with pytest.raises(ValueError, match=message):
         run(replace(small(tmp_path / "run"), ablations={"x": wrong}), full=True, console=CONSOLE)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ablations": {"random": Run("greedy")}}, "'random' and 'random' would share their files"),
+        ({"ablations": {"a b": Run("greedy"), "a/b": Run("random")}}, "'a b' and 'a/b' would share"),
+        ({"filter": FilterConfig(suppress=("a b",))}, "suppress: 'a b' is 3 tokens"),
+        ({"prompts": "wurld"}, "no prompts named 'wurld'"),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_written(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        run(replace(small(tmp_path / "run"), **changes), full=True, console=CONSOLE)
     assert not (tmp_path / "run").exists()
 
 
@@ -145,25 +163,29 @@ def test_a_stage_may_not_have_a_seed_of_its_own(tmp_path):
     assert replace(config, seed=7).reason.seed == 7
 
 
-def test_a_run_directory_may_be_moved_but_not_its_input_be_changed(finished, tmp_path, monkeypatch):
-    moved = tmp_path / "moved"
+def test_a_run_directory_and_its_model_may_be_moved(finished, tmp_path):
+    moved, base = tmp_path / "moved", tmp_path / "base"
     shutil.copytree(finished[0], moved)
-    assert conclusions(run(small(moved), full=False, console=CONSOLE)) == conclusions(finished[1])
-    monkeypatch.setattr(experiment, "fingerprint", lambda path: "another")
-    with pytest.raises(ValueError, match=r"made with other settings: inputs.model '\w{16}' -> 'another'"):
-        run(small(moved), full=False, console=CONSOLE)
+    shutil.copytree(checkpoint_path("world"), base)
+    config = replace(small(moved), model=str(base))
+    assert conclusions(run(config, full=False, console=CONSOLE)) == conclusions(finished[1])
+    template = base / "chat_template.jinja"
+    template.write_text(template.read_text() + " ")
+    with pytest.raises(ValueError, match=r"made with other settings: model '\w{16}' -> '\w{16}'"):
+        run(config, full=False, console=CONSOLE)
 
 
 def test_changed_input_files_are_other_settings(tmp_path):
     documents, questions = tmp_path / "d.jsonl", tmp_path / "q.jsonl"
     documents.write_text('{"text": "one"}\n')
     questions.write_text('{"question": "?", "answer": "#### 1"}\n')
-    files = {"world": None, "documents": str(documents), "questions": {"test": str(questions)}}
-    config = replace(small(tmp_path), **files)
+    config = replace(
+        small(tmp_path), world=None, documents=str(documents), questions={"test": str(questions)}
+    )
     before = experiment.Stages(config, CONSOLE).settings()
-    documents.write_text('{"text": "two"}\n')
+    questions.write_text('{"question": "??", "answer": "#### 1"}\n')
     after = experiment.Stages(config, CONSOLE).settings()
-    assert [line.split()[0] for line in differences(before, after)] == [f"inputs.{documents}"]
+    assert [line.split()[0] for line in differences(before, after)] == ["questions.test"]
 
 
 def test_other_versions_of_packages_are_told(finished, tmp_path):
@@ -265,7 +287,7 @@ def lines_in(pattern: str, count: int) -> Callable[[Path], bool]:
 def test_the_demo_killed_with_kill_9_in_every_stage_ends_the_same(demo, tmp_path):
     run_dir = tmp_path / "run"
     signs = {
-        "data": lambda run_dir: (run_dir / "config.json").exists(),
+        "data": lambda run_dir: (run_dir / "experiment.config.json").exists(),
         "annotate": lines_in("mine/annotations.jsonl", 128),
         "filter": lines_in("mine/scores.jsonl", 256),
         "train": lines_in("train/rationalyst/metrics.jsonl", 30),

@@ -55,7 +55,7 @@ def test_the_llama3_tokenizer_reproduces_every_golden_encoding(llama3, shared):
 
 
 def test_the_renderer_encodes_fields_as_the_golden_encodings(llama3, shared):
-    prompt = Prompt("follow", (("user", "x"), ("assistant", "{following}")), "test")
+    prompt = Prompt("follow", (("user", "x"), ("assistant", "{following}")))
     header = [BOS, START, 882, END, 271, 87, EOT, START, 78191, END]
     for line in (shared / "llama3_tokenizer" / "golden_encodings.jsonl").read_text().splitlines():
         row = json.loads(line)
@@ -158,9 +158,7 @@ def pieces(text: str) -> list[int]:
 
 
 def test_plain_chats_render_like_the_chat_template(llama3, rows):
-    prompt = Prompt(
-        "step", (("system", "Be brief."), ("user", "{question}"), ("assistant", "{step}")), version="test"
-    )
+    prompt = Prompt("step", (("system", "Be brief."), ("user", "{question}"), ("assistant", "{step}")))
     for row in rows:
         question, step = row["preceeding"].strip(), row["following"].strip()
         chat = [
@@ -176,7 +174,7 @@ def test_plain_chats_render_like_the_chat_template(llama3, rows):
 
 
 def test_messages_are_stripped_as_the_template_strips_them(llama3):
-    prompt = Prompt("step", (("user", " {question} "), ("assistant", " {steps}{step}")), version="test")
+    prompt = Prompt("step", (("user", " {question} "), ("assistant", " {steps}{step}")))
     tidy = render(llama3, prompt, {"question": "Why?", "steps": ""}, "So.", True)
     assert render(llama3, prompt, {"question": "\n Why?\t ", "steps": " \n"}, " So.", True) == tidy
 
@@ -211,7 +209,6 @@ def test_shipped_prompts_name_their_target_and_closing():
         assert prompts["rationale"].target == "rationale"
         assert prompts["rationale"].closing == closing
         assert prompts["follow_guided"].target == "following"
-        assert prompts["follow"].version == prompts.version
     with pytest.raises(ValueError, match="no prompt 'explain'"):
         load_prompts("world")["explain"]
 
@@ -255,6 +252,14 @@ def test_a_malformed_prompt_file_is_named(content, named, tmp_path):
     assert str(file) in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_a_prompt_file_that_is_not_utf8_is_named(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_bytes(b"version: \xff")
+    with pytest.raises(ValueError, match=r"mine\.yaml: not YAML: 'utf-8' codec can't decode") as caught:
+        load_prompts(file)
+    assert "\n" not in str(caught.value)
+
+
 def test_missing_prompt_files_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"mine\.yaml"):
         load_prompts(tmp_path / "mine.yaml")
@@ -275,5 +280,14 @@ def test_a_folder_without_a_usable_tokenizer_is_refused_in_one_line(tmp_path):
     tokenizer = marker_tokenizer()
     tokenizer.save_pretrained(tmp_path)
     assert load_tokenizer(tmp_path).get_vocab() == tokenizer.get_vocab()
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "vocab_size": "many"}')
+    assert "not a readable tokenizer" in refusal() and "vocab_size" in refusal()
+
+
+def test_a_tokenizer_without_a_chat_template_encodes_and_cannot_render(tmp_path):
+    MARKERS.save_pretrained(tmp_path)
     (tmp_path / "chat_template.jinja").unlink()
-    assert "no chat template" in refusal()
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.encode("a") == MARKERS.encode("a")
+    with pytest.raises(ValueError, match=f"the tokenizer of {tmp_path} has no chat template"):
+        render(tokenizer, load_prompts("world")["follow"], {"preceding": "x"}, "y", False)

@@ -13,9 +13,11 @@ from rationalyst_jax.lm.llama import Llama
 from rationalyst_jax.lm.tokenizer import load_tokenizer
 
 
-@pytest.mark.parametrize(("steps", "asked"), [(3, 2), pytest.param(50, 20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("documents", "steps", "asked"), [(10, 3, 2), pytest.param(86, 50, 20, marks=pytest.mark.slow)]
+)
 def test_imported_annotations_are_filtered_trained_on_and_guide_an_untrained_model(
-    shared, tmp_path, capsys, steps, asked
+    shared, tmp_path, capsys, documents, steps, asked
 ):
     tokenizer = load_tokenizer(shared / "llama3_tokenizer")
     config = LlamaConfig(
@@ -46,6 +48,9 @@ def test_imported_annotations_are_filtered_trained_on_and_guide_an_untrained_mod
     mined = rationalyst("mine", "--annotations", annotations, "--out", tmp_path / "mined", *common)
     assert re.search(r"documents\W+86\b", mined) and re.search(r"faithful\W+84\b", mined)
     assert re.search(r"triples\W+216\b", mined)
+    first = tmp_path / "first.jsonl"
+    first.write_text("".join(annotations.read_text().splitlines(keepends=True)[:documents]))
+    rationalyst("mine", "--annotations", first, "--out", tmp_path / "mined", *common)
     triples, kept = tmp_path / "mined" / "triples.parquet", tmp_path / "kept.parquet"
     # An untrained model's gains are noise around zero; any threshold would do for the test.
     rationalyst("filter", "--triples", triples, "--model", base, "--out", kept, "--filter.tau", "0", *common)

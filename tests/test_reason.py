@@ -391,7 +391,7 @@ def test_traces_made_with_other_settings_are_refused_by_the_key_that_differs(run
     run.path.write_bytes(before.replace(b'"finish"', b'"fin"', 1))
     with pytest.raises(ValueError, match="jsonl:1: not a trace"):
         again()
-    run.path.with_suffix(".config.json").unlink()
+    run.path.with_name(run.path.name + ".config.json").unlink()
     with pytest.raises(ValueError, match=r"config.json: is missing"):
         again()
 

@@ -363,13 +363,38 @@ def test_a_token_the_model_does_not_know_is_refused(tmp_path):
 def test_nothing_to_train_on_is_an_error(tmp_path):
     with pytest.raises(ValueError, match=r"no example to train on \(1 longer than 64 tokens\)"):
         fit(tiny_model(), [Example((1,) * 65, (1,) * 65, "a")], FAST, tmp_path)
+    with pytest.raises(ValueError, match=r"validation_fraction 0\.999 held out all 3 groups"):
+        fit(tiny_model(), random_examples(3), replace(FAST, validation_fraction=0.999), tmp_path)
 
 
-def test_a_bad_config_value_is_named():
-    with pytest.raises(ValueError, match="batch_examples must be above 0, got 0"):
-        TrainConfig(batch_examples=0)
-    with pytest.raises(ValueError, match=r"warmup_fraction must be between 0 and 1, got 1.5"):
-        TrainConfig(warmup_fraction=1.5)
+def test_an_example_beyond_the_models_positions_is_refused(tmp_path):
+    model = tiny_model()
+    model.config = replace(TINY, max_position_embeddings=31)
+    examples = [Example((1,) * length, (1,) * length, "a") for length in (8, 32)]
+    with pytest.raises(ValueError, match="an example is 32 tokens long, the model has 31 positions"):
+        fit(model, examples, replace(FAST, validation_fraction=0.0), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("batch_examples", 0, "must be above 0, got 0"),
+        ("steps", 0, "must be above 0, got 0"),
+        ("epochs", float("nan"), "must be above 0, got nan"),
+        ("epochs", float("inf"), "must be finite"),
+        ("eps", 0.0, r"must be above 0, got 0\.0"),
+        ("warmup_fraction", 1.5, r"must be between 0 and 1, got 1\.5"),
+        ("final_fraction", -0.1, r"must be between 0 and 1, got -0\.1"),
+        ("b1", 1.0, r"must be at least 0 and below 1, got 1\.0"),
+        ("b2", -0.5, r"must be at least 0 and below 1, got -0\.5"),
+        ("validation_fraction", 1.0, r"must be at least 0 and below 1, got 1\.0"),
+        ("weight_decay", -0.1, r"must be at least 0, got -0\.1"),
+        ("seed", -1, "must be at least 0, got -1"),
+    ],
+)
+def test_a_bad_config_value_is_named(key, value, message):
+    with pytest.raises(ValueError, match=rf"^train config: {key} {message}$"):
+        TrainConfig(**{key: value})
 
 
 # ---- Rationales and export ----
@@ -415,3 +440,11 @@ def test_files_without_rationales_are_named(shared, tmp_path):
     pq.write_table(pa.table(row), tmp_path / "none.parquet")
     with pytest.raises(ValueError, match=r"none\.parquet: no kept rationale"):
         read_rationales(tmp_path / "none.parquet", tokenizer, prompts)
+    for column, values, found in (
+        ("preceding", [1], "column preceding must be text, found 1"),
+        ("rationale", [None], "column rationale must be text, found None"),
+        ("kept", ["false"], "column kept must be true or false, found 'false'"),
+    ):
+        pq.write_table(pa.table({**row, column: values}), tmp_path / "types.parquet")
+        with pytest.raises(ValueError, match=rf"types\.parquet: row 1: {found}"):
+            read_rationales(tmp_path / "types.parquet", tokenizer, prompts)

@@ -8,15 +8,6 @@ from rich.console import Console
 
 from rationalyst_jax.report.tables import counts_table
 
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "tokenizer.model",
-    "generation_config.json",
-)
-
 
 def run(
     source: Path,
@@ -36,7 +27,7 @@ def run(
     from flax import nnx
 
     from rationalyst_jax.lm.checkpoint import WEIGHTS, load_orbax, save_orbax
-    from rationalyst_jax.lm.hf import load_llama, save_llama
+    from rationalyst_jax.lm.hf import TOKENIZER_FILES, load_llama, save_llama
     from rationalyst_jax.train.checkpoints import load_trained
 
     if not source.is_dir():

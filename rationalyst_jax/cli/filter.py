@@ -22,11 +22,11 @@ def run(triples: Path, model: str, prompts: str, out: Path, filter: FilterConfig
         out: Parquet file to write, with both log-likelihoods, gain, and why each was kept or not. Until it is
             written, scores go to <out>.scores.jsonl, where a killed run continues.
     """
-    from rationalyst_jax.cli.checkpoint import open_checkpoint
     from rationalyst_jax.files.settings import claim, file_digest
     from rationalyst_jax.lm.prompt import load_prompts
     from rationalyst_jax.mine.likelihood_filter import decide, score_triples
     from rationalyst_jax.mine.store import Provenance, read_provenance, read_triples, write_filtered
+    from rationalyst_jax.pipeline.checkpoint import open_checkpoint
 
     console = Console()
     prompt_set, found, origin = load_prompts(prompts), read_triples(triples), read_provenance(triples)

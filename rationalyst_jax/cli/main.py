@@ -5,7 +5,9 @@ is its options and whose docstring is their help. It imports what computes only 
 mistakes in options are quick.
 """
 
+import functools
 import importlib
+import inspect
 import logging
 import os
 import re
@@ -44,7 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _overview(arguments)
     # What these libraries would say on stderr about a machine without torch, or about a damaged checkpoint.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     logging.getLogger("absl").setLevel(logging.ERROR)
+    mute_abandoned_reads()
     command = importlib.import_module(f"rationalyst_jax.cli.{name.replace(' ', '_')}")
     try:
         options = _parse(name, command, arguments[len(name.split()) :])
@@ -120,6 +124,20 @@ def _configs(arguments: list[str]) -> list[int]:
         elif argument.startswith("--config="):
             places.append(i)
     return places
+
+
+@functools.cache
+def mute_abandoned_reads() -> None:
+    """When a read of a damaged checkpoint fails, Orbax drops the others, and Python reports each of them."""
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    report = sys.unraisablehook
+
+    def report_others(unraisable: "sys.UnraisableHookArgs") -> None:
+        closed = str(unraisable.exc_value) == "Event loop is closed"
+        if not closed and not inspect.iscoroutine(unraisable.object):
+            report(unraisable)
+
+    sys.unraisablehook = report_others
 
 
 def _overview(arguments: list[str]) -> int:

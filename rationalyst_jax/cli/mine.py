@@ -71,16 +71,16 @@ def run(
 def _annotate(
     path: Path, model: str, prompts: "PromptSet", config: AnnotateConfig, out: Path, console: Console
 ) -> "list[Annotation]":
-    from rationalyst_jax.cli.checkpoint import open_checkpoint
     from rationalyst_jax.files.settings import claim
     from rationalyst_jax.lm.generate import Engine
     from rationalyst_jax.mine.annotate import annotate
     from rationalyst_jax.mine.documents import read_documents
+    from rationalyst_jax.pipeline.checkpoint import open_checkpoint
 
     documents, checkpoint = read_documents(path), open_checkpoint(model)
-    engine = Engine(checkpoint.load(), checkpoint.tokenizer)
     asked = {"model": checkpoint.fingerprint, "prompts": prompts.version, "annotate": asdict(config)}
     file = out / "annotations.jsonl"
-    claim(out / "config.json", asked, file)
+    claim(out / "annotations.config.json", asked, file)
+    engine = Engine(checkpoint.load(), checkpoint.tokenizer)
     with track(console, "documents annotated", len(documents)) as advance:
         return annotate(documents, engine, checkpoint.tokenizer, prompts, config, file, advance)

@@ -36,10 +36,10 @@ def run(
         scorer: Checkpoint folder of the model that ranks steps; the agent's by default.
         limit: Only so many questions, the first ones.
     """
-    from rationalyst_jax.cli.checkpoint import open_checkpoint
     from rationalyst_jax.evaluate.tasks import task_named
     from rationalyst_jax.lm.generate import Engine
     from rationalyst_jax.lm.prompt import load_prompts
+    from rationalyst_jax.pipeline.checkpoint import open_checkpoint
     from rationalyst_jax.reason.roles import Role, Roles
     from rationalyst_jax.reason.solve import check_strategy, solve
     from rationalyst_jax.reason.trajectory import Question

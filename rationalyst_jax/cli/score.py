@@ -29,10 +29,10 @@ def run(model: str, pairs: Path, out: Path, decay: float = 0.9) -> None:
             whole it is called <out>.unfinished, and a killed run continues there.
         decay: Weight of a token relative to the one before it, in the decayed reductions.
     """
-    from rationalyst_jax.cli.checkpoint import open_checkpoint
     from rationalyst_jax.files.rows import append_rows, read_rows, resume_rows
     from rationalyst_jax.files.settings import claim, file_digest
     from rationalyst_jax.lm.generate import Engine
+    from rationalyst_jax.pipeline.checkpoint import open_checkpoint
 
     console = Console()
     checkpoint = open_checkpoint(model)

@@ -20,9 +20,9 @@ def run(rationales: Path, model: str, prompts: str, run_dir: Path, train: TrainC
         run_dir: Folder for checkpoints, metrics.jsonl, loss.png and the trained model (hf/); a killed run
             continues.
     """
-    from rationalyst_jax.cli.checkpoint import open_checkpoint
     from rationalyst_jax.files.settings import claim, file_digest
     from rationalyst_jax.lm.prompt import load_prompts
+    from rationalyst_jax.pipeline.checkpoint import open_checkpoint
     from rationalyst_jax.report.plots import loss_curve
     from rationalyst_jax.train.export import export
     from rationalyst_jax.train.loop import fit
@@ -31,9 +31,10 @@ def run(rationales: Path, model: str, prompts: str, run_dir: Path, train: TrainC
     console = Console()
     prompt_set, checkpoint = load_prompts(prompts), open_checkpoint(model)
     examples = read_rationales(rationales, checkpoint.tokenizer, prompt_set)
-    start, base = checkpoint.fingerprint, checkpoint.load()
+    start = checkpoint.fingerprint
     asked = {"rationales": file_digest(rationales), "model": start, "prompts": prompt_set.version}
-    claim(run_dir / "config.json", {**asked, "train": asdict(train)}, run_dir / "checkpoints")
+    claim(run_dir / "train.config.json", {**asked, "train": asdict(train)}, run_dir / "checkpoints")
+    base = checkpoint.load()
     with track_steps(console) as progress:
         result = fit(base, examples, train, run_dir, starts_from=start, progress=progress)
     export(result.model, checkpoint.tokenizer, run_dir / "hf")

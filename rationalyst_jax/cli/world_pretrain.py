@@ -1,5 +1,6 @@
 """`rationalyst world pretrain`"""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,14 @@ def run(run_dir: Path, **config: Any) -> None:
         run_dir: Folder of checkpoints, metrics.jsonl, loss.png and the model (hf/); a killed run continues.
         config: Passed on.
     """
+    from rationalyst_jax.files.settings import claim
     from rationalyst_jax.pipeline.pretrain import pretrain
     from rationalyst_jax.report.plots import loss_curve
 
-    console = Console()
+    console, asked = Console(), PretrainConfig(**config)
+    claim(run_dir / "pretrain.config.json", asdict(asked), run_dir / "checkpoints")
     with track_steps(console) as progress:
-        result = pretrain(PretrainConfig(**config), run_dir, progress=progress)
+        result = pretrain(asked, run_dir, progress=progress)
     loss_curve(run_dir / "metrics.jsonl", run_dir / "loss.png")
     rows = {"texts": result.examples, "steps": result.steps, **result.metrics, "model": run_dir / "hf"}
     console.print(counts_table("pre-trained", rows))

@@ -1,6 +1,7 @@
 """JSON lines: read with the place of every mistake, written in blocks so that a killed run can continue."""
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -14,7 +15,8 @@ Row = dict[str, Any]
 def read_rows(path: Path) -> Iterator[tuple[str, Row]]:
     """The objects of a JSONL file, each with its place "file:line"; blank lines are passed over.
 
-    Raises ValueError naming file and line where a line is not a JSON object, and for a file without rows.
+    Raises ValueError naming file and line where a line is not a JSON object, or holds what cannot be written
+    again (NaN, half of a surrogate pair), and for a file without rows.
     """
     empty = True
     with path.open("rb") as lines:
@@ -28,7 +30,7 @@ def read_rows(path: Path) -> Iterator[tuple[str, Row]]:
 
 
 def text_field(row: Mapping[str, Any], key: str, place: str, default: str | None = None) -> str:
-    """`row[key]`, which must be Unicode text, or `default` where the key is missing.
+    """`row[key]`, which must be text, or `default` where the key is missing.
 
     Raises ValueError naming place, key and value.
     """
@@ -37,10 +39,6 @@ def text_field(row: Mapping[str, Any], key: str, place: str, default: str | None
         raise ValueError(f"{place}: no {key!r}")
     if not isinstance(value, str):
         raise ValueError(f"{place}: {key!r} must be text, found {value!r:.60}")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair; no file format can hold it
-        raise ValueError(f"{place}: {key!r} is not Unicode text: {error}") from None
     return value
 
 
@@ -93,12 +91,21 @@ def resume_rows(
 
 def _parse(line: bytes, place: str) -> Row:
     try:
-        row = json.loads(line)
-    except ValueError as error:  # bad JSON and bad UTF-8 alike
+        text = line.decode("utf-8-sig")
+        row = json.loads(text, parse_float=_finite, parse_constant=_finite)
+        if "\\ud" in text or "\\uD" in text:  # perhaps half of a surrogate pair, which no file can hold
+            _line(row)
+    except (ValueError, RecursionError) as error:  # bad JSON and bad UTF-8 alike
         raise ValueError(f"{place}: not JSON: {error}") from None
     if not isinstance(row, dict):
         raise ValueError(f"{place}: expected an object, found {json.dumps(row):.60}")
     return row
+
+
+def _finite(literal: str) -> float:
+    if not math.isfinite(number := float(literal)):
+        raise ValueError(f"{literal} is no finite number")
+    return number
 
 
 def _line(row: Mapping[str, Any]) -> bytes:

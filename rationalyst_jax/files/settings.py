@@ -3,10 +3,17 @@
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from rationalyst_jax.files.whole import read_json, write_json
+
+_PACKAGES = (
+    *("rationalyst_jax", "jax", "flax", "numpy", "optax", "orbax-checkpoint"),
+    *("pyarrow", "rapidfuzz", "tokenizers", "transformers"),
+)
 
 
 def claim(path: Path, settings: Mapping[str, Any], work: Path) -> None:
@@ -21,7 +28,7 @@ def claim(path: Path, settings: Mapping[str, Any], work: Path) -> None:
         raise ValueError(f"{path}: is missing, so nothing says how the work beside it was made")
     elif found := list(differences(read_json(path), json.loads(json.dumps(settings)))):
         raise ValueError(
-            f"{path}: made with other settings: {'; '.join(found)}; remove it or write elsewhere"
+            f"{path}: made with other settings: {'; '.join(found)}; remove {work} or write elsewhere"
         )
 
 
@@ -37,6 +44,15 @@ def differences(made: Any, asked: Any, key: str = "") -> Iterator[str]:
             yield from differences(made.get(name), asked.get(name), f"{key}.{name}" if key else name)
     elif made != asked:
         yield f"{key} {made!r} -> {asked!r}"
+
+
+def package_versions() -> dict[str, str]:
+    """The versions of the packages that results depend on."""
+    found = {}
+    for name in _PACKAGES:
+        with suppress(PackageNotFoundError):  # run from a checkout that isn't installed
+            found[name] = version(name)
+    return found
 
 
 def digest(parts: Iterable[bytes]) -> str:

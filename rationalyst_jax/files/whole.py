@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,3 +30,8 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"{path}: not JSON: {error}") from None
+
+
+def file_name(name: str) -> str:
+    """The name of a stage or run as that of a file."""
+    return re.sub(r"[^\w.,=@-]", "_", name)

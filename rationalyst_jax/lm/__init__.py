@@ -1,1 +1,1 @@
-"""The language-model machine: Llama, token trees, likelihood, generation; it knows nothing of rationales."""
+"""The language-model machine: Llama, token trees, likelihood, generation."""

@@ -1,5 +1,6 @@
 """What varies between Llama checkpoints, read from and written to Hugging Face's config.json."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
@@ -25,12 +26,19 @@ class RopeScaling:
     high_freq_factor: float
     original_max_position_embeddings: int
 
+    def __post_init__(self):
+        for name in ("factor", "low_freq_factor", "high_freq_factor"):
+            _check_number(f"rope_scaling: {name}", getattr(self, name))
+        name = "original_max_position_embeddings"
+        _check_count(f"rope_scaling: {name}", getattr(self, name))
+
 
 @dataclass(frozen=True)
 class LlamaConfig:
     """Sizes (counts) and constants of one Llama; positions are in tokens, `rope_scaling` None is plain RoPE.
 
-    Raises ValueError when the heads cannot be grouped or halved for RoPE.
+    Raises ValueError naming a value of the wrong type or out of range, and when the heads cannot be grouped
+    or halved for RoPE.
     """
 
     vocab_size: int
@@ -49,10 +57,17 @@ class LlamaConfig:
     eos_token_id: int | tuple[int, ...] | None = None
 
     def __post_init__(self):
-        for name in (*_HF_NAMES, "num_kv_heads", "head_dim"):
-            size = getattr(self, name)
-            if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-                raise ValueError(f"{name} must be a positive integer, got {size!r}")
+        for name in (*_HF_NAMES, "num_kv_heads", "head_dim", "max_position_embeddings"):
+            _check_count(name, getattr(self, name))
+        for name in ("rms_norm_eps", "rope_theta"):
+            _check_number(name, getattr(self, name))
+        if not isinstance(self.tie_embeddings, bool):
+            raise ValueError(f"tie_word_embeddings must be true or false, got {self.tie_embeddings!r}")
+        eos = self.eos_token_id if isinstance(self.eos_token_id, tuple) else (self.eos_token_id,)
+        for name, ids in {"bos_token_id": (self.bos_token_id,), "eos_token_id": eos}.items():
+            for i in ids:
+                if i is not None and (not _is_integer(i) or i < 0):
+                    raise ValueError(f"{name} must be a token id, got {i!r}")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}"
@@ -76,7 +91,10 @@ class LlamaConfig:
         sizes = {ours: hf[theirs] for ours, theirs in _HF_NAMES.items()}
         kv_heads = hf.get("num_key_value_heads")
         # Version 5 keeps theta inside rope_parameters, version 4 beside rope_scaling.
-        rope = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
+        key = "rope_parameters" if hf.get("rope_parameters") else "rope_scaling"
+        rope = hf.get(key) or {}
+        if not isinstance(rope, Mapping):
+            raise ValueError(f"{key} must be an object, got {rope!r}")
         eos = hf.get("eos_token_id")
         return cls(
             **sizes,
@@ -123,6 +141,14 @@ class LlamaConfig:
         return cls(128256, 4096, 14336, 32, 32, 8, 128, **_long(8.0), **_LLAMA3_TOKENS)
 
     @classmethod
+    def llama3_1_70b(cls) -> Self:
+        return cls(128256, 8192, 28672, 80, 64, 8, 128, **_long(8.0), **_LLAMA3_TOKENS)
+
+    @classmethod
+    def llama3_1_405b(cls) -> Self:
+        return cls(128256, 16384, 53248, 126, 128, 8, 128, **_long(8.0), **_LLAMA3_TOKENS)
+
+    @classmethod
     def llama3_2_1b(cls) -> Self:
         return cls(128256, 2048, 8192, 16, 32, 8, 64, tie_embeddings=True, **_long(32.0), **_LLAMA3_TOKENS)
 
@@ -137,6 +163,20 @@ _LLAMA3_TOKENS: dict[str, Any] = {"bos_token_id": 128000, "eos_token_id": 128001
 def _long(factor: float) -> dict[str, Any]:
     """What Llama 3.1 and 3.2 add to Llama 3: 131,072 positions through RoPE scaling."""
     return {"rope_scaling": RopeScaling(factor, 1.0, 4.0, 8192), "max_position_embeddings": 131072}
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _check_count(name: str, value: Any) -> None:
+    if not _is_integer(value) or value < 1:
+        raise ValueError(f"{name} must be a positive integer, got {value!r}")
+
+
+def _check_number(name: str, value: Any) -> None:
+    if not (_is_integer(value) or isinstance(value, float)) or not 0 < value < math.inf:
+        raise ValueError(f"{name} must be a number above 0, got {value!r}")
 
 
 def _head_dim(hf: Mapping[str, Any]) -> Any:

@@ -1,8 +1,8 @@
 """The generation engine: requests in, sampled continuations or log-probabilities out.
 
 Requests of a like shape are batched together and padded to one of few shapes, so that few programs are
-compiled. A request's shape depends on the request alone and its noise on its own seed, so what it gets does
-not depend on its neighbours in the batch.
+compiled. A request's shape depends on the request alone and its noise on its own seed, so what it draws does
+not depend on its neighbours in the batch (but for float rounding: the rest of a batch is a smaller one).
 """
 
 from bisect import bisect_left
@@ -99,15 +99,6 @@ class ScoreRequest:
             raise ValueError("score: the continuation is empty")
 
 
-@dataclass
-class Stats:
-    """What an engine has done: tokens prefilled, generated and scored, padding not counted."""
-
-    prefilled: int = 0
-    generated: int = 0
-    scored: int = 0
-
-
 class Engine:
     """Generates and scores with one model; weights that change later are not seen.
 
@@ -132,7 +123,6 @@ class Engine:
         self.row_length = row_length
         self.rows_per_batch = rows_per_batch
         self.chunk = chunk
-        self.stats = Stats()
         self._graph, self._weights = nnx.split(model)
         eos = model.config.eos_token_id
         eos = eos if isinstance(eos, tuple) else (eos,)
@@ -188,7 +178,6 @@ class Engine:
             )
             for group, logprobs in zip(groups, scores, strict=True):
                 results.update(zip(group, logprobs, strict=True))
-        self.stats.scored += sum(len(r.continuation) for r in requests)
         return [results[i] for i in range(len(requests))]
 
     def _generate_batch(self, requests: list[GenerateRequest], size: int) -> list[list[Generation]]:
@@ -235,7 +224,6 @@ class Engine:
             decoding = replace(decoding, running_BC=jnp.asarray(running_BC))
 
         logprobs_BCS = np.asarray(decoding.logprobs_BCS)
-        self.stats.prefilled += sum(len(r.context) for r in requests)
         generations = [
             [
                 self._generation(tokens_BCS[b, c, :count], logprobs_BCS[b, c, :count], first.stop)
@@ -243,7 +231,6 @@ class Engine:
             ]
             for b in range(len(requests))
         ]
-        self.stats.generated += sum(len(g.tokens) for candidates in generations for g in candidates)
         return generations
 
     def _generation(self, tokens: np.ndarray, logprobs: np.ndarray, stop: tuple[str, ...]) -> Generation:

@@ -39,6 +39,15 @@ _KEYS = {
     "model.norm.weight": (("final_norm_D",), 0),
     "lm_head.weight": (("head_VD",), 0),
 }
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "tokenizer.model",
+    "generation_config.json",
+)
 _EMBED, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _DTYPES = {"F32": jnp.float32, "BF16": jnp.bfloat16, "F16": jnp.float16}
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -52,6 +61,14 @@ def load_config(path: str | Path) -> LlamaConfig:
         return LlamaConfig.from_hf(raw)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
+
+
+def check_llama(path: str | Path) -> None:
+    """Raises what `load_llama` would raise for a checkpoint that is not whole; reads no weights."""
+    path = Path(path)
+    _, state = nnx.split(nnx.eval_shape(lambda: Llama(load_config(path), rngs=nnx.Rngs(0))))
+    with ExitStack() as stack:
+        _check_keys(path, dict(nnx.to_flat_state(state)), _tensors(load_config(path)), _open(path, stack))
 
 
 def load_llama(path: str | Path, dtype: DTypeLike | None = None) -> Llama:
@@ -86,14 +103,15 @@ def load_llama(path: str | Path, dtype: DTypeLike | None = None) -> Llama:
 def fingerprint(path: str | Path) -> str:
     """A short name for the checkpoint in folder `path` that follows it wherever it is moved.
 
-    Made from config.json, tokenizer.json, and of each file of weights the size and 64 windows of 64 KiB,
-    evenly spread: enough to tell checkpoints apart without reading every byte.
+    Made from config.json, the files of the tokenizer, and of each file of weights the size and 64 windows of
+    64 KiB, evenly spread: enough to tell checkpoints apart without reading every byte.
     """
     windows, window = 64, 1 << 16
     folder = Path(path)
-    parts = [
-        file.read_bytes() for name in ("config.json", "tokenizer.json") if (file := folder / name).is_file()
-    ]
+    parts: list[bytes] = []
+    for name in ("config.json", *TOKENIZER_FILES):
+        if (folder / name).is_file():
+            parts += [name.encode(), (folder / name).read_bytes()]
     for weights in sorted(folder.glob("*.safetensors")):
         size = weights.stat().st_size
         parts.append(str(size).encode())

@@ -42,7 +42,6 @@ class Prompt:
 
     name: str
     messages: tuple[tuple[str, str], ...]
-    version: str
 
     @property
     def target(self) -> str:
@@ -86,15 +85,15 @@ def load_prompts(name_or_path: str | Path) -> PromptSet:
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such prompt file")
-        text = path.read_text(encoding="utf-8")
+        file = path
     else:
-        shipped = resources.files("rationalyst_jax") / "prompts" / f"{name_or_path}.yaml"
-        if not shipped.is_file():
+        file = resources.files("rationalyst_jax") / "prompts" / f"{name_or_path}.yaml"
+        if not file.is_file():
             raise ValueError(f"no prompts named {str(name_or_path)!r} are shipped; a path must end in .yaml")
-        text = shipped.read_text(encoding="utf-8")
     try:
+        text = file.read_text(encoding="utf-8")
         raw = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date such as 2024-13-01
         raise ValueError(f"{name_or_path}: not YAML: {' '.join(str(error).split())}") from error
     return _prompt_set(str(name_or_path), raw, digest([text.encode()])[:8])
 
@@ -114,7 +113,8 @@ def render(
     stripped, the last one on its left only. Control and marker tokens come from the template and the prompt
     alone: their names inside a field stay plain text.
 
-    Raises ValueError for a missing field, or a template that repeats BOS or does not show a message.
+    Raises ValueError for a missing field, a tokenizer without a chat template, or a template that repeats BOS
+    or does not show a message.
     """
     *frames, end_of_turn = _frames(tokenizer, tuple(role for role, _ in prompt.messages))
     context: list[_Piece] = []
@@ -167,6 +167,10 @@ def _frames(tokenizer: PreTrainedTokenizerBase, roles: tuple[str, ...]) -> tuple
     The template sees only stand-ins (private-use characters) for the contents, so nothing in a document can
     act on it.
     """
+    if not tokenizer.chat_template:
+        raise ValueError(
+            f"the tokenizer of {tokenizer.name_or_path} has no chat template (chat_template.jinja)"
+        )
     messages = [{"role": role, "content": f"\ue000{i}\ue001"} for i, role in enumerate(roles)]
     try:
         # Llama 3.1 and later write today's date into the system turn unless one is given: fix their default.
@@ -226,12 +230,10 @@ def _prompt_set(file: str, raw: Any, fingerprint: str) -> PromptSet:
         raise ValueError(f"{file}: document must hold {{question}} once, got {document!r}")
     if not isinstance(prompts, dict):
         raise ValueError(f"{file}: prompts must map names to messages")
-    return PromptSet(
-        version, document, {name: _prompt(file, name, prompts[name], version) for name in prompts}
-    )
+    return PromptSet(version, document, {name: _prompt(file, name, prompts[name]) for name in prompts})
 
 
-def _prompt(file: str, name: str, raw: Any, version: str) -> Prompt:
+def _prompt(file: str, name: str, raw: Any) -> Prompt:
     if name not in _PLACEHOLDERS:
         raise ValueError(f"{file}: unknown prompt {name!r}, not one of {', '.join(_PLACEHOLDERS)}")
     try:
@@ -246,4 +248,4 @@ def _prompt(file: str, name: str, raw: Any, version: str) -> Prompt:
     if set(used) - set(given):
         unknown = ", ".join(sorted(set(used) - set(given)))
         raise ValueError(f"{file}: prompt {name!r} cannot use {unknown}, only {', '.join(given)}")
-    return Prompt(name, messages, version)
+    return Prompt(name, messages)

@@ -32,7 +32,7 @@ Reason = Literal[
     "drawn",  # kept by lot
     "below_tau",
     "not_drawn",
-    "too_long",  # not scored: doesn't fit in a row of the model
+    "too_long",  # not scored: doesn't fit in a row, or in the model's positions
 ]
 
 
@@ -76,10 +76,11 @@ def score_triples(
     finite (a broken model, or a suppressed token in the text), and where the file scores other documents.
     """
     suppress = marker_ids(tokenizer, config.suppress)
-    by_document: dict[str, list[Triple]] = {}
-    for triple in triples:
-        by_document.setdefault(triple.document_id, []).append(triple)
-    documents = list(by_document.values())
+    by_document: dict[str, list[int]] = {}
+    for i, triple in enumerate(triples):
+        by_document.setdefault(triple.document_id, []).append(i)
+    order = [i for places in by_document.values() for i in places]
+    documents = [[triples[i] for i in places] for places in by_document.values()]
 
     def check(place: str, index: int, row: Row) -> None:
         found, wanted = row.get("document_id"), documents[index][0].document_id
@@ -92,11 +93,10 @@ def score_triples(
         block = documents[first : first + config.block]
         append_rows(path, _score_documents(block, model, tokenizer, prompts, config, suppress))
         progress(sum(map(len, block)))
-    scored: dict[tuple[str, int], ScoredTriple] = {}
-    for document, (_, row) in zip(documents, read_rows(path) if documents else (), strict=True):
-        for triple, scores in zip(document, row["scores"], strict=True):
-            scored[triple.document_id, triple.index] = _scored(triple, scores)
-    return [scored[triple.document_id, triple.index] for triple in triples]
+    rows = read_rows(path) if documents else ()
+    scores = (of_triple for _, row in rows for of_triple in row["scores"])
+    scored = {i: _scored(triples[i], of_triple) for i, of_triple in zip(order, scores, strict=True)}
+    return [scored[i] for i in range(len(triples))]
 
 
 def _score_documents(
@@ -108,11 +108,12 @@ def _score_documents(
     suppress: Sequence[int],
 ) -> Iterator[dict[str, Any]]:
     """For each document a row of [without, with] for each of its triples, None for one that is too long."""
+    positions = model.config.max_position_embeddings
     pairs = [[_pairs(triple, tokenizer, prompts) for triple in document] for document in documents]
     groups = [
         (d, group)
         for d, of_document in enumerate(pairs)
-        for group in _fitting(range(len(of_document)), of_document, config.row_length)
+        for group in _fitting(range(len(of_document)), of_document, config.row_length, positions)
     ]
     logprobs = score(
         model,
@@ -177,16 +178,16 @@ def _pairs(triple: Triple, tokenizer: PreTrainedTokenizerBase, prompts: PromptSe
 
 
 def _fitting(
-    document: Sequence[int], pairs: Sequence[tuple[Pair, Pair]], row_length: int
+    document: Sequence[int], pairs: Sequence[tuple[Pair, Pair]], row_length: int, positions: int
 ) -> list[Sequence[int]]:
     """A document's triples in groups whose trees fit in a row; drops triples that do not fit alone."""
-    tree, _ = build_tree([pair.context + pair.continuation for i in document for pair in pairs[i]])
-    if len(tree) <= row_length:
+    sequences = [pair.context + pair.continuation for i in document for pair in pairs[i]]
+    if max(map(len, sequences)) <= positions and len(build_tree(sequences)[0]) <= row_length:
         return [document]
     if len(document) == 1:
         return []
-    half = len(document) // 2
-    return _fitting(document[:half], pairs, row_length) + _fitting(document[half:], pairs, row_length)
+    halves = document[: len(document) // 2], document[len(document) // 2 :]
+    return [group for half in halves for group in _fitting(half, pairs, row_length, positions)]
 
 
 def _tau(triple: Triple, config: FilterConfig) -> float:

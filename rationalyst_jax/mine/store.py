@@ -2,14 +2,13 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rationalyst_jax.files.settings import package_versions
 from rationalyst_jax.files.whole import whole
 from rationalyst_jax.mine.likelihood_filter import FilteredTriple
 from rationalyst_jax.mine.triples import Triple
@@ -39,7 +38,6 @@ FILTERED_SCHEMA = pa.schema(
         pa.field("reason", pa.string(), nullable=False),
     ]
 )
-_PACKAGES = ("rationalyst_jax", "jax", "flax", "numpy", "pyarrow", "rapidfuzz", "tokenizers", "transformers")
 
 
 @dataclass(frozen=True)
@@ -52,14 +50,10 @@ class Provenance:
 
     def metadata(self) -> dict[str, str]:
         """As Parquet schema metadata, with the versions of the packages that matter."""
-        versions = {}
-        for name in _PACKAGES:
-            with suppress(PackageNotFoundError):  # run from a checkout that isn't installed
-                versions[name] = version(name)
         return {
             "model": self.model,
             "prompt_version": self.prompt_version,
-            "packages": json.dumps(versions),
+            "packages": json.dumps(package_versions()),
             "config": json.dumps(self.config, sort_keys=True),
         }
 
@@ -75,12 +69,16 @@ def write_filtered(path: str | Path, triples: Sequence[FilteredTriple], provenan
 
 
 def read_triples(path: str | Path) -> list[Triple]:
-    """Reads what `write_triples` or `write_filtered` wrote; ValueError names a file that lacks columns."""
+    """Reads what `write_triples` or `write_filtered` wrote.
+
+    Raises ValueError naming the file and the columns that are missing, or one that is not as the schema says,
+    and for two rows that are the same rationale.
+    """
     return [Triple(**row) for row in _read(path, Triple)]
 
 
 def read_filtered(path: str | Path) -> list[FilteredTriple]:
-    """Reads what `write_filtered` wrote; ValueError names a file that lacks columns."""
+    """Reads what `write_filtered` wrote; raises as `read_triples`."""
     return [FilteredTriple(**row) for row in _read(path, FilteredTriple)]
 
 
@@ -109,7 +107,40 @@ def _read(path: str | Path, row_type: type) -> list[dict]:
     columns = [f.name for f in fields(row_type)]
     if missing := [name for name in columns if name not in table.column_names]:
         raise ValueError(f"{path}: no column {', '.join(missing)}")
-    return table.select(columns).to_pylist()
+    checked = {name: _column(path, table, FILTERED_SCHEMA.field(name)) for name in columns}
+    rows = pa.table(checked).to_pylist()
+    first: dict[tuple[str, int], int] = {}
+    for number, row in enumerate(rows, start=1):
+        key = row["document_id"], row["index"]
+        if first.setdefault(key, number) != number:
+            raise ValueError(
+                f"{path}: rows {first[key]} and {number} are both rationale {key[1]} of document {key[0]!r}"
+            )
+    return rows
+
+
+def _column(path: str | Path, table: pa.Table, field: pa.Field) -> pa.ChunkedArray:
+    """A column in the type of the schema; another of its kind will do (large_string, int64, 0.0 for 0)."""
+    column = table.column(field.name)
+    if column.null_count and not field.nullable:
+        row = column.is_null().index(True).as_py() + 1
+        raise ValueError(f"{path}: column {field.name} has no value in row {row}")
+    alike = (_is_number, pa.types.is_boolean, _is_text)
+    if not any(kind(column.type) and kind(field.type) for kind in alike) and column.null_count < len(column):
+        raise ValueError(f"{path}: column {field.name} holds {column.type}, not {field.type}")
+    try:
+        return column.cast(field.type)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:  # a number that does not fit
+        raise ValueError(f"{path}: column {field.name}: {error}") from None
+
+
+def _is_number(type: pa.DataType) -> bool:
+    return pa.types.is_integer(type) or pa.types.is_floating(type)
+
+
+def _is_text(type: pa.DataType) -> bool:
+    type = type.value_type if pa.types.is_dictionary(type) else type
+    return pa.types.is_string(type) or pa.types.is_large_string(type) or pa.types.is_string_view(type)
 
 
 def _table(path: str | Path) -> pa.Table:
@@ -117,5 +148,5 @@ def _table(path: str | Path) -> pa.Table:
         raise FileNotFoundError(f"{path}: no such file of triples")
     try:
         return pq.read_table(path)
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path}: not Parquet: {error}") from None

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from rationalyst_jax.files.whole import file_name
 from rationalyst_jax.mine.config import AnnotateConfig, FilterConfig
 from rationalyst_jax.reason.config import ReasonConfig
 from rationalyst_jax.train.config import TrainConfig
@@ -16,6 +17,11 @@ class WorldData:
 
     documents: int = 1000
     questions: int = 500
+
+    def __post_init__(self):
+        for name in ("documents", "questions"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"experiment: world.{name} must be at least 1, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,8 @@ class ExperimentConfig:
     def __post_init__(self):
         if (self.documents is None) == (self.world is None):
             raise ValueError("experiment: give either documents (and questions) or world")
+        if self.seed < 0:
+            raise ValueError(f"experiment: seed must be at least 0, got {self.seed}")
         for name in ("annotate", "filter", "train", "reason"):
             stage = getattr(self, name)
             if stage.seed not in (0, self.seed):
@@ -77,6 +85,10 @@ class ExperimentConfig:
                     f"experiment: {name}.seed is {stage.seed}, but the whole has seed {self.seed}"
                 )
             object.__setattr__(self, name, replace(stage, seed=self.seed))
+        for names in ((*self.strategies, *self.ablations), tuple(self.rationalysts)):
+            files = [file_name(name) for name in names]  # one name, one file
+            if twice := [name for name, file in zip(names, files, strict=True) if files.count(file) > 1]:
+                raise ValueError(f"experiment: {' and '.join(map(repr, twice))} would share their files")
         for name, run in {**self.strategies, **self.ablations}.items():
             if run.rationalyst is not None and run.rationalyst not in self.rationalysts:
                 raise ValueError(

@@ -14,17 +14,19 @@ from rationalyst_jax.files.rows import write_rows
 from rationalyst_jax.files.settings import file_digest
 from rationalyst_jax.files.whole import write_json
 from rationalyst_jax.lm.generate import Engine
-from rationalyst_jax.lm.hf import fingerprint, load_llama
+from rationalyst_jax.lm.hf import check_llama, fingerprint, load_llama
 from rationalyst_jax.lm.prompt import load_prompts
-from rationalyst_jax.lm.tokenizer import load_tokenizer
+from rationalyst_jax.lm.tokenizer import load_tokenizer, marker_ids
 from rationalyst_jax.mine.annotate import annotate
 from rationalyst_jax.mine.documents import read_annotations, read_documents
 from rationalyst_jax.mine.likelihood_filter import decide, score_triples
 from rationalyst_jax.mine.store import Provenance, read_filtered, write_filtered
 from rationalyst_jax.mine.summary import summarize as summarize_mining
 from rationalyst_jax.mine.triples import extract
+from rationalyst_jax.pipeline.checkpoint import open_checkpoint
 from rationalyst_jax.pipeline.config import ExperimentConfig, Run
 from rationalyst_jax.pipeline.stages import RunDir
+from rationalyst_jax.reason.config import ReasonConfig
 from rationalyst_jax.reason.roles import Role, Roles
 from rationalyst_jax.reason.solve import check_strategy, solve
 from rationalyst_jax.reason.traces import read_traces
@@ -35,7 +37,6 @@ from rationalyst_jax.report.tables import accuracy_table, counts_table
 from rationalyst_jax.train.export import export
 from rationalyst_jax.train.loop import fit
 from rationalyst_jax.train.rationales import read_rationales
-from rationalyst_jax.world.checkpoint import checkpoint_path
 from rationalyst_jax.world.corpus import QUESTION_SETS, documents, questions
 
 
@@ -97,25 +98,38 @@ class Stages:
         self.console = console
         self.task = task_named(config.task)
         self.prompts = load_prompts(config.prompts)
-        self.base = checkpoint_path(config.model)
+        for name in ("annotate", "follow", "follow_guided", "rationale", "step"):
+            _ = self.prompts[name]
+        base = open_checkpoint(config.model)
+        check_llama(base.path)
+        marker_ids(base.tokenizer, (*config.filter.suppress, *config.reason.suppress))
+        self.base, self.base_fingerprint = base.path, base.fingerprint
         known = QUESTION_SETS if config.world else config.questions
         for name, wanted in {**config.strategies, **config.ablations}.items():
             try:
                 check_strategy(wanted.strategy, has_rationalyst=wanted.rationalyst is not None)
             except ValueError as error:
                 raise ValueError(f"experiment: run {name!r}: {error}") from None
+            self.reason_config(wanted)
             if wanted.questions not in known:
                 sets = ", ".join(known)
                 raise ValueError(f"experiment: run {name!r} wants questions {wanted.questions!r} of {sets}")
         self.engine = cache(self._engine)  # a model is loaded when first asked for, and once
 
+    def reason_config(self, run: Run) -> ReasonConfig:
+        config = replace(self.config.reason, strategy=run.strategy)
+        return config if run.candidates is None else replace(config, candidates=run.candidates)
+
     def settings(self) -> dict[str, Any]:
         """All that decides the results, as JSON values: the config, and fingerprints of what it names."""
-        config = asdict(self.config)
-        del config["run_dir"]  # a run may be moved and go on
-        files = [Path(path) for path in (self.config.documents, *self.config.questions.values()) if path]
-        inputs = {"model": fingerprint(self.base), "prompts": self.prompts.version}
-        return config | {"inputs": inputs | {str(file): file_digest(file) for file in files}}
+        config, documents = asdict(self.config), self.config.documents
+        del config["run_dir"]  # a run may be moved and go on, as may its input
+        return config | {
+            "model": self.base_fingerprint,
+            "prompts": self.prompts.version,
+            "documents": file_digest(Path(documents)) if documents else None,
+            "questions": {name: file_digest(Path(path)) for name, path in self.config.questions.items()},
+        }
 
     def _engine(self, checkpoint: Path) -> Engine:
         return Engine(load_llama(checkpoint), load_tokenizer(checkpoint))
@@ -173,9 +187,12 @@ class Stages:
                 advance,
             )
         summary = summarize_mining(extraction, decide(scored, config))
-        for name, rationalyst in self.config.rationalysts.items():
+        trained = {name: r for name, r in self.config.rationalysts.items() if r.train}
+        for name, rationalyst in trained.items():
             chosen = replace(config, keep=rationalyst.keep)
-            provenance = Provenance(str(self.config.model), self.prompts.version, asdict(chosen))
+            made_by = {"annotate": asdict(self.config.annotate), "filter": asdict(chosen)}
+            scorer = {"filter_model": self.config.model, "filter_prompts": self.prompts.version}
+            provenance = Provenance(self.config.model, self.prompts.version, made_by | scorer)
             write_filtered(self.rationales_path(name), decide(scored, chosen), provenance)
         rows = {key: value for key, value in asdict(summary).items() if not isinstance(value, dict)}
         rows |= {
@@ -193,7 +210,7 @@ class Stages:
         folder.mkdir(parents=True, exist_ok=True)
         kept = sum(triple.kept for triple in read_filtered(self.rationales_path(name)))
         examples = read_rationales(self.rationales_path(name), base.tokenizer, self.prompts)
-        start = fingerprint(self.base)
+        start = self.base_fingerprint
         with track_steps(self.console) as progress:
             result = fit(
                 base.model, examples, self.config.train, folder, starts_from=start, progress=progress
@@ -213,13 +230,18 @@ class Stages:
         if run.rationalyst is not None:
             trained = self.config.rationalysts[run.rationalyst].train
             rationalyst = self.role(self.path / "train" / run.rationalyst / "hf" if trained else self.base)
-        config = replace(self.config.reason, strategy=run.strategy)
-        if run.candidates is not None:
-            config = replace(config, candidates=run.candidates)
         asked = [Question(q.id, q.text) for q in self.task.read(self.questions_path(run.questions))]
         roles, path = Roles(agent, rationalyst, agent), self.traces_path(name)
         with track(self.console, f"questions ({name})", len(asked)) as advance:
-            solve(asked, roles, self.prompts, config, self.task.extract, path, so_far(advance))
+            solve(
+                asked,
+                roles,
+                self.prompts,
+                self.reason_config(run),
+                self.task.extract,
+                path,
+                so_far(advance),
+            )
 
     def traces_path(self, name: str) -> Path:
         return self.path / "reason" / f"{name.replace(' ', '_')}.jsonl"

@@ -2,20 +2,17 @@
 
 import time
 from collections.abc import Callable, Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from rationalyst_jax.files.settings import begun, claim, differences
-from rationalyst_jax.files.whole import read_json, write_json
-
-_PACKAGES = ("rationalyst_jax", "jax", "flax", "optax", "transformers", "numpy")
+from rationalyst_jax.files.settings import begun, claim, differences, package_versions
+from rationalyst_jax.files.whole import file_name, read_json, write_json
 
 
 class RunDir:
-    """The folder of one experiment: `config.json`, `versions.json` and a marker in `stages/` per stage.
+    """The folder of one experiment: its config, `versions.json` and a marker in `stages/` per stage.
 
     Where the folder was begun with other versions of packages, the console says so: the same seed then need
     not give the same figures. Raises ValueError where it belongs to an experiment with other settings.
@@ -24,8 +21,8 @@ class RunDir:
     def __init__(self, path: Path, settings: Mapping[str, Any], console: Console):
         self.path = path
         self.console = console
-        claim(path / "config.json", settings, path / "stages")
-        versions = {name: version(name) for name in _PACKAGES}
+        claim(path / "experiment.config.json", settings, path / "stages")
+        versions = package_versions()
         if not begun(path / "stages"):
             write_json(path / "versions.json", versions)
         elif changed := list(differences(read_json(path / "versions.json"), versions)):
@@ -46,4 +43,4 @@ class RunDir:
         return read_json(self._marker(name))["seconds"]
 
     def _marker(self, name: str) -> Path:
-        return self.path / "stages" / f"{name.replace(' ', '_').replace('/', '_')}.json"
+        return self.path / "stages" / f"{file_name(name)}.json"

@@ -1,11 +1,11 @@
 """The driver: thousands of questions at once, their requests answered in large batches."""
 
-import hashlib
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from rationalyst_jax.files.settings import digest
 from rationalyst_jax.lm.prompt import PromptSet
 from rationalyst_jax.reason.config import ReasonConfig
 from rationalyst_jax.reason.roles import Call, Roles
@@ -111,11 +111,11 @@ def _settings(
     questions: Sequence[Question], roles: Roles, prompts: PromptSet, config: ReasonConfig
 ) -> dict[str, Any]:
     """All that must be equal for traces to be continued."""
-    digest = hashlib.blake2b(repr([(q.id, q.text) for q in questions]).encode(), digest_size=8).hexdigest()
+    asked = digest(part.encode() for question in questions for part in (question.id, question.text))
     return asdict(config) | {
         "prompts": prompts.version,
         "agent": roles.agent.name,
         "rationalyst": roles.rationalyst.name if roles.rationalyst else None,
         "scorer": roles.scorer.name,
-        "questions": f"{len(questions)} ({digest})",
+        "questions": f"{len(questions)} ({asked})",
     }

@@ -1,7 +1,7 @@
 """Traces: what happened on each question, one JSON line each, in files that survive being killed.
 
-Beside `traces.jsonl` stands `traces.config.json`: what the run was asked, so that a run with other settings
-never continues it.
+Beside `traces.jsonl` stands `traces.jsonl.config.json`: what the run was asked, so that a run with other
+settings never continues it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -110,5 +110,5 @@ def resume_traces(path: Path, settings: Mapping[str, Any], block: int, total: in
     the same bytes as one never interrupted. A new file gets `settings` (JSON values) beside it; an old one
     must have been made with equal settings. Raises ValueError naming the key that differs.
     """
-    claim(path.with_suffix(".config.json"), settings, path)
+    claim(path.with_name(path.name + ".config.json"), settings, path)
     return resume_rows(path, block, total)

@@ -30,18 +30,18 @@ class Checkpoints:
         self.manager = ocp.CheckpointManager(folder.absolute(), options=options)
 
     def restore(self, state: TrainState) -> tuple[TrainState, int]:
-        """The latest state and its step, or `state` itself and 0; raises ValueError for another run's."""
+        """The latest state and its step, or `state` itself and 0.
+
+        Raises ValueError for a damaged checkpoint, and for another run's (listing what differs).
+        """
         step = self.manager.latest_step()
         if step is None:
             return state, 0
-        run = self.manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]
+        run = _restored(self.manager, self.folder, step, run=ocp.args.JsonRestore())
         if found := list(differences(run, self.run)):
             raise ValueError(f"{self.folder}: checkpoint of another run: {'; '.join(found)}")
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
-        restored = self.manager.restore(
-            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-        )
-        return restored["state"], step
+        return _restored(self.manager, self.folder, step, state=ocp.args.StandardRestore(abstract)), step
 
     def save(self, step: int, state: TrainState) -> None:
         """Returns when the state is on disk, whole."""
@@ -57,20 +57,36 @@ class Checkpoints:
 def load_trained(folder: Path) -> Llama:
     """The float32 master weights of the latest checkpoint in `folder`.
 
-    Raises ValueError for a folder without a whole checkpoint.
+    Raises ValueError for a folder without a whole checkpoint, and for a damaged one.
     """
     options = ocp.CheckpointManagerOptions(read_only=True)
     with ocp.CheckpointManager(folder.absolute(), options=options) as manager:
         step = manager.latest_step()
         if step is None:
             raise ValueError(f"{folder}: no finished checkpoint")
-        made = manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]["model"]
-        graph, abstract = abstract_llama(_config(made))
+        run = _restored(manager, folder, step, run=ocp.args.JsonRestore())
+        try:
+            graph, abstract = abstract_llama(_config(run["model"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{folder / str(step)}: damaged checkpoint: model config: {error}") from error
         wanted = {"weights": abstract}
         form = ocp.checkpoint_utils.construct_restore_args(wanted)
         restore = ocp.args.PyTreeRestore(wanted, form, partial_restore=True)  # the optimizer stays on disk
-        restored = manager.restore(step, args=ocp.args.Composite(state=restore))["state"]
+        restored = _restored(manager, folder, step, state=restore)
     return nnx.merge(graph, restored["weights"])
+
+
+def _restored(manager: ocp.CheckpointManager, folder: Path, step: int, **item: Any) -> Any:
+    """One item of a checkpoint, given by its name and how to restore it; ValueError where it is damaged."""
+    (name,) = item
+    try:
+        return manager.restore(step, args=ocp.args.Composite(**item))[name]
+    except Exception as error:  # Orbax and TensorStore raise whatever they like for a damaged file
+        cause = error
+        while cause.__cause__:  # the first to fail says which file
+            cause = cause.__cause__
+        reason = str(cause).splitlines() or [type(cause).__name__]
+        raise ValueError(f"{folder / str(step)}: damaged checkpoint: {reason[0]:.200}") from error
 
 
 def _config(fields: dict[str, Any]) -> LlamaConfig:

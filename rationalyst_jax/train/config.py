@@ -1,5 +1,6 @@
 """What a training run is told."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +18,7 @@ class TrainConfig:
     Precision: master weights and moments are float32; `dtype` is what the model computes in. With `remat` the
     backward pass computes each layer again instead of keeping what is inside of it.
     Every `save_every` and `validate_every` steps, and at the end; the last `keep` checkpoints stay.
+    Raises ValueError naming the key and the value that is out of range.
     """
 
     epochs: float = 1.0
@@ -42,11 +44,22 @@ class TrainConfig:
 
     def __post_init__(self):
         counts = ("batch_examples", "row_length", "microbatch_rows", "save_every", "validate_every", "keep")
-        for name in ("epochs", *counts, "peak_learning_rate", "clip_norm"):
-            if getattr(self, name) <= 0:
+        for name in ("epochs", *counts, "peak_learning_rate", "eps", "clip_norm"):
+            if not getattr(self, name) > 0:
                 raise ValueError(f"train config: {name} must be above 0, got {getattr(self, name)}")
         if self.steps is not None and self.steps <= 0:
             raise ValueError(f"train config: steps must be above 0, got {self.steps}")
-        for name in ("warmup_fraction", "final_fraction", "validation_fraction"):
+        for name in ("warmup_fraction", "final_fraction"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"train config: {name} must be between 0 and 1, got {getattr(self, name)}")
+        for name in ("b1", "b2", "validation_fraction"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(
+                    f"train config: {name} must be at least 0 and below 1, got {getattr(self, name)}"
+                )
+        for name in ("weight_decay", "seed"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"train config: {name} must be at least 0, got {getattr(self, name)}")
+        for name in ("epochs", "peak_learning_rate", "eps", "weight_decay"):
+            if getattr(self, name) == math.inf:
+                raise ValueError(f"train config: {name} must be finite")

@@ -60,8 +60,8 @@ def fit(
     one and ends in the same bits; `starts_from` names the weights the run began with (a checkpoint's
     fingerprint, say), which no later checkpoint shows. `progress(steps, row)` is called with each new row.
 
-    Raises ValueError for unusable examples, for a checkpoint of another run (listing what differs) and for a
-    loss or gradient that is not finite (naming the step, whose state is not saved).
+    Raises ValueError for unusable examples, for a checkpoint of another run (listing what differs) or a
+    damaged one, and for a loss or gradient that is not finite (naming the step, whose state is not saved).
     """
     run_dir = Path(run_dir)
 
@@ -69,7 +69,13 @@ def fit(
     data = forest(examples, config.row_length, config.batch_examples)
     training, held_out = split_by_group(data.trees, config.validation_fraction, config.seed)
     if not training:
-        raise ValueError(f"no example to train on ({data.dropped} longer than {config.row_length} tokens)")
+        groups, fraction = len({tree.group for tree in held_out}), config.validation_fraction
+        raise ValueError(
+            f"no example to train on: validation_fraction {fraction} held out all {groups} groups"
+        )
+    longest = max(int(tree.tree.position.max()) + 1 for tree in data.trees)
+    if longest > (positions := model.config.max_position_embeddings):
+        raise ValueError(f"an example is {longest} tokens long, the model has {positions} positions")
     largest = max(int(tree.tree.token.max()) for tree in data.trees)
     if largest >= (vocabulary := model.config.vocab_size):
         raise ValueError(f"the examples hold token id {largest}, the model's vocabulary is {vocabulary}")
@@ -145,13 +151,19 @@ def fit(
 
 
 class MetricsLog:
-    """metrics.jsonl, line N for step N; opened after `done` steps, it forgets what came later."""
+    """metrics.jsonl, line N for step N; opened after `done` steps, it forgets what came later.
+
+    Raises ValueError where it holds fewer.
+    """
 
     def __init__(self, path: Path, done: int):
         self.path = path
         with path.open("ab+") as file:
             file.seek(0)
-            file.truncate(sum(len(file.readline()) for _ in range(done)))
+            lines = [line for _ in range(done) if (line := file.readline()).endswith(b"\n")]
+            if len(lines) < done:
+                raise ValueError(f"{path}: holds {len(lines)} of {done} steps")
+            file.truncate(sum(map(len, lines)))
 
     def write(self, row: Metrics) -> None:
         with self.path.open("a") as file:

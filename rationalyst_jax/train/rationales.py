@@ -1,7 +1,9 @@
 """Mined rationales as training examples: what RATIONALYST is fine-tuned on."""
 
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from transformers import PreTrainedTokenizerBase
 
@@ -16,17 +18,12 @@ def read_rationales(
 
     The prompt has weight 0 and the rationale with its closing weight 1. Rows whose `kept` is false are
     skipped; a file that has not been filtered has no `kept` and is read whole. Raises FileNotFoundError for
-    a missing file, ValueError for a missing column or a file without a kept row.
+    a missing file, ValueError for a column that is missing or of another type, or a file without a kept row.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file of rationales")
-    table = pq.read_table(path)
-    needed = ("document_id", "preceding", "rationale")
-    if missing := [name for name in needed if name not in table.column_names]:
-        raise ValueError(f"{path}: no column {', '.join(missing)}")
-    columns = [name for name in (*needed, "kept") if name in table.column_names]
-    rows = [row for row in table.select(columns).to_pylist() if row.get("kept") is not False]
+    rows = [row for row in _rows(path) if row.get("kept", True)]
     if not rows:
         raise ValueError(f"{path}: no kept rationale to train on")
     examples = []
@@ -36,3 +33,21 @@ def read_rationales(
         weights = (0.0,) * len(context) + (1.0,) * len(target)
         examples.append(Example((*context, *target), weights, row["document_id"]))
     return examples
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    """The columns that count, each value of the right type."""
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path}: not Parquet: {error}") from None
+    wanted = {"document_id": str, "preceding": str, "rationale": str, "kept": bool}
+    if missing := [name for name in wanted if name not in (*table.column_names, "kept")]:
+        raise ValueError(f"{path}: no column {', '.join(missing)}")
+    rows = table.select([name for name in wanted if name in table.column_names]).to_pylist()
+    for number, row in enumerate(rows, start=1):
+        for name, value in row.items():
+            if not isinstance(value, wanted[name]):
+                words = "text" if wanted[name] is str else "true or false"
+                raise ValueError(f"{path}: row {number}: column {name} must be {words}, found {value!r:.60}")
+    return rows
