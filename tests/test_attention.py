@@ -1,0 +1,200 @@
+"""Every implementation of tree attention against float64 sums over walked ancestors."""
+
+import os
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rationalyst_jax.lm.attention import IMPLEMENTATIONS, blocks, pallas_tpu, tree_attention, xla
+from rationalyst_jax.lm.tree import build_tree, pack
+
+Attention = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
+
+
+def parents(size_T: np.ndarray) -> np.ndarray:
+    """Each node's parent, itself for a root: the nearest earlier node whose subtree holds it."""
+    parent_T = np.arange(len(size_T))
+    for i in range(len(size_T)):
+        parent_T[i] = next((j for j in range(i - 1, -1, -1) if i < j + size_T[j]), i)
+    return parent_T
+
+
+def exact(q, k, v, size_BT, dout) -> dict[str, np.ndarray]:
+    """Outputs and gradients in float64, one head and one node at a time, along each node's ancestors."""
+    B, T, N, H = q.shape
+    K = k.shape[2]
+    named = (("out", q), ("dq", q), ("dk", k), ("dv", v))
+    found: dict[str, np.ndarray] = {name: np.zeros(x.shape) for name, x in named}
+    for b in range(B):
+        parent_T = parents(size_BT[b])
+        for i in range(T):
+            path = [i]
+            while parent_T[path[-1]] != path[-1]:
+                path.append(parent_T[path[-1]])
+            for n in range(N):
+                head = n // (N // K)
+                keys, values = k[b, path, head], v[b, path, head]
+                scores = keys @ q[b, i, n] / np.sqrt(H)
+                weights = np.exp(scores - scores.max())
+                weights /= weights.sum()
+                dweights = values @ dout[b, i, n]
+                dscores = weights * (dweights - weights @ dweights) / np.sqrt(H)
+                found["out"][b, i, n] = weights @ values
+                found["dq"][b, i, n] = dscores @ keys
+                np.add.at(found["dk"], (b, path, head), np.outer(dscores, q[b, i, n]))
+                np.add.at(found["dv"], (b, path, head), np.outer(weights, dout[b, i, n]))
+    return found
+
+
+@pytest.fixture(scope="module")
+def triton_attention() -> Attention:
+    """The Triton kernels, run by Triton's interpreter on the CPU."""
+    if os.environ.get("TRITON_INTERPRET") != "1":  # must be set before triton is first imported
+        pytest.skip("needs TRITON_INTERPRET=1 in the environment")
+    pytest.importorskip("triton")
+    torch = pytest.importorskip("torch")
+    from rationalyst_jax.lm.attention import triton
+
+    def launch(kernel, grid, arrays, outputs, meta):
+        def run(*arrays):
+            inputs = [
+                torch.from_numpy(np.array(array, np.float32 if array.dtype == jnp.bfloat16 else None))
+                for array in arrays
+            ]
+            inputs = [
+                x.to(torch.bfloat16) if a.dtype == jnp.bfloat16 else x
+                for x, a in zip(inputs, arrays, strict=True)
+            ]
+            made = [torch.empty(o.shape, dtype=getattr(torch, str(o.dtype))) for o in outputs]
+            kernel[grid](*inputs, *made, **meta)
+            return tuple(
+                np.asarray(one.float().numpy(), o.dtype) if one.dtype == torch.bfloat16 else one.numpy()
+                for one, o in zip(made, outputs, strict=True)
+            )
+
+        return jax.pure_callback(run, tuple(outputs), *arrays)
+
+    triton.launch = launch
+    return triton.attention
+
+
+# chains, stars, deep and wide trees, single nodes, many trees a row, an empty tail
+leaves = st.lists(st.integers(0, 2), max_size=40)
+forests = st.lists(st.lists(leaves, min_size=1, max_size=6), min_size=1, max_size=4)
+FORESTS = {
+    "chain": [[1] * 299],
+    "star": [[i] for i in range(150)],
+    "comb": [[0] * i + [1] for i in range(60)],
+    "singles": [[]],
+    "deep and wide": [[0] * 100 + [i] * 30 for i in range(1, 6)],
+}
+
+
+def rows_of(*trees: list[list[int]], length: int = 300) -> np.ndarray:
+    """Subtree sizes `[B, length]` of trees given by the tails of their sequences."""
+    return pack([build_tree([[9, *tail] for tail in tails])[0] for tails in trees], length).subtree_size_RT
+
+
+def check(attention: Attention, size_BT: np.ndarray, N: int, K: int, H: int, dtype: str = "float32") -> None:
+    rng = np.random.default_rng(0)
+    B, T = size_BT.shape
+    q, dout = rng.normal(size=(2, B, T, N, H))
+    k, v = rng.normal(size=(2, B, T, K, H))
+    q, k, v, dout = (np.asarray(jnp.asarray(x, dtype), np.float64) for x in (q, k, v, dout))
+    size = jnp.asarray(size_BT)
+    out, vjp = jax.vjp(lambda q, k, v: attention(q, k, v, size), *(jnp.asarray(x, dtype) for x in (q, k, v)))
+    made = (out, *vjp(jnp.asarray(dout, dtype)))
+    got: dict[str, jax.Array] = {name: x for name, x in zip(("out", "dq", "dk", "dv"), made, strict=True)}
+    for name, value in exact(q, k, v, size_BT, dout).items():
+        # Where nobody has an ancestor, dq and dk are exactly 0: compare with what they would otherwise be.
+        error = np.abs(np.asarray(got[name], np.float64) - value).max() / max(1.0, np.abs(value).max())
+        assert error <= (2e-5 if dtype == "float32" else 1e-2), name
+
+
+def pallas(q, k, v, size):
+    return pallas_tpu.attention(q, k, v, size, interpret=True)
+
+
+PLAIN = {"xla, dense": xla.dense, "xla, blocks": xla.blockwise, "pallas_tpu": pallas}
+
+
+@pytest.mark.parametrize("name", PLAIN)
+@settings(max_examples=5)
+@given(forests)
+def test_random_forests(name, forest):
+    check(PLAIN[name], rows_of(*forest), N=2, K=1, H=8)
+
+
+@pytest.mark.parametrize("forest", FORESTS)
+@pytest.mark.parametrize("name", PLAIN)
+def test_forests_of_every_kind(name, forest):
+    check(PLAIN[name], rows_of(*[FORESTS[forest]] * 2), N=2, K=1, H=16)
+
+
+HEADS = [(4, 2, 64), (3, 1, 128)]
+
+
+@pytest.mark.parametrize(("N", "K", "H"), HEADS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", PLAIN)
+def test_grouped_heads_of_every_size_and_dtype(name, N, K, H, dtype):
+    check(PLAIN[name], rows_of(FORESTS["deep and wide"], FORESTS["comb"][:20]), N, K, H, dtype)
+
+
+@pytest.mark.parametrize("forest", FORESTS)
+def test_triton_on_forests_of_every_kind(triton_attention, forest):
+    check(triton_attention, rows_of(*[FORESTS[forest]] * 2), N=2, K=1, H=16)
+
+
+@pytest.mark.parametrize(("N", "K", "H"), HEADS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_triton_on_grouped_heads(triton_attention, N, K, H, dtype):
+    check(triton_attention, rows_of(FORESTS["deep and wide"], FORESTS["comb"][:20]), N, K, H, dtype)
+
+
+@given(forests)
+def test_blocks_are_visited_where_somebody_sees_something_or_the_bound_says_so(forest):
+    """The plan visits every block in which a query sees a key, and as many as the rule of `blocks` counts."""
+    size_BT = rows_of(*forest, length=256)
+    visible = np.asarray(blocks.visible_blocks(jnp.asarray(size_BT), 64, 32))
+    plan = blocks.visits(jnp.asarray(visible))
+    seen_BTT = np.asarray(xla.tree_mask(jnp.asarray(size_BT)))
+    for b, i, s in np.ndindex(*visible.shape):
+        keys = range(32 * s, 32 * s + 32)
+        reached = max(j + size_BT[b, j] for j in keys) > 64 * i and 32 * s < 64 * (i + 1)
+        assert visible[b, i, s] == reached
+        assert reached or not seen_BTT[b, 64 * i : 64 * (i + 1), 32 * s : 32 * (s + 1)].any()
+        count = int(plan.count_BX[b, i])
+        assert (s in np.asarray(plan.block_BXY[b, i, :count])) == reached
+
+
+def test_blocks_passed_over_are_not_even_read():
+    """What stands in a block nobody sees may be NaN: a block that is loaded would spread it (0 · NaN)."""
+    size_BT = rows_of([[0] * 255], [[0] * 255], length=512)  # two trees of 256 places in one row
+    assert size_BT.shape == (1, 512)
+    x = np.ones((1, 512, 1, 64), np.float32)
+    poisoned = x.copy()
+    poisoned[:, :256] = np.nan
+    out = xla.blockwise(jnp.asarray(x), jnp.asarray(poisoned), jnp.asarray(poisoned), jnp.asarray(size_BT))
+    assert np.isnan(out[:, :256]).all() and not np.isnan(out[:, 256:]).any()
+
+
+def test_naming_what_cannot_serve_is_refused_with_the_reason():
+    x = jnp.zeros((1, 2, 1, 8))
+    size = jnp.ones((1, 2), jnp.int32)
+    for name, reason in {
+        "fast": "no implementation 'fast', only xla",
+        "pallas_tpu": "pallas_tpu cannot serve this call: the Pallas kernels need a TPU, this is a cpu",
+        "cudnn": "cudnn cannot serve this call: cuDNN needs an NVIDIA GPU",
+        "triton": "triton cannot serve this call: ",
+    }.items():
+        with pytest.raises(ValueError, match=reason):
+            tree_attention(x, x, x, size, implementation=name)
+    with pytest.raises(ValueError, match="head sizes 64 and 128, not 8"):
+        tree_attention(x, x, x, size, implementation="pallas_tpu", platform="tpu")
+    assert set(IMPLEMENTATIONS) == {"xla", "pallas_tpu", "triton", "cudnn"}
