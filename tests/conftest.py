@@ -9,6 +9,9 @@ from hypothesis import settings
 # Before anything imports jax: tests run on the CPU unless the caller names another platform.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+# Where triton is installed its kernels are interpreted; it reads this when it is first imported.
+os.environ.setdefault("TRITON_INTERPRET", "1")
+
 # A busy machine or a first compilation must not fail a property.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")

@@ -1,6 +1,5 @@
 """Every implementation of tree attention against float64 sums over walked ancestors."""
 
-import os
 from collections.abc import Callable
 
 import jax
@@ -54,28 +53,16 @@ def exact(q, k, v, size_BT, dout) -> dict[str, np.ndarray]:
 @pytest.fixture(scope="module")
 def triton_attention() -> Attention:
     """The Triton kernels, run by Triton's interpreter on the CPU."""
-    if os.environ.get("TRITON_INTERPRET") != "1":  # must be set before triton is first imported
-        pytest.skip("needs TRITON_INTERPRET=1 in the environment")
-    pytest.importorskip("triton")
+    pytest.importorskip("triton", reason="the gpu extra is not part of the test extra")
     torch = pytest.importorskip("torch")
     from rationalyst_jax.lm.attention import triton
 
     def launch(kernel, grid, arrays, outputs, meta):
         def run(*arrays):
-            inputs = [
-                torch.from_numpy(np.array(array, np.float32 if array.dtype == jnp.bfloat16 else None))
-                for array in arrays
-            ]
-            inputs = [
-                x.to(torch.bfloat16) if a.dtype == jnp.bfloat16 else x
-                for x, a in zip(inputs, arrays, strict=True)
-            ]
+            inputs = [torch.from_numpy(np.array(array)) for array in arrays]
             made = [torch.empty(o.shape, dtype=getattr(torch, str(o.dtype))) for o in outputs]
             kernel[grid](*inputs, *made, **meta)
-            return tuple(
-                np.asarray(one.float().numpy(), o.dtype) if one.dtype == torch.bfloat16 else one.numpy()
-                for one, o in zip(made, outputs, strict=True)
-            )
+            return tuple(one.numpy() for one in made)
 
         return jax.pure_callback(run, tuple(outputs), *arrays)
 
@@ -152,7 +139,8 @@ def test_triton_on_forests_of_every_kind(triton_attention, forest):
 
 
 @pytest.mark.parametrize(("N", "K", "H"), HEADS)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+# float16: the interpreter multiplies the bits of a bfloat16 as if they were whole numbers
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_triton_on_grouped_heads(triton_attention, N, K, H, dtype):
     check(triton_attention, rows_of(FORESTS["deep and wide"], FORESTS["comb"][:20]), N, K, H, dtype)
 

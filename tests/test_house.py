@@ -43,7 +43,7 @@ def project_files() -> list[Path]:
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True
     )
     if listing.returncode != 0:
-        pytest.skip("needs a git checkout")
+        pytest.skip("needs a git checkout")  # in an unpacked archive nothing says which files are ours
     files = [ROOT / name for name in listing.stdout.decode().split("\0") if name]
     return [file for file in files if file.is_file() and b"\0" not in file.read_bytes()]
 

@@ -13,8 +13,9 @@ from types import ModuleType
 import jax
 from jax import Array
 
-# What is tried on each platform, in this order; the first that does not refuse serves the call.
-CHOICE = {"cpu": ("xla",), "gpu": ("triton", "cudnn", "xla"), "tpu": ("pallas_tpu", "xla")}
+# What is tried on each platform, in this order; the first that does not refuse serves the call. The GPU
+# kernels join their row once they have run on a GPU; until then they serve who names them.
+CHOICE = {"cpu": ("xla",), "gpu": ("xla",), "tpu": ("pallas_tpu", "xla")}
 IMPLEMENTATIONS = ("xla", "pallas_tpu", "triton", "cudnn")
 
 
@@ -37,26 +38,22 @@ def tree_attention(
     """
     platform = platform or jax.default_backend()
     if implementation is None:
-        candidates = (_module(name) for name in CHOICE[platform])
-        chosen = next(m for m in candidates if m and not m.refusal(platform, q_BTNH.dtype, q_BTNH.shape[3]))
+        candidates = map(_module, CHOICE[platform])
+        chosen = next(m for m in candidates if not m.refusal(platform, q_BTNH.dtype, q_BTNH.shape[3]))
         return chosen.attention(q_BTNH, k_BTKH, v_BTKH, subtree_size_BT)
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(
             f"tree_attention: no implementation {implementation!r}, only {', '.join(IMPLEMENTATIONS)}"
         )
-    chosen = _module(implementation)
-    if chosen is None:
-        reason = "its packages are not installed (the gpu extra)"
-    else:
-        reason = chosen.refusal(platform, q_BTNH.dtype, q_BTNH.shape[3])
-    if chosen is None or reason:
+    try:
+        chosen = _module(implementation)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"tree_attention: {implementation} cannot serve this call: {error}") from None
+    if reason := chosen.refusal(platform, q_BTNH.dtype, q_BTNH.shape[3]):
         raise ValueError(f"tree_attention: {implementation} cannot serve this call: {reason}")
     return chosen.attention(q_BTNH, k_BTKH, v_BTKH, subtree_size_BT)
 
 
-def _module(name: str) -> ModuleType | None:
-    """An implementation, or None where what it builds on is not installed."""
-    try:
-        return import_module(f"{__name__}.{name}")
-    except ModuleNotFoundError:
-        return None
+def _module(name: str) -> ModuleType:
+    """An implementation; imported when asked for, since some build on optional packages."""
+    return import_module(f"{__name__}.{name}")

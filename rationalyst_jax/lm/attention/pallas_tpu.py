@@ -111,8 +111,20 @@ def _column(row_1X: Array) -> Array:
     return jnp.broadcast_to(row_1X, (LANES, row_1X.shape[1])).T[:, :1]
 
 
-def _spec(block: tuple[int | None, ...], index) -> pl.BlockSpec:
-    return pl.BlockSpec(block, index)
+def _visiting_keys(G: int, q: int, s: int, H: int) -> tuple[pl.BlockSpec, ...]:
+    """Blocks (queries, keys, subtree sizes, one number per query) of a kernel that visits keys."""
+    return (
+        pl.BlockSpec((None, None, G, q, H), lambda b, k, i, j, count, block: (b, k, 0, i, 0)),
+        pl.BlockSpec((None, None, s, H), lambda b, k, i, j, count, block: (b, k, block[b, i, j], 0)),
+        pl.BlockSpec((None, 1, s), lambda b, k, i, j, count, block: (b, 0, block[b, i, j])),
+        pl.BlockSpec((None, None, None, 1, G * q), lambda b, k, i, j, count, block: (b, k, i, 0, 0)),
+    )
+
+
+def _query_scratch(G: int, q: int, H: int) -> list:
+    """Two numbers per query, along the lanes, and a vector."""
+    number = pltpu.VMEM((G * q, LANES), jnp.float32)
+    return [number, number, pltpu.VMEM((G * q, H), jnp.float32)]
 
 
 def _call(kernel, visits_: Visits, grid, inputs, outputs, scratch, arrays, interpret):
@@ -142,10 +154,7 @@ def _forward(q_BKGTH, k_BKTH, v_BKTH, size_BT, interpret) -> tuple[Array, Array]
     B, K, G, T, H = q_BKGTH.shape
     q, s = block_sizes(T)
     plan = visits(visible_blocks(size_BT, q, s))
-    query = _spec((None, None, G, q, H), lambda b, k, i, j, count, block: (b, k, 0, i, 0))
-    key = _spec((None, None, s, H), lambda b, k, i, j, count, block: (b, k, block[b, i, j], 0))
-    size = _spec((None, 1, s), lambda b, k, i, j, count, block: (b, 0, block[b, i, j]))
-    lse = _spec((None, None, None, 1, G * q), lambda b, k, i, j, count, block: (b, k, i, 0, 0))
+    query, key, size, lse = _visiting_keys(G, q, s, H)
     return _call(
         _forward_kernel,
         plan,
@@ -155,11 +164,7 @@ def _forward(q_BKGTH, k_BKTH, v_BKTH, size_BT, interpret) -> tuple[Array, Array]
             (query, jax.ShapeDtypeStruct(q_BKGTH.shape, q_BKGTH.dtype)),
             (lse, jax.ShapeDtypeStruct((B, K, T // q, 1, G * q), jnp.float32)),
         ],
-        [
-            pltpu.VMEM((G * q, LANES), jnp.float32),
-            pltpu.VMEM((G * q, LANES), jnp.float32),
-            pltpu.VMEM((G * q, H), jnp.float32),
-        ],
+        _query_scratch(G, q, H),
         (q_BKGTH, k_BKTH, v_BKTH, size_BT[:, None]),
         interpret,
     )
@@ -206,21 +211,14 @@ def _query_gradient(q_BKGTH, k_BKTH, v_BKTH, size_BT, dout_BKGTH, lse_BKQ1X, del
     B, K, G, T, H = q_BKGTH.shape
     q, s = block_sizes(T)
     plan = visits(visible_blocks(size_BT, q, s))
-    query = _spec((None, None, G, q, H), lambda b, k, i, j, count, block: (b, k, 0, i, 0))
-    key = _spec((None, None, s, H), lambda b, k, i, j, count, block: (b, k, block[b, i, j], 0))
-    size = _spec((None, 1, s), lambda b, k, i, j, count, block: (b, 0, block[b, i, j]))
-    row = _spec((None, None, None, 1, G * q), lambda b, k, i, j, count, block: (b, k, i, 0, 0))
+    query, key, size, row = _visiting_keys(G, q, s, H)
     [dq_BKGTH] = _call(
         _query_gradient_kernel,
         plan,
         (B, K, T // q, T // s),
         [query, key, key, size, query, row, row],
         [(query, jax.ShapeDtypeStruct(q_BKGTH.shape, q_BKGTH.dtype))],
-        [
-            pltpu.VMEM((G * q, LANES), jnp.float32),
-            pltpu.VMEM((G * q, LANES), jnp.float32),
-            pltpu.VMEM((G * q, H), jnp.float32),
-        ],
+        _query_scratch(G, q, H),
         (q_BKGTH, k_BKTH, v_BKTH, size_BT[:, None], dout_BKGTH, lse_BKQ1X, delta_BKQ1X),
         interpret,
     )
@@ -272,10 +270,12 @@ def _key_value_gradient(
     B, K, G, T, H = q_BKGTH.shape
     q, s = block_sizes(T)
     plan = visits(visible_blocks(size_BT, q, s).swapaxes(1, 2))
-    query = _spec((None, None, G, q, H), lambda b, k, j, i, count, block: (b, k, 0, block[b, j, i], 0))
-    key = _spec((None, None, s, H), lambda b, k, j, i, count, block: (b, k, j, 0))
-    size = _spec((None, 1, s), lambda b, k, j, i, count, block: (b, 0, j))
-    row = _spec((None, None, None, 1, G * q), lambda b, k, j, i, count, block: (b, k, block[b, j, i], 0, 0))
+    query = pl.BlockSpec((None, None, G, q, H), lambda b, k, j, i, count, block: (b, k, 0, block[b, j, i], 0))
+    key = pl.BlockSpec((None, None, s, H), lambda b, k, j, i, count, block: (b, k, j, 0))
+    size = pl.BlockSpec((None, 1, s), lambda b, k, j, i, count, block: (b, 0, j))
+    row = pl.BlockSpec(
+        (None, None, None, 1, G * q), lambda b, k, j, i, count, block: (b, k, block[b, j, i], 0, 0)
+    )
     dk_BKTH, dv_BKTH = _call(
         _key_value_gradient_kernel,
         plan,
