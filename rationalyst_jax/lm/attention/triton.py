@@ -25,13 +25,13 @@ UNSEEN = tl.constexpr(
 
 
 def block_sizes(H: int) -> tuple[int, int]:
-    """Queries and keys of a block for heads of size H."""
-    return (128, 64) if H <= 64 else (64, 64)
+    """Queries and keys of a block for heads of size H: the largest that no GPU's registers spill."""
+    return (64, 64) if H <= 64 else (32, 32)
 
 
 def warps(H: int) -> int:
-    """Warps of a program for heads of size H: with fewer, the kernels spill registers (compiled, not run)."""
-    return 8
+    """Warps of a program for heads of size H."""
+    return 8 if H <= 64 else 4
 
 
 def refusal(platform: str, dtype: jnp.dtype, H: int) -> str | None:
