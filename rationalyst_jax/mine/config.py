@@ -1,12 +1,21 @@
 """What mining is told."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
+from rationalyst_jax.files.ranges import (
+    ABOVE_0_FINITE,
+    ABOVE_0_TO_1,
+    AT_LEAST_0,
+    AT_LEAST_1,
+    FINITE,
+    TEMPERATURE,
+    require,
+)
 from rationalyst_jax.lm.reduction import Reduction, reduce_logprobs
 
 
@@ -33,11 +42,11 @@ class AnnotateConfig:
     length_bucket: int = 128
 
     def __post_init__(self):
-        _require("annotate", self, _POSITIVE, "block", "max_document_tokens", "length_bucket")
-        _require("annotate", self, _NOT_NEGATIVE, "seed", "length_margin")
-        _require("annotate", self, _ABOVE_0, "length_factor")
-        _require("annotate", self, _TEMPERATURE, "temperature")
-        _require("annotate", self, _PORTION, "top_p")
+        require("annotate", self, AT_LEAST_1, "block", "max_document_tokens", "length_bucket")
+        require("annotate", self, AT_LEAST_0, "seed", "length_margin")
+        require("annotate", self, ABOVE_0_FINITE, "length_factor")
+        require("annotate", self, TEMPERATURE, "temperature")
+        require("annotate", self, ABOVE_0_TO_1, "top_p")
 
 
 @dataclass(frozen=True)
@@ -69,28 +78,11 @@ class FilterConfig:
     block: int = 256
 
     def __post_init__(self):
-        _require("filter", self, _POSITIVE, "row_length", "rows_per_batch", "block")
-        _require("filter", self, _NOT_NEGATIVE, "seed")
-        _require("filter", self, _PORTION, "decay")
-        _require("filter", self, _FINITE, "tau")
+        require("filter", self, AT_LEAST_1, "row_length", "rows_per_batch", "block")
+        require("filter", self, AT_LEAST_0, "seed")
+        require("filter", self, ABOVE_0_TO_1, "decay")
+        require("filter", self, FINITE, "tau")
         for source, tau in self.tau_by_source.items():
             if not math.isfinite(tau):
                 raise ValueError(f"filter: tau_by_source.{source} must be finite, got {tau!r}")
         reduce_logprobs(np.zeros(1), self.reduction)  # raises for a name it does not know
-
-
-# A range in words, and as a test.
-_Range = tuple[str, Callable[[Any], bool]]
-_POSITIVE: _Range = "at least 1", lambda value: value >= 1
-_NOT_NEGATIVE: _Range = "at least 0", lambda value: value >= 0
-_ABOVE_0: _Range = "above 0 and finite", lambda value: 0 < value < math.inf
-_TEMPERATURE: _Range = "0 (greedy) or more", lambda value: 0 <= value < math.inf
-_FINITE: _Range = "finite", math.isfinite
-_PORTION: _Range = "above 0 and at most 1", lambda value: 0 < value <= 1
-
-
-def _require(stage: str, config: Any, wanted: _Range, *names: str) -> None:
-    words, holds = wanted
-    for name in names:
-        if not holds(value := getattr(config, name)):
-            raise ValueError(f"{stage}: {name} must be {words}, got {value!r}")

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rationalyst_jax.files.ranges import ABOVE_0_TO_1, AT_LEAST_1, TEMPERATURE, require
 from rationalyst_jax.lm.reduction import Reduction, reduce_logprobs
 
 
@@ -36,15 +37,10 @@ class ReasonConfig:
     block: int = 256
 
     def __post_init__(self):
-        for name in ("candidates", "max_steps", "max_step_tokens", "max_rationale_tokens", "block"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"reason: {name} must be at least 1, got {getattr(self, name)!r}")
-        for name in ("temperature", "rationale_temperature"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"reason: {name} must be 0 (greedy) or more, got {getattr(self, name)!r}")
-        for name in ("top_p", "decay"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ValueError(f"reason: {name} must be above 0 and at most 1, got {getattr(self, name)!r}")
+        counts = ("candidates", "max_steps", "max_step_tokens", "max_rationale_tokens", "block")
+        require("reason", self, AT_LEAST_1, *counts)
+        require("reason", self, TEMPERATURE, "temperature", "rationale_temperature")
+        require("reason", self, ABOVE_0_TO_1, "top_p", "decay")
         if not self.step_stop:
             raise ValueError("reason: step_stop must not be empty: a step would never end")
         reduce_logprobs(np.zeros(1), self.reduction)  # raises for a name it does not know

@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from rationalyst_jax.files.ranges import ABOVE_0, AT_LEAST_0, BELOW_1, FRACTION, require
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -44,22 +46,11 @@ class TrainConfig:
 
     def __post_init__(self):
         counts = ("batch_examples", "row_length", "microbatch_rows", "save_every", "validate_every", "keep")
-        for name in ("epochs", *counts, "peak_learning_rate", "eps", "clip_norm"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"train config: {name} must be above 0, got {getattr(self, name)}")
-        if self.steps is not None and self.steps <= 0:
-            raise ValueError(f"train config: steps must be above 0, got {self.steps}")
-        for name in ("warmup_fraction", "final_fraction"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"train config: {name} must be between 0 and 1, got {getattr(self, name)}")
-        for name in ("b1", "b2", "validation_fraction"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(
-                    f"train config: {name} must be at least 0 and below 1, got {getattr(self, name)}"
-                )
-        for name in ("weight_decay", "seed"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"train config: {name} must be at least 0, got {getattr(self, name)}")
+        counts += () if self.steps is None else ("steps",)
+        require("train config", self, ABOVE_0, "epochs", *counts, "peak_learning_rate", "eps", "clip_norm")
+        require("train config", self, FRACTION, "warmup_fraction", "final_fraction")
+        require("train config", self, BELOW_1, "b1", "b2", "validation_fraction")
+        require("train config", self, AT_LEAST_0, "weight_decay", "seed")
         for name in ("epochs", "peak_learning_rate", "eps", "weight_decay"):
             if getattr(self, name) == math.inf:
                 raise ValueError(f"train config: {name} must be finite")

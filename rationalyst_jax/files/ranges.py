@@ -1,0 +1,25 @@
+"""The ranges that settings may lie in."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+# In words, and as a test; no test holds for NaN.
+Range = tuple[str, Callable[[Any], bool]]
+AT_LEAST_1: Range = "at least 1", lambda value: value >= 1
+AT_LEAST_0: Range = "at least 0", lambda value: value >= 0
+ABOVE_0: Range = "above 0", lambda value: value > 0
+ABOVE_0_FINITE: Range = "above 0 and finite", lambda value: 0 < value < math.inf
+FINITE: Range = "finite", math.isfinite
+FRACTION: Range = "between 0 and 1", lambda value: 0 <= value <= 1
+BELOW_1: Range = "at least 0 and below 1", lambda value: 0 <= value < 1
+ABOVE_0_TO_1: Range = "above 0 and at most 1", lambda value: 0 < value <= 1
+TEMPERATURE: Range = "0 (greedy) or more", lambda value: 0 <= value < math.inf
+
+
+def require(stage: str, config: Any, wanted: Range, *names: str) -> None:
+    """Raises ValueError naming the stage, the key and the value of the first field outside the range."""
+    words, holds = wanted
+    for name in names:
+        if not holds(value := getattr(config, name)):
+            raise ValueError(f"{stage}: {name} must be {words}, got {value!r}")
