@@ -8,6 +8,7 @@ from hypothesis import settings
 
 # Before anything imports jax: tests run on the CPU unless the caller names another platform.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 
 # Where triton is installed its kernels are interpreted; it reads this when it is first imported.
 os.environ.setdefault("TRITON_INTERPRET", "1")

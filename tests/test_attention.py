@@ -1,6 +1,7 @@
 """Every implementation of tree attention against float64 sums over walked ancestors."""
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rationalyst_jax.lm.attention import IMPLEMENTATIONS, blocks, pallas_tpu, tree_attention, xla
+from rationalyst_jax.lm.sharding import make_mesh
 from rationalyst_jax.lm.tree import build_tree, pack
 
 Attention = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
@@ -172,6 +174,13 @@ def test_blocks_passed_over_are_not_even_read():
     assert np.isnan(out[:, :256]).all() and not np.isnan(out[:, 256:]).any()
 
 
+@pytest.mark.parametrize("length", [300, 700])  # dense, by blocks
+def test_rows_and_heads_divided_among_devices_give_the_same(length):
+    mesh = make_mesh(1, 2, 4, jax.devices()[:8])
+    size_BT = rows_of(*[FORESTS["deep and wide"]] * 4, length=length)[:2]
+    check(partial(tree_attention, mesh=mesh), np.repeat(size_BT, 2, axis=0), N=8, K=4, H=8)
+
+
 def test_naming_what_cannot_serve_is_refused_with_the_reason():
     x = jnp.zeros((1, 2, 1, 8))
     size = jnp.ones((1, 2), jnp.int32)
@@ -183,6 +192,7 @@ def test_naming_what_cannot_serve_is_refused_with_the_reason():
     }.items():
         with pytest.raises(ValueError, match=reason):
             tree_attention(x, x, x, size, implementation=name)
-    with pytest.raises(ValueError, match="head sizes 64 and 128, not 8"):
-        tree_attention(x, x, x, size, implementation="pallas_tpu", platform="tpu")
+    assert "head sizes 64 and 128, not 8" in str(pallas_tpu.refusal("tpu", x.dtype, 8))
+    with pytest.raises(ValueError, match="1 key-value heads cannot be divided among 2 devices"):
+        tree_attention(x, x, x, size, mesh=make_mesh(1, 1, 2, jax.devices()[:2]))
     assert set(IMPLEMENTATIONS) == {"xla", "pallas_tpu", "triton", "cudnn"}

@@ -8,8 +8,10 @@ import sys
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from rationalyst_jax.lm.attention import tree_attention
+from rationalyst_jax.lm.sharding import make_mesh
 
 pytestmark = pytest.mark.aot
 TOPOLOGIES = {"v5e": "v5e:2x2", "v6e": "v6e:2x2", "v5p": "v5p:2x2x1"}
@@ -17,7 +19,7 @@ TOPOLOGIES = {"v5e": "v5e:2x2", "v6e": "v6e:2x2", "v5p": "v5p:2x2x1"}
 
 @pytest.fixture(scope="module")
 def topology():
-    """The first chip of a TPU topology, by its generation."""
+    """A mesh of the first chip of a TPU topology, by its generation."""
     pytest.importorskip("libtpu")
     os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-4"}
     os.environ |= {"TPU_WORKER_HOSTNAMES": "localhost"}
@@ -25,7 +27,7 @@ def topology():
 
     def chip(name: str):
         found = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[name])
-        return jax.sharding.SingleDeviceSharding(found.devices[0])
+        return make_mesh(1, 1, 1, found.devices[:1])
 
     return chip
 
@@ -35,12 +37,13 @@ def topology():
 @pytest.mark.parametrize("name", TOPOLOGIES)
 def test_the_tpu_kernels_compile_forward_and_backward(topology, name, H, dtype, T):
     B, N, K = 1, 32, 8
-    sharding = topology(name)
+    mesh = topology(name)
+    sharding = NamedSharding(mesh, PartitionSpec())
     q, k, v = (jax.ShapeDtypeStruct((B, T, heads, H), dtype, sharding=sharding) for heads in (N, K, K))
     size = jax.ShapeDtypeStruct((B, T), jnp.int32, sharding=sharding)
 
     def loss(q, k, v, size):
-        out = tree_attention(q, k, v, size, implementation="pallas_tpu", platform="tpu")
+        out = tree_attention(q, k, v, size, implementation="pallas_tpu", mesh=mesh)
         return out.astype(jnp.float32).sum()
 
     compiled = jax.jit(jax.value_and_grad(loss, (0, 1, 2))).lower(q, k, v, size).compile()

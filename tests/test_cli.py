@@ -151,27 +151,27 @@ class Killed(Exception):
 
 def test_killed_filtering_continues_and_leaves_its_result_alone(monkeypatch, capsys):
     command = (
-        "filter --triples two.parquet --model model --prompts world --out {}/kept.parquet "
+        "filter --triples three.parquet --model model --prompts world --out {}/kept.parquet "
         "--filter.row_length 128 --filter.rows_per_batch 1 --filter.block 1"
     )
-    triples = [cli_files.triple(document, 0, 0.0) for document in ("d", "e")]
-    write_filtered("two.parquet", triples, Provenance("annotator", "world-1", {}))
+    triples = [cli_files.triple(document, 0, 0.0) for document in "def"]
+    write_filtered("three.parquet", triples, Provenance("annotator", "world-1", {}))
     assert rationalyst(command.format("whole")) == 0
-    score, asked = likelihood_filter.score, []
+    score, asked = likelihood_filter.score_sums, []
 
     def dying(*arguments, **options):
         asked.append(arguments)
-        if len(asked) == 2:
+        if len(asked) == 3:  # the first block is written, the second was sent and is lost
             raise Killed
         return score(*arguments, **options)
 
-    monkeypatch.setattr(likelihood_filter, "score", dying)
+    monkeypatch.setattr(likelihood_filter, "score_sums", dying)
     with pytest.raises(Killed):
         rationalyst(command.format("killed"))
     assert rationalyst(command.format("killed") + " --filter.tau 1") == 1
     assert "other settings: filter.tau 0.0 -> 1.0" in capsys.readouterr().err
     assert rationalyst(command.format("killed")) == 0
-    assert len(asked) == 3
+    assert len(asked) == 3 + 2
     assert Path("killed/kept.parquet").read_bytes() == Path("whole/kept.parquet").read_bytes()
     assert [file.name for file in Path("killed").iterdir()] == ["kept.parquet"]
 
@@ -215,7 +215,7 @@ def test_killed_scoring_of_pairs_continues(monkeypatch):
 
     def dying(self, requests):
         asked.append(requests)
-        if len(asked) == 2:
+        if len(asked) == 3:  # the first block is written, the second was sent and is lost
             raise Killed
         return real(self, requests)
 

@@ -13,7 +13,7 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from rationalyst_jax.lm.config import LlamaConfig
-from rationalyst_jax.lm.likelihood import score
+from rationalyst_jax.lm.likelihood import score_sums
 from rationalyst_jax.lm.llama import Llama, tree_attend
 from rationalyst_jax.lm.prompt import Prompt, PromptSet, load_prompts, render
 from rationalyst_jax.lm.tokenizer import load_tokenizer, marker_ids
@@ -22,6 +22,7 @@ from rationalyst_jax.mine.config import FilterConfig
 from rationalyst_jax.mine.documents import Document, read_annotations
 from rationalyst_jax.mine.likelihood_filter import ScoredTriple, decide, score_triples
 from rationalyst_jax.mine.parse import parse
+from rationalyst_jax.mine.sharing import measure
 from rationalyst_jax.mine.triples import cut_triples, extract
 
 PROMPTS = PromptSet(
@@ -113,6 +114,11 @@ def separate_gain(model, tokenizer, prompts, triple, weights, suppress=(), lengt
     return totals[1] - totals[0]
 
 
+def score_all(*arguments) -> list[ScoredTriple]:
+    """What `score_triples` finds, without the work it took."""
+    return score_triples(*arguments)[0]
+
+
 def gains(rows: Iterable[ScoredTriple]) -> list[float]:
     return [row.gain for row in rows if row.gain is not None]
 
@@ -131,7 +137,7 @@ def test_gains_are_those_of_separate_sequences(model, tokenizer, reduction, supp
     triples = make_triples()
     config = FilterConfig(reduction=reduction, suppress=suppress, row_length=64, rows_per_batch=2, block=2)
     done = []
-    scored = score_triples(triples, model, tokenizer, PROMPTS, config, tmp_path / "scores.jsonl", done.append)
+    scored = score_all(triples, model, tokenizer, PROMPTS, config, tmp_path / "scores.jsonl", done.append)
     assert sum(done) == len(triples) == 5
     for triple, row in zip(triples, scored, strict=True):
         ids = marker_ids(tokenizer, suppress)
@@ -147,46 +153,84 @@ def test_masking_the_markers_changes_gains(model, tokenizer, tmp_path):
     triples = make_triples()
     config = FilterConfig(row_length=64)
     plain, masked = (
-        gains(score_triples(triples, model, tokenizer, PROMPTS, one, tmp_path / f"{len(one.suppress)}.jsonl"))
+        gains(score_all(triples, model, tokenizer, PROMPTS, one, tmp_path / f"{len(one.suppress)}.jsonl"))
         for one in (config, replace(config, suppress=("<BOT>",)))
     )
     assert len(plain) == len(masked) == 5
     assert all(abs(m - p) > 1e-4 for m, p in zip(masked, plain, strict=True))
 
 
-def test_documents_too_long_for_a_row_are_split_and_single_triples_dropped(model, tokenizer, tmp_path):
+def test_documents_too_long_for_a_row_are_split_and_triples_too_long_for_one_dropped(
+    model, tokenizer, tmp_path
+):
     triples = make_triples()
-    # Document a's tree needs more than 24 tokens, each of its first two triples alone fewer; the third more.
-    wide, narrow = (
-        score_triples(
-            triples, model, tokenizer, PROMPTS, FilterConfig(row_length=length), tmp_path / f"{length}.jsonl"
-        )
-        for length in (128, 24)
-    )
+    fields = [{"preceding": t.preceding, "rationale": t.rationale} for t in triples]
+    lengths = [
+        sum(map(len, render(tokenizer, PROMPTS["follow_guided"], f, target=t.following, close=False)))
+        for f, t in zip(fields, triples, strict=True)
+    ]
+    longest = max(lengths)
+    assert lengths.index(longest) == 2 and lengths.count(longest) == 1
+
+    def score_in(row_length: int) -> list[ScoredTriple]:
+        path, config = tmp_path / f"{row_length}.jsonl", FilterConfig(row_length=row_length, rows_per_batch=2)
+        return score_all(triples, model, tokenizer, PROMPTS, config, path)
+
+    wide, split, narrow = score_in(128), score_in(longest), score_in(longest - 1)
+    assert gains(split) == pytest.approx(gains(wide), abs=1e-4) and len(gains(split)) == 5
     assert [row.gain is None for row in narrow] == [False, False, True, False, False]
-    for a, b in zip(wide, narrow, strict=True):
-        assert b.gain is None or b.gain == pytest.approx(a.gain, abs=1e-4)
     filtered = decide(narrow, FilterConfig(tau=-1e9))
     assert [row.reason for row in filtered] == ["gain", "gain", "too_long", "gain", "gain"]
     assert [row.kept for row in filtered] == [True, True, False, True, True]
+
+
+def test_the_work_that_was_done_is_counted(model, tokenizer, tmp_path):
+    config = FilterConfig(row_length=64, rows_per_batch=2, block=2)
+    _, work = score_triples(make_triples(), model, tokenizer, PROMPTS, config, tmp_path / "scores.jsonl")
+    separate = measure(make_triples(), "filter", tokenizer, PROMPTS)
+    assert (work.tokens, work.nodes) == (separate.apart, separate.nodes)
+    assert work.places % 64 == 0 and work.filled == work.nodes / work.places
+
+
+def test_the_host_sends_the_next_block_before_it_waits_for_one_and_waits_once_a_block(
+    model, tokenizer, tmp_path, monkeypatch
+):
+    events = []
+
+    def sending(*arguments, **options):
+        events.append("send")
+        scores = score_sums(*arguments, **options)
+        # Between sending and waiting nothing comes back: every number of the result is still on the device.
+        assert all(isinstance(array, jax.Array) for array in scores._sums)
+        return scores
+
+    def waiting(arrays):
+        events.append("wait")
+        return [np.asarray(array) for array in arrays]
+
+    monkeypatch.setattr(likelihood_filter, "score_sums", sending)
+    monkeypatch.setattr(jax, "device_get", waiting)
+    config = FilterConfig(row_length=32, rows_per_batch=1, block=1)
+    score_all(make_triples(), model, tokenizer, PROMPTS, config, tmp_path / "scores.jsonl")
+    assert events == ["send", "send", "wait", "send", "wait", "wait"]  # three documents, one a block
 
 
 @pytest.mark.parametrize("left", [0, 1, 2, 2.5])
 def test_killed_scoring_continues_with_the_same_bytes(model, tokenizer, tmp_path, left, monkeypatch):
     triples, config = make_triples(), FilterConfig(row_length=64, block=1)
     path = tmp_path / "scores.jsonl"
-    scored = score_triples(triples, model, tokenizer, PROMPTS, config, path)
+    scored = score_all(triples, model, tokenizer, PROMPTS, config, path)
     whole = path.read_bytes()
     ends = [i + 1 for i, byte in enumerate(whole) if byte == ord("\n")]
     path.write_bytes(whole[: [0, *ends][int(left)] + (9 if left % 1 else 0)])
     asked, done = [], []
 
-    def counting(model, groups, **options):
+    def counting(model, groups, weights, **options):
         asked.extend(groups)
-        return score(model, groups, **options)
+        return score_sums(model, groups, weights, **options)
 
-    monkeypatch.setattr(likelihood_filter, "score", counting)
-    assert score_triples(triples, model, tokenizer, PROMPTS, config, path, done.append) == scored
+    monkeypatch.setattr(likelihood_filter, "score_sums", counting)
+    assert score_all(triples, model, tokenizer, PROMPTS, config, path, done.append) == scored
     assert path.read_bytes() == whole
     assert sum(done) == len(triples) and len(asked) == 3 - int(left)
 
@@ -194,7 +238,7 @@ def test_killed_scoring_continues_with_the_same_bytes(model, tokenizer, tmp_path
 def test_scores_of_other_documents_are_refused_and_kept(model, tokenizer, tmp_path):
     triples, config = make_triples(), FilterConfig(row_length=64, block=1)
     path = tmp_path / "scores.jsonl"
-    score_triples(triples, model, tokenizer, PROMPTS, config, path)
+    score_all(triples, model, tokenizer, PROMPTS, config, path)
     whole = path.read_bytes()
     for others, message in {
         tuple(triples[1:]): r"scores.jsonl:1: scores 'a', this run has 'a' there",
@@ -202,20 +246,20 @@ def test_scores_of_other_documents_are_refused_and_kept(model, tokenizer, tmp_pa
         (*triples[3:], *triples[:3]): r"scores.jsonl:1: scores 'a', this run has 'b' there",
     }.items():
         with pytest.raises(ValueError, match=message):
-            score_triples(others, model, tokenizer, PROMPTS, config, path)
+            score_all(others, model, tokenizer, PROMPTS, config, path)
         assert path.read_bytes() == whole
 
 
 def test_a_marker_that_is_not_one_token_is_an_error(model, tokenizer, tmp_path):
     config = FilterConfig(suppress=("one two",))
     with pytest.raises(ValueError, match=r"suppress: 'one two' is 3 tokens of this tokenizer, not one"):
-        score_triples(make_triples(), model, tokenizer, PROMPTS, config, tmp_path / "scores.jsonl")
+        score_all(make_triples(), model, tokenizer, PROMPTS, config, tmp_path / "scores.jsonl")
 
 
 def test_a_likelihood_that_is_not_finite_is_an_error(model, tokenizer, tmp_path):
     config = FilterConfig(suppress=("three",), row_length=64)
     with pytest.raises(ValueError, match=r"document 'a', rationale 0: log-likelihood .* is -inf without"):
-        score_triples(make_triples(), model, tokenizer, PROMPTS, config, tmp_path / "scores.jsonl")
+        score_all(make_triples(), model, tokenizer, PROMPTS, config, tmp_path / "scores.jsonl")
 
 
 def scored(gains_by_source):
@@ -280,7 +324,7 @@ def test_real_triples_are_scored_with_the_real_tokenizer(shared, tmp_path):
     model = tiny_llama(len(tokenizer))
     triples = extract(read_annotations(shared / "rationalyst" / "extractor_output.jsonl")[:2]).triples
     config = FilterConfig(rows_per_batch=1)
-    scored = score_triples(triples, model, tokenizer, prompts, config, tmp_path / "scores.jsonl")
+    scored = score_all(triples, model, tokenizer, prompts, config, tmp_path / "scores.jsonl")
     weights = REDUCTIONS["decayed_sum"]
     expected = [separate_gain(model, tokenizer, prompts, triple, weights, length=1024) for triple in triples]
     assert gains(scored) == pytest.approx(expected, abs=1e-3)

@@ -12,14 +12,14 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rationalyst_jax.lm import likelihood
 from rationalyst_jax.lm.attention import tree_attention
 from rationalyst_jax.lm.config import LlamaConfig
-from rationalyst_jax.lm.likelihood import Pair, score, token_logprobs
+from rationalyst_jax.lm.likelihood import Pair, score, score_rows, score_sums
 from rationalyst_jax.lm.llama import Llama, tree_attend
 from rationalyst_jax.lm.prompt import load_prompts, render
-from rationalyst_jax.lm.reduction import reduce_logprobs
+from rationalyst_jax.lm.reduction import reduce_logprobs, reduction_weights
 from rationalyst_jax.lm.tokenizer import load_tokenizer
-from rationalyst_jax.lm.tree import build_tree, pack
 from rationalyst_jax.mine.documents import read_annotations
 from rationalyst_jax.mine.triples import extract
 
@@ -98,81 +98,10 @@ def test_real_annotated_documents_score_like_separate_sequences(shared):
         np.testing.assert_allclose(together, separate, atol=1e-4)
 
 
-@settings(max_examples=20)
-@given(
-    st.lists(
-        st.lists(st.lists(st.integers(0, 2), max_size=6), min_size=1, max_size=5), min_size=1, max_size=3
-    )
-)
-def test_tree_attention_and_its_gradients_equal_float64_over_walked_ancestors(forest):
-    rows = pack([build_tree([[9, *tail] for tail in tails])[0] for tails in forest], 40)
-    B, T, N, K, H = len(rows.token_RT), 40, 4, 2, 8
-    seen_BTS = np.zeros((B, T, T), bool)
-    for b, i in np.ndindex(B, T):
-        seen_BTS[b, i, i], place = True, i
-        while rows.parent_distance_RT[b, place]:
-            place -= rows.parent_distance_RT[b, place]
-            seen_BTS[b, i, place] = True
-    rng = np.random.default_rng(0)
-    q, g = rng.normal(size=(2, B, T, N, H))
-    k, v = rng.normal(size=(2, B, T, K, H))
-    size = jnp.asarray(rows.subtree_size_RT)
-    out, vjp = jax.vjp(lambda q, k, v: tree_attention(q, k, v, size), *map(jnp.float32, (q, k, v)))
-
-    # Softmax attention and its derivative in float64, one head at a time.
-    expected = {name: np.zeros(x.shape) for name, x in (("out", q), ("dq", q), ("dk", k), ("dv", v))}
-    for b, n in np.ndindex(B, N):
-        head = n // (N // K)
-        scores = np.where(seen_BTS[b], q[b, :, n] @ k[b, :, head].T / np.sqrt(H), -np.inf)
-        weights = np.exp(scores - scores.max(1, keepdims=True))
-        weights /= weights.sum(1, keepdims=True)
-        d_weights = g[b, :, n] @ v[b, :, head].T
-        d_scores = weights * (d_weights - (weights * d_weights).sum(1, keepdims=True)) / np.sqrt(H)
-        expected["out"][b, :, n] = weights @ v[b, :, head]
-        expected["dq"][b, :, n] = d_scores @ k[b, :, head]
-        expected["dk"][b, :, head] += d_scores.T @ q[b, :, n]
-        expected["dv"][b, :, head] += weights.T @ g[b, :, n]
-    got = dict(zip(expected, (out, *vjp(jnp.float32(g))), strict=True))
-    for name, value in expected.items():
-        np.testing.assert_allclose(got[name], value, atol=2e-5, err_msg=name)
-
-
 def test_naming_an_unknown_implementation_is_refused():
     x = jnp.zeros((1, 2, 1, 8))
     with pytest.raises(ValueError, match="no implementation 'fast'"):
         tree_attention(x, x, x, jnp.ones((1, 2), jnp.int32), implementation="fast")
-
-
-@pytest.mark.parametrize("max_logits", [1 << 26, 20])  # all at once, three places at a time
-def test_logprobs_and_their_gradient_equal_float64_whatever_the_chunks(monkeypatch, max_logits):
-    hidden = jax.random.normal(jax.random.key(0), (2, 7, 4))
-    output = jax.random.normal(jax.random.key(1), (6, 4))
-    places, targets = np.array([[0, 2, 2, 6, 5]] * 2), np.array([[1, 5, 0, 2, 2]] * 2)
-
-    def total(hidden, output):
-        return jnp.sum(jnp.sin(token_logprobs(hidden, output, jnp.asarray(places), jnp.asarray(targets))))
-
-    def plain(hidden, output):
-        logprobs = jax.nn.log_softmax(jnp.take_along_axis(hidden, places[..., None], 1) @ output.T)
-        return jnp.sum(jnp.sin(jnp.take_along_axis(logprobs, targets[..., None], -1)))
-
-    monkeypatch.setattr("rationalyst_jax.lm.likelihood.MAX_LOGITS", max_logits)
-    ours = jax.value_and_grad(total, (0, 1))(hidden, output)
-    with jax.enable_x64(True):
-        exact = jax.value_and_grad(plain, (0, 1))(np.float64(hidden), np.float64(output))
-    # A dozen float32 terms are summed: 12 half units in the last place of the largest, and exp's own error.
-    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(exact), strict=True):
-        np.testing.assert_allclose(a, b, atol=1.5e-6 * np.abs(b).max(), rtol=0)
-
-
-def test_suppressed_tokens_get_no_probability_and_the_others_share_theirs():
-    hidden = jax.random.normal(jax.random.key(0), (1, 3, 4))
-    output = jax.random.normal(jax.random.key(1), (6, 4))
-    places, targets = jnp.array([[0, 2]]), jnp.array([[1, 5]])
-    got = token_logprobs(hidden, output, places, targets, suppress=(2, 3))
-    logits = np.delete(np.asarray(hidden[0] @ output.T, np.float64), [2, 3], axis=1)
-    expected = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-    np.testing.assert_allclose(got[0], [expected[0, 1], expected[2, 3]], rtol=1e-5)
 
 
 def test_scoring_other_texts_of_the_same_shape_compiles_nothing():
@@ -184,7 +113,42 @@ def test_scoring_other_texts_of_the_same_shape_compiles_nothing():
 
         patch.setattr(pxla.logger, "log", lambda *args, **kwargs: compiled.append(args))
         score(model, [[Pair((1, 2, 7), (3, 4)), Pair((1, 3), (3,))]] * 2, row_length=64, rows_per_batch=2)
-    assert not [args for args in compiled if "_score_rows" in str(args)]
+    assert not [args for args in compiled if "score_rows" in str(args)]
+
+
+@settings(max_examples=20)
+@given(groups, st.sampled_from([13, 20]), st.sampled_from(["decayed_sum", "mean"]))
+def test_sums_are_those_of_the_scores_also_of_trees_cut_to_short_rows(groups, row_length, reduction):
+    pairs = [[Pair((15, *a), tuple(b)) for a, b in group] for group in groups]
+    weights = partial(reduction_weights, reduction=reduction)
+    sums = score_sums(TINY_MODEL, pairs, weights, row_length=row_length, rows_per_batch=2).result()
+    for group, of_group in zip(pairs, sums, strict=True):
+        for pair, value in zip(group, of_group, strict=True):
+            logprobs = separate_logprobs(TINY_MODEL, [*pair.context, *pair.continuation], 16)
+            expected = reduce_logprobs(logprobs[len(pair.context) - 1 :], reduction)
+            assert value == pytest.approx(expected, abs=2e-4)
+
+
+def test_the_same_pair_many_times_is_summed_each_time():
+    pair = Pair((15, 1), (2, 3, 0, 1))
+    [sums] = score_sums(TINY_MODEL, [[pair] * 40], np.ones, row_length=8, rows_per_batch=1).result()
+    [[logprobs]] = score(TINY_MODEL, [[pair]], row_length=8, rows_per_batch=1)
+    assert sums == pytest.approx([logprobs.sum()] * 40, abs=1e-5)
+
+
+def test_rows_come_in_two_shapes_however_many_there_are():
+    groups = [[Pair((15, *[i] * 6), (1, 2, 3))] for i in range(7)]
+    seen = set()
+
+    def watching(*arguments):
+        seen.add(jax.tree.map(jnp.shape, arguments[2]))
+        return score_rows(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(likelihood, "score_rows", watching)
+        for n in range(1, 8):
+            score_sums(TINY_MODEL, groups[:n], np.ones, row_length=16, rows_per_batch=3).result()
+    assert {shapes.token_BT for shapes in seen} == {(3, 16), (1, 16)} and len(seen) == 2
 
 
 def test_empty_continuations_are_refused():

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rationalyst_jax.lm.tree import best_fit, build_tree, chain, pack
+from rationalyst_jax.lm.tree import best_fit, build_tree, build_trees, chain, pack
 
 # A tiny alphabet makes sequences share prefixes; all start with token 9, as BOS does.
 sequences_of_one_tree = st.lists(
@@ -71,7 +71,7 @@ def test_packing_puts_every_tree_in_one_row_without_overlap(sizes):
 def test_packed_trees_keep_their_four_numbers():
     trees = [chain([7] * n) for n in (3, 5, 2)]
     rows = pack(trees, 8)
-    assert rows.token_RT.shape == (2, 8) and rows.filled == pytest.approx(10 / 16)
+    assert rows.token_RT.shape == (2, 8)
     for tree, r, o in zip(trees, rows.row, rows.offset, strict=True):
         np.testing.assert_array_equal(rows.subtree_size_RT[r, o : o + len(tree)], tree.subtree_size)
         np.testing.assert_array_equal(rows.position_RT[r, o : o + len(tree)], tree.position)
@@ -80,3 +80,27 @@ def test_packed_trees_keep_their_four_numbers():
 def test_a_tree_longer_than_a_row_is_refused():
     with pytest.raises(ValueError, match="a tree of 9 tokens does not fit in rows of 8"):
         pack([chain([1] * 9)], 8)
+
+
+@given(st.lists(st.lists(st.integers(0, 2), max_size=8), min_size=1, max_size=12), st.integers(9, 30))
+def test_a_tree_that_is_too_large_is_cut_and_nothing_lost_or_doubled(tails, max_nodes):
+    sequences = [[9, *tail] for tail in tails]
+    trees = build_trees(sequences, max_nodes)
+    assert sorted(i for _, paths in trees for i in paths) == list(range(len(sequences)))
+    for tree, paths in trees:
+        assert len(tree) <= max_nodes
+        assert len(set(np.concatenate(list(paths.values())).tolist())) == len(tree)  # nothing superfluous
+        for i, path in paths.items():
+            assert tree.token[path].tolist() == sequences[i]
+    nodes = len(build_tree(sequences)[0])
+    if nodes <= max_nodes:
+        assert len(trees) == 1
+    else:  # neighbours repeat no more than the path to the cut, which is shorter than the longest sequence
+        assert sum(len(tree) for tree, _ in trees) <= nodes + (len(trees) - 1) * (
+            max(map(len, sequences)) - 1
+        )
+
+
+def test_a_sequence_longer_than_a_tree_may_be_is_refused():
+    with pytest.raises(ValueError, match="a sequence of 4 tokens does not fit in rows of 3"):
+        build_trees([[1, 2], [1, 3, 3, 3]], 3)

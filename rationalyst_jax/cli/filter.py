@@ -36,7 +36,7 @@ def run(triples: Path, model: str, prompts: str, out: Path, filter: FilterConfig
     claim(settings, {**asked, "filter": asdict(filter)}, scores)
     scorer = checkpoint.load(), checkpoint.tokenizer
     with track(console, "rationales scored", len(found)) as advance:
-        scored = score_triples(found, *scorer, prompt_set, filter, scores, advance)
+        scored, work = score_triples(found, *scorer, prompt_set, filter, scores, advance)
     decided = decide(scored, filter)
     by = {"filter": asdict(filter), "filter_model": model, "filter_prompts": prompt_set.version}
     write_filtered(out, decided, Provenance(origin.model, origin.prompt_version, {**origin.config, **by}))
@@ -45,6 +45,9 @@ def run(triples: Path, model: str, prompts: str, out: Path, filter: FilterConfig
 
     rows: dict[str, object] = {"rationales": len(decided), "kept": sum(triple.kept for triple in decided)}
     rows |= {f"reason: {reason}": n for reason, n in Counter(t.reason for t in decided).most_common()}
+    if work.places:
+        rows |= {"tokens, each sequence apart": work.tokens, "tokens, as trees": work.nodes}
+        rows |= {"places filled": work.filled}
     if gains := [triple.gain for triple in decided if triple.gain is not None]:
         levels = (0.1, 0.25, 0.5, 0.75, 0.9)
         rows |= {f"gain (nats), {q:.0%} quantile": float(np.quantile(gains, q)) for q in levels}

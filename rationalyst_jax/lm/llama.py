@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from rationalyst_jax.lm.attention import tree_attention
@@ -26,11 +27,11 @@ from rationalyst_jax.lm.config import LlamaConfig, RopeScaling
 Attend = Callable[[Array, Array, Array, Any], tuple[Array, Any]]
 
 
-def tree_attend(subtree_size_BT: Array) -> Attend:
+def tree_attend(subtree_size_BT: Array, mesh: Mesh | None = None) -> Attend:
     """Attention within packed token trees, without a cache."""
 
     def attend(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, cache: None) -> tuple[Array, None]:
-        return tree_attention(q_BTNH, k_BTKH, v_BTKH, subtree_size_BT), None
+        return tree_attention(q_BTNH, k_BTKH, v_BTKH, subtree_size_BT, mesh=mesh), None
 
     return attend
 

@@ -33,7 +33,7 @@ class Rows:
     """Trees packed into R rows of T places, int32 `[R, T]`; tree i starts at `row[i], offset[i]`.
 
     Places no tree fills hold token 0, position 0, subtree size 1 and parent distance 0: a node that sees
-    only itself and that nobody sees. `filled` is the fraction of places that hold a node.
+    only itself and that nobody sees.
     """
 
     token_RT: np.ndarray
@@ -42,7 +42,6 @@ class Rows:
     parent_distance_RT: np.ndarray
     row: np.ndarray
     offset: np.ndarray
-    filled: float
 
 
 def build_tree(sequences: Sequence[Sequence[int]]) -> tuple[TokenTree, list[np.ndarray]]:
@@ -97,6 +96,39 @@ def build_tree(sequences: Sequence[Sequence[int]]) -> tuple[TokenTree, list[np.n
     return tree, [place[path] for path in paths]
 
 
+def build_trees(
+    sequences: Sequence[Sequence[int]], max_nodes: int
+) -> list[tuple[TokenTree, dict[int, np.ndarray]]]:
+    """Merge sequences as `build_tree` does, in as many trees as it takes to have at most `max_nodes` each.
+
+    Every sequence is in one tree: a dictionary gives, by their numbers, the places of the tokens of those it
+    holds. Trees are cut in depth-first order, so a tree repeats of its neighbour only the path to the cut.
+    Raises ValueError for a sequence longer than `max_nodes`, and for what `build_tree` refuses.
+    """
+    tree, paths = build_tree(sequences)
+    if len(tree) <= max_nodes:
+        return [(tree, dict(enumerate(paths)))]
+    parts: list[list[int]] = []
+    nodes, before = max_nodes, np.zeros(0, np.int32)
+    for i in sorted(range(len(paths)), key=lambda i: paths[i][-1]):
+        path = paths[i]
+        if len(path) > max_nodes:
+            raise ValueError(f"a sequence of {len(path)} tokens does not fit in rows of {max_nodes}")
+        both = min(len(path), len(before))
+        parted = path[:both] != before[:both]
+        nodes += len(path) - (int(parted.argmax()) if parted.any() else both)
+        if nodes > max_nodes:
+            parts.append([])
+            nodes = len(path)
+        parts[-1].append(i)
+        before = path
+    trees = []
+    for part in parts:
+        tree, paths = build_tree([sequences[i] for i in part])
+        trees.append((tree, dict(zip(part, paths, strict=True))))
+    return trees
+
+
 def chain(sequence: Sequence[int]) -> TokenTree:
     """The tree that never branches: one plain sequence."""
     n = len(sequence)
@@ -130,12 +162,13 @@ def best_fit(sizes: Sequence[int], row_length: int) -> tuple[np.ndarray, np.ndar
     return row, offset, rows
 
 
-def pack(trees: Sequence[TokenTree], row_length: int) -> Rows:
-    """Pack trees into as few rows of `row_length` places as best fit finds.
+def pack(trees: Sequence[TokenTree], row_length: int, *, multiple: int = 1) -> Rows:
+    """Pack trees into as few rows of `row_length` places as best fit finds, or up to the next `multiple`.
 
     Raises ValueError for a tree longer than a row.
     """
     row, offset, R = best_fit([len(tree) for tree in trees], row_length)
+    R = -(-R // multiple) * multiple
     token_RT, position_RT, parent_distance_RT = np.zeros((3, R, row_length), np.int32)
     subtree_size_RT = np.ones((R, row_length), np.int32)
     for tree, r, o in zip(trees, row, offset, strict=True):
@@ -144,5 +177,4 @@ def pack(trees: Sequence[TokenTree], row_length: int) -> Rows:
         position_RT[r, here] = tree.position
         subtree_size_RT[r, here] = tree.subtree_size
         parent_distance_RT[r, here] = tree.parent_distance
-    filled = sum(map(len, trees)) / max(1, R * row_length)
-    return Rows(token_RT, position_RT, subtree_size_RT, parent_distance_RT, row, offset, filled)
+    return Rows(token_RT, position_RT, subtree_size_RT, parent_distance_RT, row, offset)

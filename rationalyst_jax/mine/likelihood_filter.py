@@ -17,12 +17,11 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from rationalyst_jax.files.rows import Row, append_rows, read_rows, resume_rows
-from rationalyst_jax.lm.likelihood import Pair, score
+from rationalyst_jax.lm.likelihood import Pair, Scores, Work, score_sums
 from rationalyst_jax.lm.llama import Llama
 from rationalyst_jax.lm.prompt import PromptSet, render
-from rationalyst_jax.lm.reduction import reduce_logprobs
+from rationalyst_jax.lm.reduction import reduction_weights
 from rationalyst_jax.lm.tokenizer import marker_ids
-from rationalyst_jax.lm.tree import build_tree
 from rationalyst_jax.mine.config import FilterConfig
 from rationalyst_jax.mine.triples import Triple
 
@@ -65,8 +64,8 @@ def score_triples(
     config: FilterConfig,
     path: Path,
     progress: Callable[[int], None] = lambda done: None,
-) -> list[ScoredTriple]:
-    """The gain of every triple, in their order.
+) -> tuple[list[ScoredTriple], Work]:
+    """The gain of every triple, in their order, and the work that took (of this call, not of earlier ones).
 
     Scores are written to the JSONL file `path`, one row per document, `config.block` documents at a time. A
     file that is already there is continued, and ends as that of an uninterrupted run. `progress` is called
@@ -89,52 +88,76 @@ def score_triples(
 
     done = resume_rows(path, config.block, len(documents), check)
     progress(sum(map(len, documents[:done])))
-    for first in range(done, len(documents), config.block):
-        block = documents[first : first + config.block]
-        append_rows(path, _score_documents(block, model, tokenizer, prompts, config, suppress))
-        progress(sum(map(len, block)))
+    work = Work()
+    blocks = (documents[first : first + config.block] for first in range(done, len(documents), config.block))
+    for block in _one_ahead(_begin(block, model, tokenizer, prompts, config, suppress) for block in blocks):
+        append_rows(path, block.rows())
+        progress(sum(map(len, block.documents)))
+        work += block.scores.work
     rows = read_rows(path) if documents else ()
     scores = (of_triple for _, row in rows for of_triple in row["scores"])
     scored = {i: _scored(triples[i], of_triple) for i, of_triple in zip(order, scores, strict=True)}
-    return [scored[i] for i in range(len(triples))]
+    return [scored[i] for i in range(len(triples))], work
 
 
-def _score_documents(
+@dataclass(frozen=True)
+class _Block:
+    """Documents whose log-likelihoods the device is computing, and which of their triples fit in a row."""
+
+    documents: Sequence[Sequence[Triple]]
+    fits: Sequence[Sequence[bool]]
+    scores: Scores
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """For each document a row of [without, with] for each of its triples, None for one too long."""
+        for document, fits, sums in zip(self.documents, self.fits, self.scores.result(), strict=True):
+            both = iter(zip(sums[::2], sums[1::2], strict=True))
+            scores = [next(both) if fit else None for fit in fits]
+            for triple, of_triple in zip(document, scores, strict=True):
+                if of_triple is not None and not math.isfinite(of_triple[1] - of_triple[0]):
+                    raise ValueError(
+                        f"document {triple.document_id!r}, rationale {triple.index}: log-likelihood of the "
+                        f"following text is {of_triple[0]} without and {of_triple[1]} with the rationale"
+                    )
+            yield {"document_id": document[0].document_id, "scores": scores}
+
+
+def _begin(
     documents: Sequence[Sequence[Triple]],
     model: Llama,
     tokenizer: PreTrainedTokenizerBase,
     prompts: PromptSet,
     config: FilterConfig,
     suppress: Sequence[int],
-) -> Iterator[dict[str, Any]]:
-    """For each document a row of [without, with] for each of its triples, None for one that is too long."""
-    positions = model.config.max_position_embeddings
+) -> _Block:
+    """Sends a block of documents to the device, the triples of each in one group."""
+    longest = min(config.row_length, model.config.max_position_embeddings)
     pairs = [[_pairs(triple, tokenizer, prompts) for triple in document] for document in documents]
+    fits = [[max(map(len, both)) <= longest for both in of_document] for of_document in pairs]
     groups = [
-        (d, group)
-        for d, of_document in enumerate(pairs)
-        for group in _fitting(range(len(of_document)), of_document, config.row_length, positions)
+        [pair for both, fit in zip(*of_document, strict=True) if fit for pair in both]
+        for of_document in zip(pairs, fits, strict=True)
     ]
-    logprobs = score(
+    scores = score_sums(
         model,
-        [[pair for i in group for pair in pairs[d][i]] for d, group in groups],
+        groups,
+        lambda length: reduction_weights(length, config.reduction, config.decay),
         row_length=config.row_length,
         rows_per_batch=config.rows_per_batch,
         suppress=suppress,
     )
-    scores: list[list[list[float] | None]] = [[None] * len(document) for document in documents]
-    for (d, group), of_group in zip(groups, logprobs, strict=True):
-        reduced = [reduce_logprobs(logprob, config.reduction, config.decay) for logprob in of_group]
-        for i, without, guided in zip(group, reduced[::2], reduced[1::2], strict=True):
-            if not math.isfinite(guided - without):
-                triple = documents[d][i]
-                raise ValueError(
-                    f"document {triple.document_id!r}, rationale {triple.index}: log-likelihood of the "
-                    f"following text is {without} without and {guided} with the rationale"
-                )
-            scores[d][i] = [without, guided]
-    for document, of_document in zip(documents, scores, strict=True):
-        yield {"document_id": document[0].document_id, "scores": of_document}
+    return _Block(documents, fits, scores)
+
+
+def _one_ahead(blocks: Iterable[_Block]) -> Iterator[_Block]:
+    """Each block when the next one has been sent: the host prepares a block while the device computes one."""
+    waiting = None
+    for block in blocks:
+        if waiting is not None:
+            yield waiting
+        waiting = block
+    if waiting is not None:
+        yield waiting
 
 
 def _scored(triple: Triple, scores: tuple[float, float] | None) -> ScoredTriple:
@@ -175,19 +198,6 @@ def _pairs(triple: Triple, tokenizer: PreTrainedTokenizerBase, prompts: PromptSe
         Pair(*render(tokenizer, prompts["follow"], without, target=target, close=False)),
         Pair(*render(tokenizer, prompts["follow_guided"], guided, target=target, close=False)),
     )
-
-
-def _fitting(
-    document: Sequence[int], pairs: Sequence[tuple[Pair, Pair]], row_length: int, positions: int
-) -> list[Sequence[int]]:
-    """A document's triples in groups whose trees fit in a row; drops triples that do not fit alone."""
-    sequences = [pair.context + pair.continuation for i in document for pair in pairs[i]]
-    if max(map(len, sequences)) <= positions and len(build_tree(sequences)[0]) <= row_length:
-        return [document]
-    if len(document) == 1:
-        return []
-    halves = document[: len(document) // 2], document[len(document) // 2 :]
-    return [group for half in halves for group in _fitting(half, pairs, row_length, positions)]
 
 
 def _tau(triple: Triple, config: FilterConfig) -> float:

@@ -177,7 +177,7 @@ class Stages:
         base = self.engine(self.base)
         config = self.config.filter
         with track(self.console, "rationales scored", len(extraction.triples)) as advance:
-            scored = score_triples(
+            scored, _ = score_triples(
                 extraction.triples,
                 base.model,
                 base.tokenizer,

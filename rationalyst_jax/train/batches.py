@@ -28,7 +28,7 @@ from rationalyst_jax.train.examples import TargetTree
 class Batch:
     """One optimizer step's trees. Arrays int32 but for `weight`, float32.
 
-    Target p has id `target` and loss weight `weight` (0: filler), and its log-probability is read from the
+    Target p has id `target` (-1: filler) and loss weight `weight`, and its log-probability is read from the
     hidden state at `place`. Only the first `microbatches` of the A microbatches hold trees.
     """
 
@@ -97,7 +97,7 @@ class Batches(Sequence[Batch]):
         token_RT[:used] = rows.token_RT
         position_RT[:used] = rows.position_RT
         subtree_size_RT[:used] = rows.subtree_size_RT
-        place_RP, target_RP = np.zeros((2, R, P), np.int32)
+        place_RP, target_RP = np.zeros((R, P), np.int32), np.full((R, P), -1, np.int32)
         weight_RP = np.zeros((R, P), np.float32)
         filled = np.zeros(R, int)
         for tree, r, offset in zip(chosen, rows.row, rows.offset, strict=True):

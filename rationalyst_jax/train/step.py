@@ -14,8 +14,8 @@ import optax
 from flax import nnx
 from jax import Array
 
-from rationalyst_jax.lm.likelihood import token_logprobs
 from rationalyst_jax.lm.llama import Llama, tree_attend
+from rationalyst_jax.lm.logprobs import token_logprobs
 from rationalyst_jax.train.batches import Batch
 from rationalyst_jax.train.config import TrainConfig
 
@@ -66,7 +66,8 @@ def batch_loss(graph: Any, weights: Any, microbatch: Batch, dtype: str) -> Array
     hidden_BTD, _ = model(
         microbatch.token_ABT, microbatch.position_ABT, tree_attend(microbatch.subtree_size_ABT)
     )
-    logprob_BP = token_logprobs(hidden_BTD, model.output_VD(), microbatch.place_ABP, microbatch.target_ABP)
+    asked = microbatch.place_ABP, microbatch.target_ABP
+    logprob_BP, _ = token_logprobs(hidden_BTD, model.output_VD(), *asked)
     return -jnp.sum(microbatch.weight_ABP * logprob_BP)
 
 

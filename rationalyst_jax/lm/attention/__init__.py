@@ -11,7 +11,11 @@ from importlib import import_module
 from types import ModuleType
 
 import jax
+import jax.numpy as jnp
 from jax import Array
+from jax.sharding import Mesh, PartitionSpec
+
+from rationalyst_jax.lm.sharding import ROWS, TENSOR, platform_of
 
 # What is tried on each platform, in this order; the first that does not refuse serves the call. The GPU
 # kernels join their row once they have run on a GPU; until then they serve who names them.
@@ -26,32 +30,45 @@ def tree_attention(
     subtree_size_BT: Array,
     *,
     implementation: str | None = None,
-    platform: str | None = None,
+    mesh: Mesh | None = None,
 ) -> Array:
     """Attention of every node over itself and its ancestors: `[B, T, N, H]`, differentiable in q, k and v.
 
     q is `[B, T, N, H]`, k and v are `[B, T, K, H]` with K dividing N (grouped queries), all of one float
     dtype; `subtree_size` is int32, at least 1 everywhere. Without an `implementation` the first one in
-    `CHOICE` that can serves; `platform` ("cpu", "gpu", "tpu") is that of the default device where it is not
-    given. Raises ValueError where the named implementation cannot serve the call: nothing falls back in
-    silence.
+    `CHOICE` that can serves. Under a `mesh` (which also says what platform this is for) rows are divided by
+    its `ROWS` axes and heads by `TENSOR`, the sequence stays whole. Raises ValueError where the named
+    implementation cannot serve the call, or the mesh cannot divide it: nothing falls back in silence.
     """
-    platform = platform or jax.default_backend()
+    K = k_BTKH.shape[2]
+    if mesh is not None and K % mesh.shape[TENSOR]:
+        raise ValueError(
+            f"tree_attention: {K} key-value heads cannot be divided among {mesh.shape[TENSOR]} devices"
+        )
+    module = _choose(implementation, platform_of(mesh), q_BTNH.dtype, q_BTNH.shape[3])
+    if mesh is None:
+        return module.attention(q_BTNH, k_BTKH, v_BTKH, subtree_size_BT)
+    heads = PartitionSpec(ROWS, None, TENSOR)
+    inputs = heads, heads, heads, PartitionSpec(ROWS)
+    on_shards = jax.shard_map(module.attention, mesh=mesh, in_specs=inputs, out_specs=heads, check_vma=False)
+    return on_shards(q_BTNH, k_BTKH, v_BTKH, subtree_size_BT)
+
+
+def _choose(implementation: str | None, platform: str, dtype: jnp.dtype, H: int) -> ModuleType:
+    """The implementation that was named, or the first in the platform's list that can serve."""
     if implementation is None:
-        candidates = map(_module, CHOICE[platform])
-        chosen = next(m for m in candidates if not m.refusal(platform, q_BTNH.dtype, q_BTNH.shape[3]))
-        return chosen.attention(q_BTNH, k_BTKH, v_BTKH, subtree_size_BT)
+        return next(m for m in map(_module, CHOICE[platform]) if not m.refusal(platform, dtype, H))
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(
             f"tree_attention: no implementation {implementation!r}, only {', '.join(IMPLEMENTATIONS)}"
         )
     try:
-        chosen = _module(implementation)
+        module = _module(implementation)
     except ModuleNotFoundError as error:
         raise ValueError(f"tree_attention: {implementation} cannot serve this call: {error}") from None
-    if reason := chosen.refusal(platform, q_BTNH.dtype, q_BTNH.shape[3]):
+    if reason := module.refusal(platform, dtype, H):
         raise ValueError(f"tree_attention: {implementation} cannot serve this call: {reason}")
-    return chosen.attention(q_BTNH, k_BTKH, v_BTKH, subtree_size_BT)
+    return module
 
 
 def _module(name: str) -> ModuleType:
