@@ -36,3 +36,14 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("cli")
     write_files(root)
     return root
+
+
+@pytest.fixture(scope="session")
+def tpu_topology():
+    """Devices of a TPU that is not there, by the name of its topology: programs can be compiled for them."""
+    pytest.importorskip("libtpu", reason="make aot installs it")
+    os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-4"}
+    os.environ |= {"TPU_WORKER_HOSTNAMES": "localhost"}
+    from jax.experimental import topologies
+
+    return lambda name: topologies.get_topology_desc(platform="tpu", topology_name=name).devices

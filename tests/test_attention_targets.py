@@ -17,27 +17,12 @@ pytestmark = pytest.mark.aot
 TOPOLOGIES = {"v5e": "v5e:2x2", "v6e": "v6e:2x2", "v5p": "v5p:2x2x1"}
 
 
-@pytest.fixture(scope="module")
-def topology():
-    """A mesh of the first chip of a TPU topology, by its generation."""
-    pytest.importorskip("libtpu")
-    os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-4"}
-    os.environ |= {"TPU_WORKER_HOSTNAMES": "localhost"}
-    from jax.experimental import topologies
-
-    def chip(name: str):
-        found = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[name])
-        return make_mesh(1, 1, 1, found.devices[:1])
-
-    return chip
-
-
 @pytest.mark.parametrize("T", [384, 2048, 8192])
 @pytest.mark.parametrize(("H", "dtype"), [(64, "bfloat16"), (128, "bfloat16"), (128, "float32")])
 @pytest.mark.parametrize("name", TOPOLOGIES)
-def test_the_tpu_kernels_compile_forward_and_backward(topology, name, H, dtype, T):
+def test_the_tpu_kernels_compile_forward_and_backward(tpu_topology, name, H, dtype, T):
     B, N, K = 1, 32, 8
-    mesh = topology(name)
+    mesh = make_mesh(1, 1, 1, tpu_topology(TOPOLOGIES[name])[:1])
     sharding = NamedSharding(mesh, PartitionSpec())
     q, k, v = (jax.ShapeDtypeStruct((B, T, heads, H), dtype, sharding=sharding) for heads in (N, K, K))
     size = jax.ShapeDtypeStruct((B, T), jnp.int32, sharding=sharding)
