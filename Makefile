@@ -42,4 +42,5 @@ lint: .venv/installed-test
 	$(BIN)/pyright
 
 bench: .venv/installed-test
-	@set -e; for file in benchmarks/*.py; do echo "$$file"; $(BIN)/python "$$file"; done
+	@set -e; for name in sampling attention likelihood; do \
+		echo "$$name"; $(BIN)/python benchmarks/$$name.py; done

@@ -8,21 +8,15 @@ The limit: a forward pass costs 2 FLOPs per weight and token. FLOP/s counts thos
 what one large float32 matrix product reaches on this machine.
 """
 
-import argparse
-import json
-import resource
-import time
+from typing import cast
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import torch
 from flax import nnx
-from rich.console import Console
-from rich.table import Table
+from measure import arguments, best_of, compilations, matmul_peak, peak_memory, print_json, print_table
 from transformers import AutoModelForCausalLM
 
-from rationalyst_jax.lm.decode import decode, prefill
 from rationalyst_jax.lm.generate import Engine, GenerateRequest
 from rationalyst_jax.lm.hf import load_llama
 from rationalyst_jax.lm.tokenizer import load_tokenizer
@@ -67,28 +61,8 @@ def theirs(model, prompts: list[list[int]], suppress: tuple[int, ...], filler: i
     return generated
 
 
-def best_of(runs: int, work) -> tuple[float, int, float]:
-    """Seconds of the fastest run after a warm-up, what it returned, and the process's peak MiB by then."""
-    work()
-    seconds = []
-    for _ in range(runs):
-        start = time.perf_counter()
-        result = work()
-        seconds.append(time.perf_counter() - start)
-    return min(seconds), result, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def matmul_peak() -> float:
-    """FLOP/s of a float32 matrix product of 2048 x 2048."""
-    x = jnp.ones((2048, 2048))
-    product = jax.jit(jnp.matmul)
-    seconds, *_ = best_of(5, lambda: product(x, x).block_until_ready())
-    return 2 * 2048**3 / seconds
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", action="store_true", help="a last line for machines")
+    parser = arguments(__doc__)
     parser.add_argument("--prompts", type=int, default=128)
     options = parser.parse_args()
 
@@ -97,41 +71,39 @@ def main() -> None:
     rows = questions(0, options.prompts)
     encoded = tokenizer([row["question"] + "\n" for row in rows], add_special_tokens=False)["input_ids"]
     prompts = [[tokenizer.bos_token_id, *ids] for ids in encoded]
-    suppress = (tokenizer.eos_token_id,)  # nobody stops early
+    end = cast(int, tokenizer.eos_token_id)
+    suppress = (end,)  # nobody stops early
     engine = Engine(model, tokenizer, batch_size=BATCH)
     peer = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
 
-    our_seconds, our_tokens, our_memory = best_of(3, lambda: ours(engine, prompts, suppress))
-    peer_seconds, peer_tokens, peer_memory = best_of(
-        3, lambda: theirs(peer, prompts, suppress, tokenizer.eos_token_id)
-    )
+    with compilations() as compiled:
+        our_seconds, our_tokens = best_of(3, lambda: ours(engine, prompts, suppress))
+    our_memory = peak_memory()
+    peer_seconds, peer_tokens = best_of(3, lambda: theirs(peer, prompts, suppress, end))
+    peer_memory = peak_memory()
     assert our_tokens == peer_tokens == options.prompts * CANDIDATES * NEW
     weights = sum(w.size for w in jax.tree.leaves(nnx.state(model)))
     prompt_tokens = int(np.sum([len(p) for p in prompts]))
     flops = 2 * weights * (prompt_tokens + our_tokens)
-    compilations = prefill._cache_size() + decode._cache_size()
-
-    table = Table(
-        title=f"{options.prompts} prompts, {CANDIDATES} candidates of {NEW} tokens, {weights:,} weights"
-    )
-    peak = matmul_peak()
-    for heading in ("", "seconds", "tokens/s", "GFLOP/s", "of matmul", "peak MiB", "compiled"):
-        table.add_column(heading, justify="right")
-    for name, seconds, memory, compiled in (
-        ("ours", our_seconds, our_memory, str(compilations)),
+    peak = matmul_peak("float32", 2048)
+    rows = []
+    for name, seconds, memory, programs in (
+        ("ours", our_seconds, our_memory, str(len(compiled))),
         ("transformers", peer_seconds, peer_memory, "–"),
     ):
         rate, speed = our_tokens / seconds, flops / seconds
         cells = f"{seconds:.2f}", f"{rate:.0f}", f"{speed / 1e9:.1f}", f"{speed / peak:.0%}", f"{memory:.0f}"
-        table.add_row(name, *cells, compiled)
-    table.caption = "peak MiB: of the process up to then, ours runs first; compiled: number of programs"
-    ratio = peer_seconds / our_seconds
-    console = Console(width=100)
-    console.print(table)
-    console.print(f"ours / transformers: {ratio:.2f}")
+        rows.append((name, *cells, programs))
+    print_table(
+        f"{options.prompts} prompts, {CANDIDATES} candidates of {NEW} tokens, {weights:,} weights",
+        ("", "seconds", "tokens/s", "GFLOP/s", "of matmul", "peak MiB", "compiled"),
+        rows,
+        "peak MiB: of the process up to then, ours runs first\n"
+        "compiled: number of programs, with the small ones of single operations",
+    )
+    print(f"ours / transformers: {peer_seconds / our_seconds:.2f}")
     if options.json:
-        values = {"ours": our_tokens / our_seconds, "peer": peer_tokens / peer_seconds, "ratio": ratio}
-        print(json.dumps({"name": "sampling", "unit": "tokens/s", **values}))
+        print_json("sampling", "tokens/s", our_tokens / our_seconds, peer_tokens / peer_seconds)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,275 @@
+"""The likelihood filter against transformers: the same weights, the same triples, the same numbers out.
+
+Ours computes one token tree per document. "Apart" is our own program without the trees: every sequence by
+itself, packed into the same rows. The peer gets its strongest plain form: sequences sorted by length,
+left-padded in batches, `logits_to_keep` no longer than the longest continuation, and the batch size that was
+fastest on a part of the input.
+
+The limit: 2 FLOPs per weight for every token, the output head only where a probability is asked for. FLOP/s
+counts what the *trees* need of these (for the peer and apart: what their tokens need, without padding) and
+stands beside what one large matrix product reaches on this machine.
+"""
+
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from documents import filter_pairs, long_documents, real_documents, shared_data
+from flax import nnx
+from measure import arguments, best_of, compilations, matmul_peak, peak_memory, print_json, print_table
+from transformers import AutoModelForCausalLM
+
+from rationalyst_jax.lm.attention.blocks import visible_blocks
+from rationalyst_jax.lm.config import LlamaConfig
+from rationalyst_jax.lm.hf import save_llama
+from rationalyst_jax.lm.likelihood import Pair, score_sums
+from rationalyst_jax.lm.llama import Llama
+from rationalyst_jax.lm.prompt import load_prompts
+from rationalyst_jax.lm.reduction import reduction_weights
+from rationalyst_jax.lm.tokenizer import load_tokenizer
+from rationalyst_jax.lm.tree import build_trees, pack
+
+Groups = list[list[Pair]]
+MODELS = {
+    "4 layers, V 4,096": LlamaConfig(4096, 512, 1792, 4, 8, 2, 64),
+    "4 layers, V 128,256": LlamaConfig(128256, 512, 1792, 4, 8, 2, 64),
+    "Llama-3.2-1B": LlamaConfig.llama3_2_1b(),
+    "Llama-3-8B": LlamaConfig.llama3_8b(),
+}
+BLOCK = 128  # places of a block, where visited blocks are counted
+BATCHES = (4, 8, 16)  # sizes that the peer may choose from
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.5}  # nats, in a decayed sum of some ten log-probabilities
+decayed = partial(reduction_weights, reduction="decayed_sum")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What is measured: the models, and rows that are computed at once."""
+
+    models: tuple[str, ...]
+    dtype: str
+    row_length: int
+    rows_per_batch: int
+    documents: int
+    characters: int
+    matmul: int
+
+    @property
+    def rows(self) -> dict[str, Any]:
+        return {"row_length": self.row_length, "rows_per_batch": self.rows_per_batch}
+
+
+SMALL = Sizes(("4 layers, V 4,096", "4 layers, V 128,256"), "float32", 1024, 2, 4, 8000, 2048)
+LLAMA = Sizes(("Llama-3.2-1B", "Llama-3-8B"), "bfloat16", 8192, 1, 8, 8000, 8192)
+SIZES = {"cpu": SMALL, "gpu": LLAMA, "tpu": LLAMA}
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one side did. computed: nodes or tokens that were needed, which filled so much of all places."""
+
+    seconds: float
+    computed: int
+    filled: float
+    peak_mib: float
+    visited: float | None = None
+    compilations: int | None = None
+
+
+# ---- Inputs ----
+
+
+def inputs(sizes: Sizes) -> dict[str, Groups]:
+    """Real documents, and long ones with few and many rationales, as the filter renders them."""
+    shared = shared_data()
+    render = partial(
+        filter_pairs, tokenizer=load_tokenizer(shared / "llama3_tokenizer"), prompts=load_prompts("llama3")
+    )
+    found = {"real": render(real_documents(shared))}
+    for rationales in (2, 8, 32):
+        found[f"long, {rationales} rationales"] = render(
+            long_documents(shared, rationales, sizes.documents, sizes.characters)
+        )
+    return found
+
+
+def renumbered(groups: Groups, vocabulary: int) -> Groups:
+    """The ids that occur, counted from 0 in order of appearance, for a model with a small vocabulary."""
+    number: dict[int, int] = {}
+
+    def small(ids: Sequence[int]) -> tuple[int, ...]:
+        return tuple(number.setdefault(i, len(number)) % vocabulary for i in ids)
+
+    return [[Pair(small(pair.context), small(pair.continuation)) for pair in group] for group in groups]
+
+
+# ---- The three sides ----
+
+
+def in_jax(model: Llama, groups: Groups, rows: dict[str, Any]) -> np.ndarray:
+    """The decayed sums of all pairs."""
+    return np.array([s for of_group in score_sums(model, groups, decayed, **rows).result() for s in of_group])
+
+
+def in_torch(peer: Any, pairs: Sequence[Pair], batch: int) -> np.ndarray:
+    sums = np.zeros(len(pairs))
+    order = sorted(range(len(pairs)), key=lambda i: len(pairs[i]))
+    for start in range(0, len(order), batch):
+        members = order[start : start + batch]
+        width = max(len(pairs[i]) for i in members)
+        keep = max(len(pairs[i].continuation) for i in members)
+        ids = torch.zeros((len(members), width), dtype=torch.long)
+        for row, i in enumerate(members):
+            ids[row, width - len(pairs[i]) :] = torch.tensor(pairs[i].context + pairs[i].continuation)
+        length = torch.tensor([len(pairs[i]) for i in members])
+        place = torch.arange(width) - (width - length)[:, None]
+        with torch.inference_mode():
+            logits = peer(
+                ids.to(peer.device),
+                attention_mask=(place >= 0).to(peer.device),
+                position_ids=place.clamp(min=0).to(peer.device),
+                logits_to_keep=keep + 1,
+                use_cache=False,
+            ).logits[:, :-1]
+            target = ids[:, -keep:].to(peer.device)
+            chosen = logits.gather(2, target[..., None])[..., 0].float()
+            logprobs = (chosen - logits.float().logsumexp(2)).cpu().double().numpy()
+        for row, i in enumerate(members):
+            n = len(pairs[i].continuation)
+            sums[i] = decayed(n) @ logprobs[row, keep - n :]
+    return sums
+
+
+def same_model_in_torch(model: Llama) -> Any:
+    with tempfile.TemporaryDirectory() as folder:
+        save_llama(model, folder)
+        peer: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
+    return peer.to("cuda") if jax.default_backend() == "gpu" else peer
+
+
+# ---- Measuring ----
+
+
+def visited(groups: Groups, row_length: int) -> float:
+    """Blocks in which something is seen, out of those that a causal mask leaves."""
+    trees = [
+        tree
+        for group in groups
+        for tree, _ in build_trees([p.context + p.continuation for p in group], row_length)
+    ]
+    size_BT = jnp.asarray(pack(trees, row_length).subtree_size_RT)
+    Q = row_length // BLOCK
+    return int(visible_blocks(size_BT, BLOCK, BLOCK).sum()) / (len(size_BT) * Q * (Q + 1) / 2)
+
+
+def ours(model: Llama, groups: Groups, sizes: Sizes) -> tuple[Run, np.ndarray]:
+    work = score_sums(model, groups, decayed, **sizes.rows).work
+    with compilations() as compiled:
+        seconds, sums = best_of(1, lambda: in_jax(model, groups, sizes.rows))
+    seen = visited(groups, sizes.row_length)
+    return Run(seconds, work.nodes, work.filled, peak_memory(), seen, len(compiled)), sums
+
+
+def theirs(peer: Any, groups: Groups) -> tuple[Run, np.ndarray]:
+    pairs = [pair for group in groups for pair in group]
+    part = pairs[:: max(1, len(pairs) // 64)]
+    speed = {batch: best_of(1, lambda b=batch: in_torch(peer, part, b))[0] for batch in BATCHES}
+    batch = min(speed, key=lambda batch: speed[batch])
+    start = time.perf_counter()
+    sums = in_torch(peer, pairs, batch)
+    seconds, tokens = time.perf_counter() - start, sum(map(len, pairs))
+    ordered = sorted(map(len, pairs))
+    places = sum(len(b) * b[-1] for b in (ordered[i : i + batch] for i in range(0, len(ordered), batch)))
+    return Run(seconds, tokens, tokens / places, peak_memory()), sums
+
+
+def measure(name: str, groups: Groups, model: Llama, peer: Any, sizes: Sizes) -> dict[str, Run]:
+    """One input through all sides; ends the program where they disagree."""
+    runs, sums = {}, {}
+    runs["trees"], sums["trees"] = ours(model, groups, sizes)
+    runs["apart"], sums["apart"] = ours(model, [[pair] for group in groups for pair in group], sizes)
+    runs["transformers"], sums["transformers"] = theirs(peer, groups)
+    for by in ("apart", "transformers"):
+        difference = np.abs(sums["trees"] - sums[by]).max()
+        if not difference <= TOLERANCE[sizes.dtype]:
+            raise SystemExit(f"{name}: trees and {by} differ by {difference:.2g} nats")
+    return runs
+
+
+def lines(name: str, groups: Groups, runs: dict[str, Run], model: Llama, peak: float) -> Iterator[list[str]]:
+    """One line of the table for each run."""
+    config = model.config
+    body = sum(weight.size for weight in jax.tree.leaves(nnx.state(model.layers)))
+    head = config.vocab_size * config.hidden_size
+    asked = sum(len(pair.continuation) for group in groups for pair in group)
+    pairs = sum(map(len, groups))
+    tokens = sum(len(pair) for group in groups for pair in group)
+    for by, run in runs.items():
+        rate = 2 * (body * run.computed + head * asked) / run.seconds
+        yield [
+            name if by == "trees" else "",
+            by,
+            f"{run.seconds:.2f}",
+            f"{pairs / 2 / run.seconds:.1f}",
+            f"{tokens / run.seconds:,.0f}",
+            f"{tokens:,}",
+            f"{run.computed:,}",
+            f"{run.filled:.0%}",
+            "–" if run.visited is None else f"{run.visited:.0%}",
+            f"{rate / 1e9:,.0f}",
+            f"{rate / peak:.0%}",
+            f"{run.peak_mib:,.0f}",
+            "–" if run.compilations is None else str(run.compilations),
+            f"{runs['transformers'].seconds / run.seconds:.2f}",
+        ]
+
+
+HEADINGS = (
+    *("input", "by", "seconds", "triples/s", "tokens/s", "tokens", "computed", "filled", "blocks"),
+    *("GFLOP/s", "of matmul", "peak MiB", "compiled", "ratio"),
+)
+
+
+def main() -> None:
+    # torch needs memory on a GPU as well: JAX must not take it all. Read when JAX first looks for devices.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.5")
+    options = arguments(__doc__).parse_args()
+    sizes = SIZES[jax.default_backend()]
+    given = inputs(sizes)
+    peak = matmul_peak(sizes.dtype, sizes.matmul)
+    machine: dict[str, Any] = {}
+    for name in sizes.models:
+        config = MODELS[name]
+        model = Llama(config, rngs=nnx.Rngs(0), dtype=sizes.dtype)
+        peer = same_model_in_torch(model)
+        table = []
+        for what, groups in given.items():
+            groups = renumbered(groups, config.vocab_size)
+            runs = measure(f"{name}, {what}", groups, model, peer, sizes)
+            table += [*lines(what, groups, runs, model, peak), None]
+            machine[f"{name}, {what}"] = {by: asdict(run) for by, run in runs.items()} | {
+                "triples": sum(map(len, groups)) // 2
+            }
+        print_table(
+            f"{name}, {sizes.dtype}; a matrix product of {sizes.matmul} reaches {peak / 1e9:,.0f} GFLOP/s",
+            HEADINGS,
+            table,
+            "computed: nodes of the trees, or tokens; filled: of the places computed; blocks: visited, of\n"
+            "those under the diagonal; GFLOP/s: of the weights alone; peak: of the process so far",
+        )
+    if options.json:
+        first = next(iter(machine.values()))
+        rate = {by: first["triples"] / first[by]["seconds"] for by in ("trees", "transformers")}
+        print_json("likelihood", "triples/s", rate["trees"], rate["transformers"], inputs=machine)
+
+
+if __name__ == "__main__":
+    main()
