@@ -14,7 +14,7 @@ MAKE_VENV = $(PYTHON) -m venv .venv
 INSTALL = $(BIN)/python -m pip install --quiet -c constraints.txt
 endif
 
-.PHONY: install demo test lint bench
+.PHONY: install demo test aot lint bench
 install: .venv/installed
 
 .venv/python:
@@ -35,6 +35,14 @@ demo: .venv/installed
 
 test: .venv/installed-test
 	$(BIN)/pytest -q
+
+# Compilers for TPUs and GPUs that are not here.
+.venv/installed-aot: .venv/installed-test
+	$(INSTALL) -e '.[test,aot]'
+	@touch $@
+
+aot: .venv/installed-aot
+	$(BIN)/pytest -q -rP -m aot
 
 lint: .venv/installed-test
 	$(BIN)/ruff check

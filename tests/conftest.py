@@ -8,10 +8,11 @@ from hypothesis import settings
 
 # Before anything imports jax: tests run on the CPU unless the caller names another platform.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")  # for what is divided among devices
 
-# Where triton is installed its kernels are interpreted; it reads this when it is first imported.
-os.environ.setdefault("TRITON_INTERPRET", "1")
+# Where triton is installed its kernels are interpreted on the CPU; it reads this when it is first imported.
+if os.environ["JAX_PLATFORMS"] == "cpu":
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # A busy machine or a first compilation must not fail a property.
 settings.register_profile("untimed", deadline=None)

@@ -1,5 +1,6 @@
 """Every implementation of tree attention against float64 sums over walked ancestors."""
 
+import itertools
 from collections.abc import Callable
 from functools import partial
 
@@ -129,8 +130,15 @@ HEADS = [(4, 2, 64), (3, 1, 128)]
 
 
 @pytest.mark.parametrize(("N", "K", "H"), HEADS)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", PLAIN)
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    # float16 is for GPUs without bfloat16; TPUs have no use for it
+    [
+        *itertools.product(PLAIN, ["float32", "bfloat16"]),
+        ("xla, dense", "float16"),
+        ("xla, blocks", "float16"),
+    ],
+)
 def test_grouped_heads_of_every_size_and_dtype(name, N, K, H, dtype):
     check(PLAIN[name], rows_of(FORESTS["deep and wide"], FORESTS["comb"][:20]), N, K, H, dtype)
 
@@ -145,6 +153,17 @@ def test_triton_on_forests_of_every_kind(triton_attention, forest):
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_triton_on_grouped_heads(triton_attention, N, K, H, dtype):
     check(triton_attention, rows_of(FORESTS["deep and wide"], FORESTS["comb"][:20]), N, K, H, dtype)
+
+
+@pytest.mark.gpu  # JAX_PLATFORMS=cuda pytest -m gpu
+@pytest.mark.parametrize("forest", FORESTS)
+@pytest.mark.parametrize(("N", "K", "H"), HEADS)
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [("triton", "bfloat16"), ("triton", "float16"), ("triton", "float32"), ("cudnn", "bfloat16")],
+)
+def test_on_a_gpu(name, dtype, N, K, H, forest):
+    check(partial(tree_attention, implementation=name), rows_of(*[FORESTS[forest]] * 2), N, K, H, dtype)
 
 
 @given(forests)

@@ -5,8 +5,10 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from cli_files import random_llama
@@ -14,10 +16,15 @@ from flax import nnx
 
 from rationalyst_jax.cli.main import mute_abandoned_reads
 from rationalyst_jax.lm.checkpoint import load_orbax, save_orbax
+from rationalyst_jax.lm.hf import load_llama, save_llama
+from rationalyst_jax.lm.likelihood import Pair, score
+from rationalyst_jax.lm.llama import Llama
+from rationalyst_jax.pipeline.checkpoint import computable, open_checkpoint
 from rationalyst_jax.train.checkpoints import load_trained
 from rationalyst_jax.train.config import TrainConfig
 from rationalyst_jax.train.examples import Example
 from rationalyst_jax.train.loop import fit
+from rationalyst_jax.world.checkpoint import checkpoint_path
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -113,3 +120,45 @@ def test_a_log_that_lacks_steps_of_the_checkpoint_is_named_and_left_alone(traine
     with pytest.raises(ValueError, match=r"metrics\.jsonl: holds 1 of 2 steps"):
         train_briefly(run_dir)
     assert log.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("platform", "capability", "expected"),
+    [
+        ("gpu", "7.5", "float16"),
+        ("gpu", "8.0", "bfloat16"),
+        ("cpu", None, "bfloat16"),
+        ("tpu", None, "bfloat16"),
+    ],
+)
+def test_bfloat16_is_computed_in_float16_on_gpus_without_it(platform, capability, expected):
+    device = SimpleNamespace(platform=platform, compute_capability=capability)
+    assert computable(jnp.dtype("bfloat16"), device) == expected
+    assert computable(jnp.dtype("float32"), device) == "float32"
+
+
+def test_a_checkpoint_is_computed_with_in_the_dtype_the_device_can(tmp_path, monkeypatch):
+    """A T4's path: weights in float16 score as the bfloat16 ones they came from."""
+    for file in checkpoint_path("world").iterdir():
+        shutil.copy(file, tmp_path)
+    save_llama(in_dtype(load_llama(tmp_path), "bfloat16"), tmp_path)
+    checkpoint = open_checkpoint(str(tmp_path))
+    exact = in_dtype(checkpoint.load(), "float32")
+    assert weight_dtypes(checkpoint.load_for_inference()) == {"bfloat16"}
+    monkeypatch.setattr("rationalyst_jax.pipeline.checkpoint.computable", lambda dtype, device: jnp.float16)
+    model = checkpoint.load_for_inference()
+    assert weight_dtypes(model) == {"float16"}
+    text = "Ann has 12 apples. Ben has 5 more apples than Ann. How many apples does Ben have?"
+    ids = tuple(checkpoint.tokenizer(text)["input_ids"])
+    pairs = [[Pair(ids[:3], ids[3:]), Pair(ids[:3], ids[9:])]]
+    for a, b in zip(*(score(m, pairs)[0] for m in (model, exact)), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-2 * np.abs(b).max())
+
+
+def in_dtype(model: Llama, dtype: str) -> Llama:
+    graph, weights = nnx.split(model)
+    return nnx.merge(graph, jax.tree.map(lambda w: w.astype(dtype), weights))
+
+
+def weight_dtypes(model: Llama) -> set[str]:
+    return {str(w.dtype) for w in jax.tree.leaves(nnx.state(model))}

@@ -1,12 +1,14 @@
 """The whole filter program for Llama-3-8B, compiled for TPUs that are not there: compiled, not run."""
 
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import pytest
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
 
 from rationalyst_jax.lm.config import LlamaConfig
 from rationalyst_jax.lm.likelihood import Batch, Terms, score_rows
@@ -40,13 +42,13 @@ def test_the_filter_of_llama_3_8b_fits(tpu_topology, generation, tensor, B, T):
 
     weights = jax.tree.map(placed, weights, shard_weights(weights, mesh))
     by_row = NamedSharding(mesh, PartitionSpec(ROWS))
-    row, slots = ((B, T), jnp.int32), ((1, B * T), jnp.int32)
-    terms = Terms(
-        *(jax.ShapeDtypeStruct(*one, sharding=by_row) for one in (slots, ((1, B * T), jnp.float32), slots))
-    )
-    batch = Batch(
-        *(jax.ShapeDtypeStruct(*one, sharding=by_row) for one in (row, row, row, slots, slots)), terms
-    )
+
+    def array(shape: tuple[int, ...], dtype: DTypeLike = jnp.int32) -> Any:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=by_row)
+
+    row, slots = array((B, T)), array((1, B * T))
+    terms = Terms(slots, array((1, B * T), jnp.float32), slots)
+    batch = Batch(row, row, row, slots, slots, terms)
 
     start = time.perf_counter()
     compiled = score_rows.lower(graph, weights, batch, (), mesh).compile()

@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rationalyst_jax.lm import likelihood
-from rationalyst_jax.lm.attention import tree_attention
 from rationalyst_jax.lm.config import LlamaConfig
 from rationalyst_jax.lm.likelihood import Pair, score, score_rows, score_sums
 from rationalyst_jax.lm.llama import Llama, tree_attend
@@ -71,37 +70,31 @@ def test_packed_trees_score_like_separate_sequences(groups):
             np.testing.assert_allclose(logprobs, expected[len(pair.context) - 1 :], atol=1e-4)
 
 
-def test_real_annotated_documents_score_like_separate_sequences(shared):
+def real_groups(shared, documents: int) -> list[list[Pair]]:
+    """Real annotated documents as the filter renders them, with the real Llama-3 tokenizer."""
     tokenizer = load_tokenizer(shared / "llama3_tokenizer")
     prompts = load_prompts("llama3")
     annotations = read_annotations(shared / "rationalyst" / "extractor_output.jsonl")
     by_document: dict[str, list[Pair]] = {}
-    for triple in extract(annotations).triples:
+    for triple in extract(annotations[:documents]).triples:
         fields = {"preceding": triple.preceding, "rationale": triple.rationale}
         for name in ("follow", "follow_guided"):
             pair = Pair(*render(tokenizer, prompts[name], fields, target=triple.following, close=False))
             by_document.setdefault(triple.document_id, []).append(pair)
-    # The ids that occur, renumbered: the same trees over a vocabulary a test can afford.
-    ids = {id for pairs in by_document.values() for pair in pairs for id in pair.context + pair.continuation}
-    small = {id: i for i, id in enumerate(sorted(ids))}
-    groups = [
-        [Pair(tuple(small[i] for i in p.context), tuple(small[i] for i in p.continuation)) for p in pairs]
-        for pairs in by_document.values()
-    ]
-    model = Llama(replace(TINY, vocab_size=len(small), rope_theta=500_000.0), rngs=nnx.Rngs(0))
+    return list(by_document.values())
+
+
+@pytest.mark.parametrize(("documents", "pairs"), [(20, 60), pytest.param(86, 400, marks=pytest.mark.slow)])
+def test_real_annotated_documents_score_like_separate_sequences(shared, documents, pairs):
+    """Four layers and the real vocabulary of 128,256; separate sequences share nothing with their row."""
+    groups = real_groups(shared, documents)
+    model = Llama(replace(TINY, vocab_size=128256, num_layers=4, rope_theta=500_000.0), rngs=nnx.Rngs(0))
     scores = score(model, groups, row_length=1024, rows_per_batch=2)
-    # Separately: each sequence is its own group, so nothing is shared and no row holds a branch.
-    alone = score(model, [[pair] for group in groups for pair in group], row_length=1024, rows_per_batch=2)
-    shared_logprobs = [logprobs for group in scores for logprobs in group]
-    assert len(groups) > 70 and len(shared_logprobs) > 300
-    for together, [separate] in zip(shared_logprobs, alone, strict=True):
-        np.testing.assert_allclose(together, separate, atol=1e-4)
-
-
-def test_naming_an_unknown_implementation_is_refused():
-    x = jnp.zeros((1, 2, 1, 8))
-    with pytest.raises(ValueError, match="no implementation 'fast'"):
-        tree_attention(x, x, x, jnp.ones((1, 2), jnp.int32), implementation="fast")
+    apart = score(model, [[pair] for group in groups for pair in group], row_length=1024, rows_per_batch=2)
+    together = [logprobs for group in scores for logprobs in group]
+    assert len(together) >= pairs
+    for ours, [separate] in zip(together, apart, strict=True):
+        np.testing.assert_allclose(ours, separate, atol=1e-4)
 
 
 def test_scoring_other_texts_of_the_same_shape_compiles_nothing():

@@ -34,7 +34,7 @@ def run(triples: Path, model: str, prompts: str, out: Path, filter: FilterConfig
     scores, settings = (out.with_name(f"{out.name}.scores.{end}") for end in ("jsonl", "config.json"))
     asked = {"triples": file_digest(triples), "model": checkpoint.fingerprint, "prompts": prompt_set.version}
     claim(settings, {**asked, "filter": asdict(filter)}, scores)
-    scorer = checkpoint.load(), checkpoint.tokenizer
+    scorer = checkpoint.load_for_inference(), checkpoint.tokenizer
     with track(console, "rationales scored", len(found)) as advance:
         scored, work = score_triples(found, *scorer, prompt_set, filter, scores, advance)
     decided = decide(scored, filter)

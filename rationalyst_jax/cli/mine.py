@@ -81,6 +81,6 @@ def _annotate(
     asked = {"model": checkpoint.fingerprint, "prompts": prompts.version, "annotate": asdict(config)}
     file = out / "annotations.jsonl"
     claim(out / "annotations.config.json", asked, file)
-    engine = Engine(checkpoint.load(), checkpoint.tokenizer)
+    engine = Engine(checkpoint.load_for_inference(), checkpoint.tokenizer)
     with track(console, "documents annotated", len(documents)) as advance:
         return annotate(documents, engine, checkpoint.tokenizer, prompts, config, file, advance)

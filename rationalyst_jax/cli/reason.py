@@ -53,7 +53,7 @@ def run(
     @cache
     def role(path: Path) -> Role:  # models that are the same folder share one engine
         checkpoint = open_checkpoint(str(path))
-        engine = Engine(checkpoint.load(), checkpoint.tokenizer)
+        engine = Engine(checkpoint.load_for_inference(), checkpoint.tokenizer)
         return Role(engine, checkpoint.tokenizer, checkpoint.fingerprint)
 
     roles = Roles(

@@ -42,7 +42,7 @@ def run(model: str, pairs: Path, out: Path, decay: float = 0.9) -> None:
     asked = {"model": checkpoint.fingerprint, "pairs": file_digest(pairs), "decay": decay}
     claim(settings, asked, unfinished)
     done = resume_rows(unfinished, BLOCK, len(rows))
-    engine = Engine(checkpoint.load(), checkpoint.tokenizer)
+    engine = Engine(checkpoint.load_for_inference(), checkpoint.tokenizer)
     with track(console, "pairs scored", len(rows)) as advance:
         advance(done)
         for start in range(done, len(rows), BLOCK):

@@ -2,7 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
 from transformers import PreTrainedTokenizerBase
 
 from rationalyst_jax.lm.hf import fingerprint, load_config, load_llama
@@ -22,6 +27,22 @@ class Checkpoint:
     def load(self) -> Llama:
         """The model, in the dtype it is stored in."""
         return load_llama(self.path)
+
+    def load_for_inference(self) -> Llama:
+        """The model, in the dtype in which the default device computes with it."""
+        graph, weights = nnx.split(self.load())
+        device = jax.devices()[0]
+        return nnx.merge(graph, jax.tree.map(lambda w: w.astype(computable(w.dtype, device)), weights))
+
+
+def computable(dtype: DTypeLike, device: Any) -> DTypeLike:
+    """`dtype`, but float16 for bfloat16 on GPUs before Ampere (a T4, say).
+
+    Those have no bfloat16 arithmetic: XLA would convert every operand to float32 and back.
+    """
+    if device.platform == "gpu" and dtype == jnp.bfloat16 and float(device.compute_capability) < 8:
+        return jnp.float16
+    return dtype
 
 
 def open_checkpoint(name_or_path: str) -> Checkpoint:

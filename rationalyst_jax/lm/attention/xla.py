@@ -12,7 +12,7 @@ from jax import Array
 
 from rationalyst_jax.lm.attention.blocks import visible_blocks, visits
 
-DENSE = 640  # in rows up to this length blocks would skip little
+DENSE = 256  # in rows up to this length blocks would skip little
 BLOCK = 128
 UNSEEN = -1e30  # stands for the score of a masked key: exp of it is 0, and it is no infinity
 
