@@ -36,13 +36,14 @@ demo: .venv/installed
 test: .venv/installed-test
 	$(BIN)/pytest -q
 
-# Compilers for TPUs and GPUs that are not here.
+# Compilers for TPUs and GPUs that are not here. JAX then looks for a TPU, and says that there is none.
 .venv/installed-aot: .venv/installed-test
 	$(INSTALL) -e '.[test,aot]'
 	@touch $@
 
 aot: .venv/installed-aot
 	$(BIN)/pytest -q -rP -m aot
+	$(BIN)/pytest -q tests/test_attention.py -k triton
 
 lint: .venv/installed-test
 	$(BIN)/ruff check

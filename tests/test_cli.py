@@ -215,7 +215,7 @@ def test_killed_scoring_of_pairs_continues(monkeypatch):
 
     def dying(self, requests):
         asked.append(requests)
-        if len(asked) == 3:  # the first block is written, the second was sent and is lost
+        if len(asked) == 2:
             raise Killed
         return real(self, requests)
 

@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec as Spec
 from rationalyst_jax.lm.sharding import ROWS, TENSOR, platform_of
 
 # Places and words of a tile: a CPU keeps it in its cache, an accelerator wants large products.
-TILE = {"cpu": (1024, 2048), "gpu": (1024, 16384), "tpu": (1024, 16384)}
+TILE = {"cpu": (1024, 2048), "gpu": (1024, 8192), "tpu": (1024, 8192)}
 LOWEST = -1e30  # below every logit, and no infinity: exp(LOWEST - LOWEST) is 1
 
 

@@ -41,7 +41,7 @@ def computable(dtype: DTypeLike, device: Any) -> DTypeLike:
     Those have no bfloat16 arithmetic: XLA would convert every operand to float32 and back.
     """
     if device.platform == "gpu" and dtype == jnp.bfloat16 and float(device.compute_capability) < 8:
-        return jnp.float16
+        return jnp.dtype("float16")
     return dtype
 
 
