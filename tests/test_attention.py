@@ -160,10 +160,14 @@ def test_triton_on_grouped_heads(triton_attention, N, K, H, dtype):
 @pytest.mark.parametrize(("N", "K", "H"), HEADS)
 @pytest.mark.parametrize(
     ("name", "dtype"),
-    [("triton", "bfloat16"), ("triton", "float16"), ("triton", "float32"), ("cudnn", "bfloat16")],
+    [
+        *itertools.product(["xla", "triton"], ["bfloat16", "float16", "float32"]),
+        *itertools.product(["cudnn"], ["bfloat16", "float16"]),
+    ],
 )
 def test_on_a_gpu(name, dtype, N, K, H, forest):
-    check(partial(tree_attention, implementation=name), rows_of(*[FORESTS[forest]] * 2), N, K, H, dtype)
+    with jax.default_matmul_precision("highest"):  # as the commands have it: float32 means float32
+        check(partial(tree_attention, implementation=name), rows_of(*[FORESTS[forest]] * 2), N, K, H, dtype)
 
 
 @given(forests)

@@ -20,8 +20,8 @@ TOPOLOGIES = {"v5e": "v5e:2x2", "v6e": "v6e:2x2", "v5p": "v5p:2x2x1"}
 @pytest.mark.parametrize("T", [384, 2048, 8192])
 @pytest.mark.parametrize(("H", "dtype"), [(64, "bfloat16"), (128, "bfloat16"), (128, "float32")])
 @pytest.mark.parametrize("name", TOPOLOGIES)
-def test_the_tpu_kernels_compile_forward_and_backward(tpu_topology, name, H, dtype, T):
-    B, N, K = 1, 32, 8
+def test_the_tpu_kernels_compile_forward_and_backward(tpu_topology, name, H, dtype, T, heads=(32, 8)):
+    B, (N, K) = 1, heads
     mesh = make_mesh(1, 1, 1, tpu_topology(TOPOLOGIES[name])[:1])
     sharding = NamedSharding(mesh, PartitionSpec())
     q, k, v = (jax.ShapeDtypeStruct((B, T, heads, H), dtype, sharding=sharding) for heads in (N, K, K))
@@ -37,6 +37,12 @@ def test_the_tpu_kernels_compile_forward_and_backward(tpu_topology, name, H, dty
     arrays = 4 * B * T * (2 * N + 2 * K) * H * jnp.dtype(dtype).itemsize
     memory = compiled.memory_analysis()
     assert memory is not None and memory.temp_size_in_bytes < arrays + 4 * 2**20
+
+
+@pytest.mark.parametrize("heads", [(64, 8), (16, 1), (12, 1)])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_the_tpu_kernels_compile_for_large_groups_of_heads(tpu_topology, dtype, heads):
+    test_the_tpu_kernels_compile_forward_and_backward(tpu_topology, "v5e", 128, dtype, 2048, heads)
 
 
 COMPILE = """

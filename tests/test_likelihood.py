@@ -1,6 +1,7 @@
 """Likelihoods on packed token trees against separate sequences and float64 brute force."""
 
 import json
+import math
 from dataclasses import replace
 from functools import partial
 
@@ -18,6 +19,7 @@ from rationalyst_jax.lm.likelihood import Pair, score, score_rows, score_sums
 from rationalyst_jax.lm.llama import Llama, tree_attend
 from rationalyst_jax.lm.prompt import load_prompts, render
 from rationalyst_jax.lm.reduction import reduce_logprobs, reduction_weights
+from rationalyst_jax.lm.sharding import make_mesh, shard_weights
 from rationalyst_jax.lm.tokenizer import load_tokenizer
 from rationalyst_jax.mine.documents import read_annotations
 from rationalyst_jax.mine.triples import extract
@@ -98,15 +100,22 @@ def test_real_annotated_documents_score_like_separate_sequences(shared, document
 
 
 def test_scoring_other_texts_of_the_same_shape_compiles_nothing():
-    model = TINY_MODEL
-    score(model, [[Pair((1, 2), (3, 4, 5))]], row_length=64, rows_per_batch=2)
-    with jax.log_compiles(), pytest.MonkeyPatch.context() as patch:
-        compiled = []
-        from jax._src.interpreters import pxla
+    compiled = []
 
-        patch.setattr(pxla.logger, "log", lambda *args, **kwargs: compiled.append(args))
-        score(model, [[Pair((1, 2, 7), (3, 4)), Pair((1, 3), (3,))]] * 2, row_length=64, rows_per_batch=2)
-    assert not [args for args in compiled if "score_rows" in str(args)]
+    def listen(event: str, duration_secs: float, **_: str | int) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(duration_secs)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        score(TINY_MODEL, [[Pair((1, 2), (3, 4, 5))]] * 6, row_length=48, rows_per_batch=2)
+        first = len(compiled)
+        score(
+            TINY_MODEL, [[Pair((1, 2, 7), (3, 4)), Pair((1, 3), (3,))]] * 6, row_length=48, rows_per_batch=2
+        )
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert len(compiled) == first > 0
 
 
 @settings(max_examples=20)
@@ -127,6 +136,26 @@ def test_the_same_pair_many_times_is_summed_each_time():
     [sums] = score_sums(TINY_MODEL, [[pair] * 40], np.ones, row_length=8, rows_per_batch=1).result()
     [[logprobs]] = score(TINY_MODEL, [[pair]], row_length=8, rows_per_batch=1)
     assert sums == pytest.approx([logprobs.sum()] * 40, abs=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 2), (2, 2, 1), (1, 2, 2)])
+def test_a_mesh_gives_the_same_sums(shape):
+    groups = [[Pair((15, *[i] * (i + 2)), (1, 2, 3)), Pair((15, i), (i,) * 4)] for i in range(11)]
+    groups.append([])
+    summed = partial(score_sums, groups=groups, weights=np.ones, row_length=16, rows_per_batch=4)
+    expected = summed(TINY_MODEL).result()
+    mesh = make_mesh(*shape, devices=jax.devices()[: math.prod(shape)])
+    graph, weights = nnx.split(TINY_MODEL)
+    model = nnx.merge(graph, jax.device_put(weights, shard_weights(weights, mesh)))
+    sums = summed(model, mesh=mesh).result()
+    assert [len(group) for group in sums] == [len(group) for group in groups]
+    for a, b in zip(sums, expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_a_group_without_a_common_root_is_named():
+    with pytest.raises(ValueError, match="group 1 do not begin with the same token"):
+        score(TINY_MODEL, [[Pair((1,), (2,))], [Pair((1,), (2,)), Pair((2,), (2,))]])
 
 
 def test_rows_come_in_two_shapes_however_many_there_are():

@@ -6,6 +6,7 @@ of their own and all layers stacked. Both rotate halves (not interleaved pairs),
 
 import json
 import math
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,8 +72,8 @@ def check_llama(path: str | Path) -> None:
         _check_keys(path, dict(nnx.to_flat_state(state)), _tensors(load_config(path)), _open(path, stack))
 
 
-def load_llama(path: str | Path, dtype: DTypeLike | None = None) -> Llama:
-    """The Llama in the Hugging Face folder `path`, in `dtype` or (None) in the checkpoint's own.
+def load_llama(path: str | Path, dtype: Callable[[np.dtype], DTypeLike] = lambda stored: stored) -> Llama:
+    """The Llama in the Hugging Face folder `path`; `dtype` turns the dtype of a stored parameter into ours.
 
     Reads `config.json` and `model.safetensors` or its shards, one tensor at a time: beside the model itself
     at most one stacked parameter is in memory. Raises FileNotFoundError for a missing file and ValueError for
@@ -91,7 +92,7 @@ def load_llama(path: str | Path, dtype: DTypeLike | None = None) -> Llama:
         for name, parameter in parameters.items():
             parts = [tensor for tensor in tensors if tensor.parameter == name]
             dtypes = [_DTYPES[stored[part.key].get_slice(part.key).get_dtype()] for part in parts]
-            values = np.empty(parameter.shape, jnp.result_type(*dtypes) if dtype is None else dtype)
+            values = np.empty(parameter.shape, dtype(jnp.result_type(*dtypes)))
             for part in parts:
                 array = stored[part.key].get_tensor(part.key)
                 target = values if part.layer is None else values[part.layer]

@@ -86,7 +86,7 @@ def score(
     The pairs of one group share one token tree, so their common prefixes are computed once; the result
     equals that of separate sequences up to float rounding. Trees are packed in rows of `row_length` tokens
     and a tree longer than a row is split, which repeats the path to the split. Raises ValueError for an empty
-    context or continuation, and for a pair longer than a row.
+    context or continuation, a pair longer than a row, and a group whose pairs begin with different tokens.
     """
     packed = _pack(groups, row_length, rows_per_batch, shards=1)
     results = jax.device_get(_dispatch(model, packed, None, suppress, None))
@@ -110,8 +110,8 @@ def score_sums(
 ) -> Scores:
     """As `score`, but of each pair only `weights(n) @ logprobs` of its n tokens, summed on the device.
 
-    Returns as soon as everything is dispatched. Under a `mesh` each of its row shards has a part of the rows
-    of a batch, whose number must divide (ValueError).
+    Sums are float32. Returns as soon as everything is dispatched. Under a `mesh` (of one process) each of its
+    row shards has a part of the rows of a batch, whose number must divide (ValueError).
     """
     packed = _pack(groups, row_length, rows_per_batch, row_shards(mesh))
     return Scores(groups, packed, _dispatch(model, packed, weights, suppress, mesh))
@@ -205,6 +205,8 @@ def _pack(groups: Sequence[Sequence[Pair]], row_length: int, rows_per_batch: int
             raise ValueError(f"score: group {g} has a pair with an empty context or continuation")
         if not group:
             continue
+        if len({pair.context[0] for pair in group}) > 1:
+            raise ValueError(f"score: the pairs of group {g} do not begin with the same token")
         for tree, paths in build_trees([p.context + p.continuation for p in group], row_length):
             trees.append(tree)
             asking.append([((g, i), path[len(group[i].context) :]) for i, path in paths.items()])

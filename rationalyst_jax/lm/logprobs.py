@@ -53,7 +53,7 @@ def token_logprobs(
     if mesh is not None and V % mesh.shape[TENSOR]:
         raise ValueError(f"a vocabulary of {V} cannot be divided among {mesh.shape[TENSOR]} devices")
     allowed_V = jnp.ones(V, bool).at[jnp.asarray(suppress)].set(False) if suppress else None
-    tile = tile or TILE[platform_of(mesh)]
+    tile = tile or TILE.get(platform_of(mesh), TILE["cpu"])
     out: Any = _logprobs(hidden_BTD, head_VD, place_BP, target_BP, allowed_V, tile, mesh)
     return TokenLogprobs(*out)
 

@@ -61,8 +61,9 @@ class FilterConfig:
     suppress: marker tokens that get no probability while scoring. A model that has seen rationales inside of
         text expects, after one, the next <BOT> at the next line break and charges what stands there instead
         about 0.3 nats: on the side with the rationale, for no fault of the rationale.
-    row_length: tokens of a packed row, hence of the longest document with rationales; rows_per_batch rows are
-        computed at once. block: documents packed together.
+    row_length: tokens of a packed row, hence of the longest sequence: a text with one of its rationales (the
+        tree of a document may need several rows). rows_per_batch rows are computed at once. block: documents
+        packed together.
     Raises ValueError naming the key and the value that is out of range.
     """
 

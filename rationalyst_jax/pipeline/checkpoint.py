@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jax.typing import DTypeLike
 from transformers import PreTrainedTokenizerBase
 
@@ -30,9 +29,8 @@ class Checkpoint:
 
     def load_for_inference(self) -> Llama:
         """The model, in the dtype in which the default device computes with it."""
-        graph, weights = nnx.split(self.load())
         device = jax.devices()[0]
-        return nnx.merge(graph, jax.tree.map(lambda w: w.astype(computable(w.dtype, device)), weights))
+        return load_llama(self.path, lambda stored: computable(stored, device))
 
 
 def computable(dtype: DTypeLike, device: Any) -> DTypeLike:
@@ -40,7 +38,8 @@ def computable(dtype: DTypeLike, device: Any) -> DTypeLike:
 
     Those have no bfloat16 arithmetic: XLA would convert every operand to float32 and back.
     """
-    if device.platform == "gpu" and dtype == jnp.bfloat16 and float(device.compute_capability) < 8:
+    old = device.platform == "gpu" and str(device.compute_capability).startswith(("5.", "6.", "7."))
+    if old and dtype == jnp.bfloat16:
         return jnp.dtype("float16")
     return dtype
 

@@ -57,7 +57,9 @@ def tree_attention(
 def _choose(implementation: str | None, platform: str, dtype: jnp.dtype, H: int) -> ModuleType:
     """The implementation that was named, or the first in the platform's list that can serve."""
     if implementation is None:
-        return next(m for m in map(_module, CHOICE[platform]) if not m.refusal(platform, dtype, H))
+        return next(
+            m for m in map(_module, CHOICE.get(platform, ("xla",))) if not m.refusal(platform, dtype, H)
+        )
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(
             f"tree_attention: no implementation {implementation!r}, only {', '.join(IMPLEMENTATIONS)}"

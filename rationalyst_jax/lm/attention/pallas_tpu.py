@@ -23,9 +23,13 @@ LANES = 128
 UNSEEN = -1e30  # what stands for the score of a masked key: exp of it is 0, and it is no infinity
 
 
-def block_sizes(T: int) -> tuple[int, int]:
-    """Queries and keys of a block for rows of T places (a multiple of 128)."""
-    return next(q for q in (256, 128) if T % q == 0), next(s for s in (512, 256, 128) if T % s == 0)
+def block_sizes(T: int, G: int) -> tuple[int, int]:
+    """Queries and keys of a block for rows of T places (a multiple of 128) and groups of G query heads.
+
+    The G * q scores against s keys have to fit in a core's memory, several times in the backward pass.
+    """
+    q = next(q for q in (256, 128, 64, 32, 16) if T % q == 0 and (G * q <= 1024 or q == 16))
+    return q, next(s for s in (512, 256, 128) if T % s == 0)
 
 
 def refusal(platform: str, dtype: jnp.dtype, H: int) -> str | None:
@@ -70,7 +74,7 @@ def _attention_fwd(q_BKGTH, k_BKTH, v_BKTH, size_BT, interpret):
 def _attention_bwd(interpret, saved, dout_BKGTH):
     q_BKGTH, k_BKTH, v_BKTH, size_BT, out_BKGTH, lse_BKQ1X = saved
     B, K, G, T, _ = q_BKGTH.shape
-    q, _ = block_sizes(T)
+    q, _ = block_sizes(T, G)
     delta_BKGT = jnp.sum(out_BKGTH.astype(jnp.float32) * dout_BKGTH.astype(jnp.float32), axis=-1)
     delta_BKQ1X = (
         delta_BKGT.reshape(B, K, G, T // q, q).transpose(0, 1, 3, 2, 4).reshape(B, K, T // q, 1, G * q)
@@ -101,7 +105,7 @@ def _scores(
 
 def _product(a: Array, b: Array, contract: tuple[int, int]) -> Array:
     """A matrix product accumulated in float32; exact passes where the inputs are float32."""
-    precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
+    precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
     dimensions = (((contract[0],), (contract[1],)), ((), ()))
     return jax.lax.dot_general(a, b, dimensions, precision=precision, preferred_element_type=jnp.float32)
 
@@ -152,7 +156,7 @@ def _call(kernel, visits_: Visits, grid, inputs, outputs, scratch, arrays, inter
 def _forward(q_BKGTH, k_BKTH, v_BKTH, size_BT, interpret) -> tuple[Array, Array]:
     """Output `[B, K, G, T, H]` and the log-sum-exp of each query's scores, float32 `[B, K, Q, 1, X]`."""
     B, K, G, T, H = q_BKGTH.shape
-    q, s = block_sizes(T)
+    q, s = block_sizes(T, G)
     plan = visits(visible_blocks(size_BT, q, s))
     query, key, size, lse = _visiting_keys(G, q, s, H)
     return _call(
@@ -209,7 +213,7 @@ def _forward_kernel(
 
 def _query_gradient(q_BKGTH, k_BKTH, v_BKTH, size_BT, dout_BKGTH, lse_BKQ1X, delta_BKQ1X, interpret) -> Array:
     B, K, G, T, H = q_BKGTH.shape
-    q, s = block_sizes(T)
+    q, s = block_sizes(T, G)
     plan = visits(visible_blocks(size_BT, q, s))
     query, key, size, row = _visiting_keys(G, q, s, H)
     [dq_BKGTH] = _call(
@@ -268,7 +272,7 @@ def _key_value_gradient(
     q_BKGTH, k_BKTH, v_BKTH, size_BT, dout_BKGTH, lse_BKQ1X, delta_BKQ1X, interpret
 ) -> tuple[Array, Array]:
     B, K, G, T, H = q_BKGTH.shape
-    q, s = block_sizes(T)
+    q, s = block_sizes(T, G)
     plan = visits(visible_blocks(size_BT, q, s).swapaxes(1, 2))
     query = pl.BlockSpec((None, None, G, q, H), lambda b, k, j, i, count, block: (b, k, 0, block[b, j, i], 0))
     key = pl.BlockSpec((None, None, s, H), lambda b, k, j, i, count, block: (b, k, j, 0))
