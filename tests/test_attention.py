@@ -170,31 +170,54 @@ def test_on_a_gpu(name, dtype, N, K, H, forest):
         check(partial(tree_attention, implementation=name), rows_of(*[FORESTS[forest]] * 2), N, K, H, dtype)
 
 
+BLOCKS = {
+    "xla": (xla.BLOCK, xla.BLOCK),
+    "pallas_tpu": pallas_tpu.block_sizes(512, 4),
+    "pallas_tpu, large groups": pallas_tpu.block_sizes(512, 16),
+    "triton, H 64": (64, 64),
+    "triton, H 128": (32, 32),
+}
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+@settings(max_examples=5)
 @given(forests)
-def test_blocks_are_visited_where_somebody_sees_something_or_the_bound_says_so(forest):
+def test_blocks_are_visited_where_somebody_sees_something_or_the_bound_says_so(name, forest):
     """The plan visits every block in which a query sees a key, and as many as the rule of `blocks` counts."""
-    size_BT = rows_of(*forest, length=256)
-    visible = np.asarray(blocks.visible_blocks(jnp.asarray(size_BT), 64, 32))
-    plan = blocks.visits(jnp.asarray(visible))
+    query_block, key_block = BLOCKS[name]
+    size_BT = rows_of(*forest, length=512)
+    visible = np.asarray(blocks.visible_blocks(jnp.asarray(size_BT), query_block, key_block))
+    plan = jax.tree.map(np.asarray, blocks.visits(jnp.asarray(visible)))
     seen_BTT = np.asarray(xla.tree_mask(jnp.asarray(size_BT)))
     for b, i, s in np.ndindex(*visible.shape):
-        keys = range(32 * s, 32 * s + 32)
-        reached = max(j + size_BT[b, j] for j in keys) > 64 * i and 32 * s < 64 * (i + 1)
+        keys = range(key_block * s, key_block * (s + 1))
+        first, last = query_block * i, query_block * (i + 1) - 1
+        reached = max(j + size_BT[b, j] for j in keys) > first and keys[0] <= last
         assert visible[b, i, s] == reached
-        assert reached or not seen_BTT[b, 64 * i : 64 * (i + 1), 32 * s : 32 * (s + 1)].any()
-        count = int(plan.count_BX[b, i])
-        assert (s in np.asarray(plan.block_BXY[b, i, :count])) == reached
+        assert reached or not seen_BTT[b, first : last + 1, keys[0] : keys[-1] + 1].any()
+        assert (s in plan.block_BXY[b, i, : plan.count_BX[b, i]]) == reached
+    assert plan.count_BX.sum() == visible.sum()
 
 
-def test_blocks_passed_over_are_not_even_read():
+def check_that_blocks_passed_over_are_not_read(attention: Attention) -> None:
     """What stands in a block nobody sees may be NaN: a block that is loaded would spread it (0 · NaN)."""
-    size_BT = rows_of([[0] * 255], [[0] * 255], length=512)  # two trees of 256 places in one row
-    assert size_BT.shape == (1, 512)
-    x = np.ones((1, 512, 1, 64), np.float32)
+    size_BT = rows_of([[0] * 511], [[0] * 511], length=1024)  # two trees of 512 places in one row
+    assert size_BT.shape == (1, 1024)
+    x = np.ones((1, 1024, 1, 64), np.float32)
     poisoned = x.copy()
-    poisoned[:, :256] = np.nan
-    out = xla.blockwise(jnp.asarray(x), jnp.asarray(poisoned), jnp.asarray(poisoned), jnp.asarray(size_BT))
-    assert np.isnan(out[:, :256]).all() and not np.isnan(out[:, 256:]).any()
+    poisoned[:, :512] = np.nan
+    out = attention(jnp.asarray(x), jnp.asarray(poisoned), jnp.asarray(poisoned), jnp.asarray(size_BT))
+    assert np.isnan(out[:, :512]).all() and not np.isnan(out[:, 512:]).any()
+
+
+@pytest.mark.parametrize("name", ["xla, blocks", "pallas_tpu"])
+def test_blocks_passed_over_are_not_even_read(name):
+    check_that_blocks_passed_over_are_not_read(PLAIN[name])
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy, under the interpreter, tells of every NaN
+def test_triton_does_not_read_blocks_passed_over(triton_attention):
+    check_that_blocks_passed_over_are_not_read(triton_attention)
 
 
 @pytest.mark.parametrize("length", [300, 700])  # dense, by blocks
