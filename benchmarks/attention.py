@@ -20,19 +20,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from documents import filter_pairs, long_documents, real_documents, shared_data
+from documents import filter_groups, long_documents, real_documents, shared_data
 from jax import Array
-from measure import arguments, best_of, compilations, matmul_peak, print_json, print_table
+from measure import BLOCK, arguments, best_of, compilations, matmul_peak, print_json, print_table, visited
 from torch.nn.functional import scaled_dot_product_attention
 
 from rationalyst_jax.lm.attention import IMPLEMENTATIONS, tree_attention
-from rationalyst_jax.lm.attention.blocks import visible_blocks
 from rationalyst_jax.lm.prompt import load_prompts
 from rationalyst_jax.lm.tokenizer import load_tokenizer
 from rationalyst_jax.lm.tree import TokenTree, build_tree, chain, pack
 from rationalyst_jax.mine.triples import Triple
 
-BLOCK = 128  # places of a block, where visited blocks are counted
 REAL_ROW, LONG_ROW = 2048, 1024  # rows of real documents have this length, those of long ones a multiple
 RATIONALES = (2, 8, 32)
 # How far a result may be from the first one, in parts of its norm: rounding, but no wrong mask.
@@ -78,13 +76,6 @@ class Input:
     @property
     def filled(self) -> float:
         return self.nodes / self.size_BT.size
-
-    @property
-    def visited(self) -> float:
-        """Blocks in which something is seen, out of those that a causal mask leaves."""
-        B, T = self.size_BT.shape
-        Q = T // BLOCK
-        return int(visible_blocks(jnp.asarray(self.size_BT), BLOCK, BLOCK).sum()) / (B * Q * (Q + 1) / 2)
 
 
 class Tensors(NamedTuple):
@@ -139,7 +130,7 @@ def inputs(shared: Path, sizes: Sizes) -> list[Input]:
     tokenizer, prompts = load_tokenizer(shared / "llama3_tokenizer"), load_prompts("llama3")
 
     def trees(documents: list[list[Triple]]) -> list[TokenTree]:
-        groups = filter_pairs(documents, tokenizer, prompts)
+        groups = filter_groups(documents, tokenizer, prompts)
         return [build_tree([pair.context + pair.continuation for pair in group])[0] for group in groups]
 
     made = [packed("real documents", trees(real_documents(shared)), REAL_ROW)]
@@ -357,7 +348,7 @@ def report(measured: Sequence[Measured], given: Sequence[Input], sizes: Sizes, p
     lines: list[list[str] | None] = []
     for one in given:
         B, T = one.size_BT.shape
-        about = [one.name, f"{B} x {T}", f"{one.filled:.0%}", f"{one.visited:.0%}"]
+        about = [one.name, f"{B} x {T}", f"{one.filled:.0%}", f"{visited(one.size_BT):.0%}"]
         for row in measured:
             if row.input == one.name:
                 lines.append(about + cells(row))

@@ -13,10 +13,10 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from rationalyst_jax.lm.likelihood import Pair
-from rationalyst_jax.lm.prompt import PromptSet, render
+from rationalyst_jax.lm.prompt import PromptSet
 from rationalyst_jax.mine.documents import Document, read_annotations, read_documents
+from rationalyst_jax.mine.likelihood_filter import filter_pairs
 from rationalyst_jax.mine.parse import Parsed, Rationale
-from rationalyst_jax.mine.sharing import USES
 from rationalyst_jax.mine.triples import Triple, cut_triples, extract
 
 _SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -60,24 +60,12 @@ def long_documents(shared: Path, rationales: int, documents: int, characters: in
     return [_annotate(kept[i * len(kept) // documents], rationales) for i in range(documents)]
 
 
-def filter_pairs(
+def filter_groups(
     documents: Iterable[Sequence[Triple]], tokenizer: PreTrainedTokenizerBase, prompts: PromptSet
 ) -> list[list[Pair]]:
-    """Each document's sequences as the filter scores them: of every triple without and with rationale."""
+    """Each document's sequences as the filter scores them, two of every triple."""
     return [
-        [
-            Pair(
-                *render(
-                    tokenizer,
-                    prompts[name],
-                    {"preceding": triple.preceding, "rationale": triple.rationale},
-                    target=getattr(triple, target),
-                    close=close,
-                )
-            )
-            for triple in document
-            for name, target, close in USES["filter"]
-        ]
+        [pair for triple in document for pair in filter_pairs(triple, tokenizer, prompts)]
         for document in documents
     ]
 

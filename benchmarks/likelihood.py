@@ -19,15 +19,22 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import torch
-from documents import filter_pairs, long_documents, real_documents, shared_data
+from documents import filter_groups, long_documents, real_documents, shared_data
 from flax import nnx
-from measure import arguments, best_of, compilations, matmul_peak, peak_memory, print_json, print_table
+from measure import (
+    arguments,
+    best_of,
+    compilations,
+    matmul_peak,
+    peak_memory,
+    print_json,
+    print_table,
+    visited,
+)
 from transformers import AutoModelForCausalLM
 
-from rationalyst_jax.lm.attention.blocks import visible_blocks
 from rationalyst_jax.lm.config import LlamaConfig
 from rationalyst_jax.lm.hf import save_llama
 from rationalyst_jax.lm.likelihood import Pair, Work, score_sums
@@ -44,7 +51,6 @@ MODELS = {
     "Llama-3.2-1B": LlamaConfig.llama3_2_1b(),
     "Llama-3-8B": LlamaConfig.llama3_8b(),
 }
-BLOCK = 128  # places of a block, where visited blocks are counted
 BATCHES = (4, 8, 16)  # sizes that the peer may choose from
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.5}  # nats, in a decayed sum of some ten log-probabilities
 decayed = partial(reduction_weights, reduction="decayed_sum")
@@ -87,7 +93,7 @@ def inputs(sizes: Sizes) -> dict[str, Groups]:
     """Real documents, and long ones with few and many rationales, as the filter renders them."""
     shared = shared_data()
     render = partial(
-        filter_pairs, tokenizer=load_tokenizer(shared / "llama3_tokenizer"), prompts=load_prompts("llama3")
+        filter_groups, tokenizer=load_tokenizer(shared / "llama3_tokenizer"), prompts=load_prompts("llama3")
     )
     found = {"real": render(real_documents(shared))}
     for rationales in (2, 8, 32):
@@ -156,16 +162,12 @@ def same_model_in_torch(model: Llama) -> Any:
 # ---- Measuring ----
 
 
-def visited(groups: Groups, row_length: int) -> float:
-    """Blocks in which something is seen, out of those that a causal mask leaves."""
-    trees = [
-        tree
-        for group in groups
-        for tree, _ in build_trees([p.context + p.continuation for p in group], row_length)
-    ]
-    size_BT = jnp.asarray(pack(trees, row_length).subtree_size_RT)
-    Q = row_length // BLOCK
-    return int(visible_blocks(size_BT, BLOCK, BLOCK).sum()) / (len(size_BT) * Q * (Q + 1) / 2)
+def packed_sizes(groups: Groups, row_length: int) -> np.ndarray:
+    """Subtree sizes of the rows that the filter makes of all groups."""
+    sequences = ([pair.context + pair.continuation for pair in group] for group in groups)
+    return pack(
+        [tree for s in sequences for tree, _ in build_trees(s, row_length)], row_length
+    ).subtree_size_RT
 
 
 def ours(model: Llama, groups: Groups, sizes: Sizes) -> tuple[Run, np.ndarray]:
@@ -174,7 +176,7 @@ def ours(model: Llama, groups: Groups, sizes: Sizes) -> tuple[Run, np.ndarray]:
         start = time.perf_counter()
         sums, work = in_jax(model, groups, sizes)
         seconds = time.perf_counter() - start
-    seen = visited(groups, sizes.row_length)
+    seen = visited(packed_sizes(groups, sizes.row_length))
     return Run(seconds, work.nodes, work.filled, peak_memory(), seen, len(compiled)), sums
 
 

@@ -11,12 +11,16 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import monitoring
 from jax.typing import DTypeLike
 from rich.console import Console
 from rich.table import Table
 
+from rationalyst_jax.lm.attention.blocks import visible_blocks
+
 Result = TypeVar("Result")
+BLOCK = 128  # places of a block, where visited blocks are counted
 
 # What JAX (0.10 to 0.12 at least) tells its listeners once for each program that XLA compiles, or that comes
 # out of the persistent compilation cache where one is set up.
@@ -69,6 +73,13 @@ def compilations() -> Iterator[list[float]]:
         yield found
     finally:
         monitoring.unregister_event_duration_listener(listen)
+
+
+def visited(size_BT: np.ndarray) -> float:
+    """Blocks in which something is seen, out of those that a causal mask leaves."""
+    B, T = size_BT.shape
+    Q = T // BLOCK
+    return int(visible_blocks(jnp.asarray(size_BT), BLOCK, BLOCK).sum()) / (B * Q * (Q + 1) / 2)
 
 
 def print_table(

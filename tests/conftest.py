@@ -25,7 +25,7 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 def shared() -> Path:
     """The folder of real rows, tokenizer and weights beside the project; skips where it is absent."""
     if not SHARED.is_dir():
-        pytest.skip("needs ../shared/data beside the project")
+        pytest.skip("real rows are not ours to ship: they are looked for in ../shared/data")
     return SHARED
 
 

@@ -17,11 +17,12 @@ from rationalyst_jax.lm import likelihood
 from rationalyst_jax.lm.config import LlamaConfig
 from rationalyst_jax.lm.likelihood import Pair, score, score_rows, score_sums
 from rationalyst_jax.lm.llama import Llama, tree_attend
-from rationalyst_jax.lm.prompt import load_prompts, render
+from rationalyst_jax.lm.prompt import load_prompts
 from rationalyst_jax.lm.reduction import reduce_logprobs, reduction_weights
 from rationalyst_jax.lm.sharding import make_mesh, shard_weights
 from rationalyst_jax.lm.tokenizer import load_tokenizer
 from rationalyst_jax.mine.documents import read_annotations
+from rationalyst_jax.mine.likelihood_filter import filter_pairs
 from rationalyst_jax.mine.triples import extract
 
 TINY = LlamaConfig(
@@ -79,10 +80,7 @@ def real_groups(shared, documents: int) -> list[list[Pair]]:
     annotations = read_annotations(shared / "rationalyst" / "extractor_output.jsonl")
     by_document: dict[str, list[Pair]] = {}
     for triple in extract(annotations[:documents]).triples:
-        fields = {"preceding": triple.preceding, "rationale": triple.rationale}
-        for name in ("follow", "follow_guided"):
-            pair = Pair(*render(tokenizer, prompts[name], fields, target=triple.following, close=False))
-            by_document.setdefault(triple.document_id, []).append(pair)
+        by_document.setdefault(triple.document_id, []).extend(filter_pairs(triple, tokenizer, prompts))
     return list(by_document.values())
 
 

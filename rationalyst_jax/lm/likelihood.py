@@ -10,7 +10,7 @@ Natural logarithms throughout: every log-probability is in nats, float32.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -92,7 +92,7 @@ def score(
     results = jax.device_get(_dispatch(model, packed, None, suppress, None))
     found: dict[tuple[int, int], np.ndarray] = {}
     for [strip], [logprob_P] in zip(packed.batches, results, strict=True):
-        node = strip.nodes()
+        node = strip.nodes
         for pair, places in zip(strip.pairs, strip.places, strict=True):
             found[pair] = logprob_P[np.searchsorted(node, places)]
     return [[found[g, i] for i in range(len(group))] for g, group in enumerate(groups)]
@@ -181,6 +181,7 @@ class _Strip:
     pairs: list[tuple[int, int]]
     places: list[np.ndarray]
 
+    @cached_property
     def nodes(self) -> np.ndarray:
         """The places that are asked for, each once however many pairs ask; one slot for each."""
         return np.unique(np.concatenate([np.zeros(0, np.int64), *self.places]))
@@ -251,7 +252,7 @@ def _batch(rows: Rows, strips: list[_Strip], weights: Weights | None) -> Any:
     token_GP, distance_GP = token_BT.reshape(G, P), rows.parent_distance_RT[every].reshape(G, P)
     place_GP, target_GP = np.zeros((G, P), np.int32), np.full((G, P), -1, np.int32)
     for g, strip in enumerate(strips):
-        node = strip.nodes()
+        node = strip.nodes
         place_GP[g, : len(node)] = node - distance_GP[g, node]
         target_GP[g, : len(node)] = token_GP[g, node]
     terms = None if weights is None else _terms(strips, weights, P)
@@ -267,7 +268,7 @@ def _terms(strips: list[_Strip], weights: Weights, P: int) -> Any:
     segment_GE = np.full((len(strips), E), E, np.int32)  # there is no such sum: the rest is left out
     weight_GE = np.zeros((len(strips), E), np.float32)
     for g, strip in enumerate(strips):
-        node, start = strip.nodes(), 0
+        node, start = strip.nodes, 0
         for segment, places in enumerate(strip.places):
             here = slice(start, start + len(places))
             slot_GE[g, here], segment_GE[g, here] = np.searchsorted(node, places), segment

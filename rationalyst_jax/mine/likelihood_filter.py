@@ -132,7 +132,7 @@ def _begin(
 ) -> _Block:
     """Sends a block of documents to the device, the triples of each in one group."""
     longest = min(config.row_length, model.config.max_position_embeddings)
-    pairs = [[_pairs(triple, tokenizer, prompts) for triple in document] for document in documents]
+    pairs = [[filter_pairs(triple, tokenizer, prompts) for triple in document] for document in documents]
     fits = [[max(map(len, both)) <= longest for both in of_document] for of_document in pairs]
     groups = [
         [pair for both, fit in zip(*of_document, strict=True) if fit for pair in both]
@@ -189,7 +189,7 @@ def decide(scored: Iterable[ScoredTriple], config: FilterConfig) -> list[Filtere
     ]
 
 
-def _pairs(triple: Triple, tokenizer: PreTrainedTokenizerBase, prompts: PromptSet) -> tuple[Pair, Pair]:
+def filter_pairs(triple: Triple, tokenizer: PreTrainedTokenizerBase, prompts: PromptSet) -> tuple[Pair, Pair]:
     """The following text without and with the rationale."""
     without = {"preceding": triple.preceding}
     guided = {"preceding": triple.preceding, "rationale": triple.rationale}
