@@ -7,7 +7,7 @@ of their own and all layers stacked. Both rotate halves (not interleaved pairs),
 import json
 import math
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from rationalyst_jax.files.settings import digest
 from rationalyst_jax.lm.config import LlamaConfig
+from rationalyst_jax.lm.distributed import barrier, is_main
 from rationalyst_jax.lm.llama import Llama
+from rationalyst_jax.lm.sharding import shard_weights
+from rationalyst_jax.lm.streaming import Layout, load_parameter, stored_rows
+from rationalyst_jax.lm.tensor_files import (
+    DTYPES,
+    INDEX,
+    SINGLE,
+    StoredTensor,
+    naming,
+    read_object,
+    same_values,
+    stored_tensors,
+    writing,
+)
 
 # Hugging Face key -> our parameter, and how many of its leading axes (layer axis aside) are inputs of the
 # projection. 0 means both store the same array. `{layer}` stands for the layer index.
@@ -50,14 +63,12 @@ TOKENIZER_FILES = (
     "generation_config.json",
 )
 _EMBED, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
-_DTYPES = {"F32": jnp.float32, "BF16": jnp.bfloat16, "F16": jnp.float16}
-_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 def load_config(path: str | Path) -> LlamaConfig:
     """The config.json of checkpoint folder `path`; raises FileNotFoundError or ValueError naming the file."""
     file = Path(path) / "config.json"
-    raw = _read_json(file)
+    raw = read_object(file)
     try:
         return LlamaConfig.from_hf(raw)
     except ValueError as error:
@@ -67,37 +78,57 @@ def load_config(path: str | Path) -> LlamaConfig:
 def check_llama(path: str | Path) -> None:
     """Raises what `load_llama` would raise for a checkpoint that is not whole; reads no weights."""
     path = Path(path)
-    _, state = nnx.split(nnx.eval_shape(lambda: Llama(load_config(path), rngs=nnx.Rngs(0))))
-    with ExitStack() as stack:
-        _check_keys(path, dict(nnx.to_flat_state(state)), _tensors(load_config(path)), _open(path, stack))
+    config = load_config(path)
+    _check_keys(path, config, _abstract(config)[1], stored_tensors(path))
 
 
-def load_llama(path: str | Path, dtype: Callable[[np.dtype], DTypeLike] = lambda stored: stored) -> Llama:
+def stored_dtype(path: str | Path) -> np.dtype:
+    """The dtype of the weights in the Hugging Face folder `path`; of several, the one that holds them all.
+
+    Reads headers only. Raises FileNotFoundError for a missing file and ValueError for a damaged one, or for
+    one with another dtype than float32, bfloat16 and float16.
+    """
+    stored = stored_tensors(Path(path)).values()
+    others = sorted({tensor.dtype for tensor in stored} - DTYPES.keys())
+    if others or not stored:
+        found = f"weights in {', '.join(others)}" if others else "no weights"
+        raise ValueError(f"{path}: {found}, wanted {', '.join(DTYPES)}")
+    return jnp.result_type(*{DTYPES[tensor.dtype] for tensor in stored})
+
+
+def load_llama(
+    path: str | Path,
+    dtype: Callable[[np.dtype], DTypeLike] = lambda stored: stored,
+    mesh: Mesh | None = None,
+) -> Llama:
     """The Llama in the Hugging Face folder `path`; `dtype` turns the dtype of a stored parameter into ours.
 
-    Reads `config.json` and `model.safetensors` or its shards, one tensor at a time: beside the model itself
-    at most one stacked parameter is in memory. Raises FileNotFoundError for a missing file and ValueError for
-    a damaged one, or listing every missing, extra and misshaped key.
+    With a mesh, every parameter goes straight to where `lm/sharding.py` wants it: each process (all must
+    call this) reads the part of `model.safetensors` or its shards that its devices keep. Without one it goes
+    to the default device. Beside the model the host holds less than 1 GiB, whatever the size of the model.
+
+    Raises FileNotFoundError for a missing file and ValueError for a damaged one, for a mesh that does not
+    divide the model, or listing every missing, extra and misshaped key.
     """
     path = Path(path)
     config = load_config(path)
-    graph, state = nnx.split(nnx.eval_shape(lambda: Llama(config, rngs=nnx.Rngs(0))))
-    parameters = dict(nnx.to_flat_state(state))
-    tensors = _tensors(config)
-    with ExitStack() as stack:
-        stored = _open(path, stack)
-        if config.tie_embeddings and _HEAD in stored:
-            _check_tied_head(path, stored)
-        _check_keys(path, parameters, tensors, stored)
-        for name, parameter in parameters.items():
-            parts = [tensor for tensor in tensors if tensor.parameter == name]
-            dtypes = [_DTYPES[stored[part.key].get_slice(part.key).get_dtype()] for part in parts]
-            values = np.empty(parameter.shape, dtype(jnp.result_type(*dtypes)))
-            for part in parts:
-                array = stored[part.key].get_tensor(part.key)
-                target = values if part.layer is None else values[part.layer]
-                target[...] = array if part.inputs == 0 else array.T.reshape(target.shape)
-            parameters[name] = parameter.replace(jnp.asarray(values))
+    graph, parameters = _abstract(config)
+    shardings: dict[Any, Any] = {}
+    if mesh is not None:
+        shardings = dict(nnx.to_flat_state(shard_weights(nnx.from_flat_state(parameters), mesh)))
+    stored = stored_tensors(path)
+    if config.tie_embeddings and _HEAD in stored:
+        _check_tied_head(path, stored)
+    _check_keys(path, config, parameters, stored)
+    for name, parameter in parameters.items():
+        tensors = [tensor for tensor in _tensors(config) if tensor.parameter == name]
+        parts = [stored[tensor.key] for tensor in tensors]
+        ours = dtype(jnp.result_type(*{DTYPES[part.dtype] for part in parts}))
+        sharding = None if mesh is None else shardings[name].get_value()
+        wanted = jax.ShapeDtypeStruct(parameter.shape, jnp.dtype(ours), sharding=sharding)
+        parameters[name] = parameter.replace(
+            load_parameter(wanted, tensors[0].layout, [part.read for part in parts])
+        )
     return nnx.merge(graph, nnx.from_flat_state(parameters))
 
 
@@ -123,34 +154,53 @@ def fingerprint(path: str | Path) -> str:
     return digest(parts)
 
 
-def save_llama(model: Llama, path: str | Path, max_shard_bytes: int = 5 * 10**9) -> None:
-    """Writes `model` into the folder `path` as Hugging Face's config.json and safetensors, dtypes kept.
+def save_llama(
+    model: Llama, path: str | Path, max_shard_bytes: int = 10**9, dtype: DTypeLike | None = None
+) -> None:
+    """Writes `model` into the folder `path` as Hugging Face's config.json and safetensors.
 
-    Weights beyond `max_shard_bytes` are split into shards with an index. Everything is written under
-    temporary names first, so that a save cut off while writing leaves an earlier checkpoint in `path` whole.
+    Weights are written in `dtype` (None: as they are) and, beyond `max_shard_bytes`, split into shards with
+    an index. They may be divided over a mesh, also over one of several processes: all of these must call
+    this, process 0 writes, and the others wait for it. The host holds a few chunks of the weights, never a
+    whole file. Everything is written under temporary names first: a save that is cut off, or meets a full
+    disk (an OSError naming the file), leaves an earlier checkpoint in `path` whole and nothing half-written.
+
+    Raises ValueError for a dtype, or naming parameters (adapters, say), that the format has no place for.
     """
     path = Path(path)
-    path.mkdir(parents=True, exist_ok=True)
-    parameters = dict(nnx.to_flat_state(nnx.state(model)))
-    shards = _plan_shards(model.config, parameters, max_shard_bytes)
+    arrays = {name: parameter.get_value() for name, parameter in nnx.to_flat_state(nnx.state(model))}
+    tensors = _tensors(model.config)
+    unknown = arrays.keys() - {tensor.parameter for tensor in tensors}
+    if unknown:
+        names = ", ".join(sorted(".".join(map(str, name)) for name in unknown))
+        raise ValueError(f"{path}: a Llama of Hugging Face has no place for {names}")
+    dtypes = {name: jnp.dtype(array.dtype if dtype is None else dtype) for name, array in arrays.items()}
+    if others := {str(found) for found in dtypes.values() if found not in DTYPES.values()}:
+        raise ValueError(f"{path}: weights in {', '.join(sorted(others))}, wanted {', '.join(DTYPES)}")
+    shapes = {t.key: t.layout.stored_shape(arrays[t.parameter].shape) for t in tensors}
+    sizes = {t.key: math.prod(shapes[t.key]) * dtypes[t.parameter].itemsize for t in tensors}
+    shards = _plan_shards(tensors, sizes, max_shard_bytes)
     count = len(shards)
-    names = [f"model-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)] if count > 1 else [_SINGLE]
-    for name, tensors in zip(names, shards, strict=True):
-        arrays = {tensor.key: tensor.to_hf(parameters[tensor.parameter]) for tensor in tensors}
-        save_file(arrays, _partial(path / name), metadata={"format": "pt"})
-    if count > 1:
-        weight_map = {t.key: name for name, tensors in zip(names, shards, strict=True) for t in tensors}
-        total = sum(parameter[...].nbytes for parameter in parameters.values())
-        _write_json(path / _INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
-        names.append(_INDEX)
-    dtype = {"torch_dtype": str(model.embed_VD[...].dtype)}
-    _write_json(path / "config.json", model.config.to_hf() | dtype)
-    # Readers prefer a single file to an index: one left from an earlier save would win over these shards.
-    for old in path.glob("model*.safetensors*"):
-        if old.name not in names:
-            old.unlink()
-    for name in (*names, "config.json"):
-        _partial(path / name).rename(path / name)
+    names = [f"model-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)] if count > 1 else [SINGLE]
+    if is_main():
+        path.mkdir(parents=True, exist_ok=True)
+    try:
+        for name, shard in zip(names, shards, strict=True):
+            _write_shard(path / name, shard, arrays, dtypes)
+        if is_main():
+            if count > 1:
+                weight_map = {t.key: name for name, shard in zip(names, shards, strict=True) for t in shard}
+                index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
+                _write_json(path / INDEX, index)
+                names.append(INDEX)
+            torch_dtype = str(dtypes["embed_VD",])
+            _write_json(path / "config.json", model.config.to_hf() | {"torch_dtype": torch_dtype})
+            _replace(path, [*names, "config.json"])
+    finally:
+        if is_main():
+            for name in (*names, INDEX, "config.json"):
+                _partial(path / name).unlink(missing_ok=True)
+    barrier(f"save_llama {path}")
 
 
 @dataclass(frozen=True)
@@ -160,104 +210,87 @@ class _Tensor:
     key: str
     parameter: tuple[str, ...]
     layer: int | None
-    inputs: int
-
-    def shape(self, parameter: nnx.Variable) -> tuple[int, ...]:
-        """The Hugging Face shape: `[out, in]`, or ours where `inputs` is 0."""
-        ours = parameter.shape if self.layer is None else parameter.shape[1:]
-        return (math.prod(ours[self.inputs :]), math.prod(ours[: self.inputs])) if self.inputs else ours
-
-    def to_hf(self, parameter: nnx.Variable) -> np.ndarray:
-        values = parameter[...]
-        if self.layer is not None:  # with a dynamic index: a static one compiles anew for every layer
-            values = jax.lax.dynamic_index_in_dim(values, self.layer, keepdims=False)
-        values = np.asarray(values)
-        if self.inputs:
-            values = values.reshape(self.shape(parameter)[::-1]).T
-        return np.ascontiguousarray(values)  # safetensors writes the buffer, whatever its strides
+    layout: Layout
 
 
 def _tensors(config: LlamaConfig) -> list[_Tensor]:
     """Every tensor of a checkpoint, in file order."""
     tensors = []
     for pattern, (name, inputs) in _KEYS.items():
-        layers = range(config.num_layers) if name[0] == "layers" else [None]
+        stacked = name[0] == "layers"
         if not (pattern == _HEAD and config.tie_embeddings):
-            tensors += [_Tensor(pattern.format(layer=layer), name, layer, inputs) for layer in layers]
+            tensors += [
+                _Tensor(pattern.format(layer=layer), name, layer, Layout(stacked, inputs))
+                for layer in (range(config.num_layers) if stacked else [None])
+            ]
     return tensors
 
 
-def _plan_shards(config: LlamaConfig, parameters: dict[Any, nnx.Variable], limit: int) -> list[list[_Tensor]]:
-    """The tensors of `config` cut into runs of at most `limit` bytes (or of one larger tensor)."""
+def _abstract(config: LlamaConfig) -> tuple[Any, dict[Any, nnx.Variable]]:
+    """The structure of the model, and the shapes of its parameters by name."""
+    graph, state = nnx.split(nnx.eval_shape(lambda: Llama(config, rngs=nnx.Rngs(0))))
+    return graph, dict(nnx.to_flat_state(state))
+
+
+def _plan_shards(tensors: list[_Tensor], sizes: dict[str, int], limit: int) -> list[list[_Tensor]]:
+    """The tensors cut into runs of at most `limit` bytes (or of one larger tensor)."""
     shards, used = [[]], 0
-    for tensor in _tensors(config):
-        parameter = parameters[tensor.parameter]
-        size = math.prod(tensor.shape(parameter)) * parameter[...].dtype.itemsize
-        if shards[-1] and used + size > limit:
+    for tensor in tensors:
+        if shards[-1] and used + sizes[tensor.key] > limit:
             shards.append([])
             used = 0
         shards[-1].append(tensor)
-        used += size
+        used += sizes[tensor.key]
     return shards
 
 
-def _open(path: Path, stack: ExitStack) -> dict[str, Any]:
-    """Every stored key -> the open file that holds it."""
-    files = [path / _SINGLE]
-    if not files[0].exists():
-        if not (path / _INDEX).exists():
-            raise FileNotFoundError(f"{path}: no {_SINGLE} and no {_INDEX}")
-        try:
-            files = [path / name for name in sorted(set(_read_json(path / _INDEX)["weight_map"].values()))]
-        except (KeyError, AttributeError, TypeError) as error:
-            raise ValueError(f"{path / _INDEX}: no weight_map of key to file") from error
-    stored = {}
-    for file in files:
-        if not file.exists():
-            raise FileNotFoundError(f"{file}: no such file")
-        try:
-            opened = stack.enter_context(safe_open(file, framework="numpy"))
-        except SafetensorError as error:
-            raise ValueError(f"{file}: damaged safetensors file: {error}") from error
-        stored |= dict.fromkeys(opened.keys(), opened)
-    return stored
+def _write_shard(
+    file: Path, tensors: list[_Tensor], arrays: dict[Any, jax.Array], dtypes: dict[Any, np.dtype]
+) -> None:
+    """Writes a file of weights under its temporary name; other processes than the first give their parts."""
+    header = {t.key: (t.layout.stored_shape(arrays[t.parameter].shape), dtypes[t.parameter]) for t in tensors}
+    with writing(_partial(file), header) if is_main() else nullcontext(lambda *_: None) as write:
+        for t in tensors:
+            for first, rows in stored_rows(arrays[t.parameter], t.layout, t.layer, dtypes[t.parameter]):
+                write(t.key, first, rows)
+
+
+def _replace(path: Path, names: list[str]) -> None:
+    """Makes the files written under temporary names those of the checkpoint."""
+    # Readers prefer a single file to an index: one left from an earlier save would win over these shards.
+    for old in path.glob("model*.safetensors*"):
+        if old.name not in names:
+            old.unlink()
+    for name in names:
+        _partial(path / name).rename(path / name)
 
 
 def _check_keys(
-    path: Path, parameters: dict[Any, nnx.Variable], tensors: list[_Tensor], stored: dict[str, Any]
+    path: Path,
+    config: LlamaConfig,
+    parameters: dict[Any, nnx.Variable],
+    stored: dict[str, StoredTensor],
 ) -> None:
-    """Raises one ValueError for everything in which the stored keys differ from the wanted `tensors`."""
-    expected = {tensor.key: tensor.shape(parameters[tensor.parameter]) for tensor in tensors}
+    """Raises one ValueError for everything in which the stored tensors differ from those of `config`."""
+    expected = {t.key: t.layout.stored_shape(parameters[t.parameter].shape) for t in _tensors(config)}
     problems = [f"missing {key}" for key in expected if key not in stored]
     problems += [f"extra {key}" for key in sorted(stored) if key not in expected]
     for key, shape in expected.items():
         if key in stored:
-            found = stored[key].get_slice(key)
-            if tuple(found.get_shape()) != shape:
-                problems.append(f"{key} has shape {tuple(found.get_shape())}, not {shape}")
-            if found.get_dtype() not in _DTYPES:
-                problems.append(f"{key} is {found.get_dtype()}, not one of {', '.join(_DTYPES)}")
+            found = stored[key]
+            if found.shape != shape:
+                problems.append(f"{key} has shape {found.shape}, not {shape}")
+            if found.dtype not in DTYPES:
+                problems.append(f"{key} is {found.dtype}, not one of {', '.join(DTYPES)}")
     if problems:
         raise ValueError(f"{path}: the checkpoint does not fit its config.json: {'; '.join(problems)}")
 
 
-def _check_tied_head(path: Path, stored: dict[str, Any]) -> None:
+def _check_tied_head(path: Path, stored: dict[str, StoredTensor]) -> None:
     """A tied checkpoint may repeat the embedding as its head; drops that copy from `stored`."""
-    head = stored.pop(_HEAD).get_tensor(_HEAD)
-    if _EMBED in stored and not np.array_equal(head, stored[_EMBED].get_tensor(_EMBED)):
+    head, embed = stored.pop(_HEAD), stored.get(_EMBED)
+    if embed is not None and not same_values(head, embed):
         raise ValueError(f"{path}: config.json ties the embeddings but {_HEAD} differs from {_EMBED}")
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    if not file.exists():
-        raise FileNotFoundError(f"{file}: no such file")
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file}: not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{file}: not a JSON object")
-    return value
 
 
 def _partial(file: Path) -> Path:
@@ -265,4 +298,5 @@ def _partial(file: Path) -> Path:
 
 
 def _write_json(file: Path, value: dict[str, Any]) -> None:
-    _partial(file).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    with naming(file):
+        _partial(file).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

@@ -6,10 +6,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from transformers import PreTrainedTokenizerBase
 
-from rationalyst_jax.lm.hf import fingerprint, load_config, load_llama
+from rationalyst_jax.lm.config import LlamaConfig
+from rationalyst_jax.lm.hf import fingerprint, load_config, load_llama, stored_dtype
 from rationalyst_jax.lm.llama import Llama
 from rationalyst_jax.lm.tokenizer import load_tokenizer
 from rationalyst_jax.world.checkpoint import checkpoint_path
@@ -22,15 +25,20 @@ class Checkpoint:
     path: Path
     fingerprint: str
     tokenizer: PreTrainedTokenizerBase
+    config: LlamaConfig
 
-    def load(self) -> Llama:
-        """The model, in the dtype it is stored in."""
-        return load_llama(self.path)
+    def stored_dtype(self) -> np.dtype:
+        """The dtype that the weights are stored in; of several, the one that holds them all."""
+        return stored_dtype(self.path)
 
-    def load_for_inference(self) -> Llama:
-        """The model, in the dtype in which the default device computes with it."""
-        device = jax.devices()[0]
-        return load_llama(self.path, lambda stored: computable(stored, device))
+    def load(self, dtype: DTypeLike | None = None, mesh: Mesh | None = None) -> Llama:
+        """The model, divided over the mesh if there is one, in `dtype` or else the dtype it is stored in."""
+        return load_llama(self.path, lambda stored: stored if dtype is None else dtype, mesh)
+
+    def load_for_inference(self, mesh: Mesh | None = None) -> Llama:
+        """The model in the dtype in which the mesh, or else the default device, computes with it."""
+        device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+        return load_llama(self.path, lambda stored: computable(stored, device), mesh)
 
 
 def computable(dtype: DTypeLike, device: Any) -> DTypeLike:
@@ -56,4 +64,4 @@ def open_checkpoint(name_or_path: str) -> Checkpoint:
         raise ValueError(
             f"{path}: the tokenizer has {len(tokenizer)} tokens, the model only {config.vocab_size}"
         )
-    return Checkpoint(path, fingerprint(path), tokenizer)
+    return Checkpoint(path, fingerprint(path), tokenizer, config)
