@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from cli_files import random_llama
 from flax import nnx
+from test_train import fit_examples
 
-from rationalyst_jax.cli.main import mute_abandoned_reads
+from rationalyst_jax.cli.main import mute_background_errors
 from rationalyst_jax.lm.checkpoint import load_orbax, save_orbax
 from rationalyst_jax.lm.hf import load_llama, save_llama
 from rationalyst_jax.lm.likelihood import Pair, score
@@ -23,13 +24,12 @@ from rationalyst_jax.pipeline.checkpoint import computable, open_checkpoint
 from rationalyst_jax.train.checkpoints import load_trained
 from rationalyst_jax.train.config import TrainConfig
 from rationalyst_jax.train.examples import Example
-from rationalyst_jax.train.loop import fit
 from rationalyst_jax.world.checkpoint import checkpoint_path
 
 
 @pytest.fixture(scope="module", autouse=True)
 def mute() -> Iterator[None]:
-    mute_abandoned_reads()
+    mute_background_errors()
     yield
     gc.collect()
 
@@ -86,7 +86,8 @@ def test_every_parameter_that_does_not_fit_is_listed(tmp_path):
 def train_briefly(run_dir: Path) -> None:
     """Two steps and a checkpoint, or nothing where they are done."""
     config = TrainConfig(steps=2, batch_examples=2, row_length=8, microbatch_rows=1, validation_fraction=0.0)
-    fit(random_llama(20), [Example((1, 2, 3), (0, 1, 1), str(i)) for i in range(4)], config, run_dir)
+    examples = [Example((1, 2, 3), (0, 1, 1), str(i)) for i in range(4)]
+    fit_examples(random_llama(20), examples, config, run_dir)
 
 
 @pytest.fixture(scope="module")

@@ -265,7 +265,7 @@ def test_world_pretrain_passes_its_options_on(monkeypatch, capsys):
 
     asked = []
 
-    def no_pretraining(config, run_dir, progress):
+    def no_pretraining(config, run_dir, progress, note):
         asked.append(config)
         raise ValueError("nothing trained")
 
@@ -294,6 +294,53 @@ def test_train_leaves_checkpoints_metrics_a_curve_and_a_model(trained):
     for name in ("model.safetensors", "config.json", "tokenizer.json"):
         assert (trained / "hf" / name).is_file()
     assert (trained / "hf/model.safetensors").read_bytes() != Path("model/model.safetensors").read_bytes()
+
+
+TRAIN = "train --rationales filtered.parquet --model model --prompts world --train.validation_fraction 0"
+QUICK = "--train.batch_examples 2 --train.row_length 64 --train.microbatch_rows 1"
+
+
+def test_training_for_no_step_gives_the_checkpoint_back_bit_for_bit():
+    assert rationalyst("convert --source model --target orbax_bf16 --dtype bfloat16") == 0
+    assert rationalyst("convert --source orbax_bf16 --target bf16 --tokenizer model") == 0
+    command = TRAIN.replace("--model model", "--model bf16")
+    assert rationalyst(f"{command} {QUICK} --run_dir none --train.steps 0") == 0
+    for name in ("model.safetensors", "tokenizer.json"):
+        assert Path("none/hf", name).read_bytes() == Path("bf16", name).read_bytes(), name
+    assert json.loads(Path("none/hf/config.json").read_text()) == json.loads(
+        Path("bf16/config.json").read_text()
+    )
+
+
+def test_adapters_are_exported_and_merged_into_the_model_that_training_leaves(capsys):
+    lora = "--train.lora.rank 2 --train.lora.projections [q,down]"
+    assert rationalyst(f"{TRAIN} {QUICK} --run_dir adapted --train.steps 2 {lora}") == 0
+    assert {file.name for file in Path("adapted/adapters").iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
+    assert rationalyst("merge --model model --adapters adapted/adapters --out merged") == 0
+    for name in ("model.safetensors", "config.json", "tokenizer.json"):
+        assert Path("merged", name).read_bytes() == Path("adapted/hf", name).read_bytes(), name
+    assert Path("merged/model.safetensors").read_bytes() != Path("model/model.safetensors").read_bytes()
+    assert rationalyst("convert --source adapted --target nothing") == 1
+    assert "adapted/checkpoints: holds adapters alone" in capsys.readouterr().err
+
+
+def test_a_run_that_may_not_go_on_is_refused_and_another_config_listed(trained, capsys):
+    again = f"{TRAIN} {QUICK} --run_dir run --train.steps 2"
+    assert rationalyst(f"{again} --resume never") == 1
+    assert "run/checkpoints: holds checkpoints, and resume is never" in capsys.readouterr().err
+    assert rationalyst(f"{again} --train.peak_learning_rate 1 --train.lora.rank 4") == 1
+    error = capsys.readouterr().err
+    assert "train.peak_learning_rate 2e-05 -> 1.0" in error and "train.lora None -> {'rank': 4" in error
+    assert error.count("\n") == 1
+    assert rationalyst(f"{again} --train.microbatch_rows 2 --train.remat full --train.mesh.tensor 1") == 0
+
+
+def test_a_trace_of_some_steps_is_left_where_it_is_asked_for():
+    assert rationalyst(f"{TRAIN} {QUICK} --run_dir traced --train.steps 4 --profile 2") == 0
+    assert list(Path("traced/profile").glob("**/*.xplane.pb"))
 
 
 def test_convert_takes_the_model_out_of_a_training_run(trained, capsys):

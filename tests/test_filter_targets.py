@@ -13,7 +13,8 @@ from jax.typing import DTypeLike
 from rationalyst_jax.lm.config import LlamaConfig
 from rationalyst_jax.lm.likelihood import Batch, Terms, score_rows
 from rationalyst_jax.lm.llama import Llama
-from rationalyst_jax.lm.sharding import ROWS, make_mesh, shard_weights
+from rationalyst_jax.lm.settings import ROWS
+from rationalyst_jax.lm.sharding import make_mesh, shard_weights
 
 pytestmark = pytest.mark.aot
 

@@ -1,29 +1,35 @@
 """Fine-tuning on token trees: the same mathematics as separate sequences, and exact after an interruption."""
 
 import json
+import struct
+import sys
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from flax import nnx
+from jax.sharding import Mesh
+from tensorboardX.record_writer import masked_crc32c
 
 from rationalyst_jax.lm.config import LlamaConfig
 from rationalyst_jax.lm.hf import load_llama, save_llama
 from rationalyst_jax.lm.llama import Llama, tree_attend
-from rationalyst_jax.lm.prompt import load_prompts
+from rationalyst_jax.lm.sharding import make_mesh
 from rationalyst_jax.lm.tokenizer import load_tokenizer
-from rationalyst_jax.train.batches import Batches, ordered_steps, shuffled_steps
+from rationalyst_jax.train.batches import Batch, Batches, ordered_steps, shuffled_steps
 from rationalyst_jax.train.config import TrainConfig
-from rationalyst_jax.train.examples import Example, forest, split_by_group
+from rationalyst_jax.train.examples import Example
 from rationalyst_jax.train.export import export
-from rationalyst_jax.train.loop import fit
-from rationalyst_jax.train.rationales import read_rationales
-from rationalyst_jax.train.step import loss_and_gradient
+from rationalyst_jax.train.loop import FitResult, fit
+from rationalyst_jax.train.step import loss_and_gradient, take_apart
+from rationalyst_jax.train.store import TreeStore, open_store
 
 TINY = LlamaConfig(
     vocab_size=64, hidden_size=16, intermediate_size=24, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8
@@ -59,10 +65,31 @@ def random_examples(groups: int, seed: int = 0, whole_weights: bool = False) -> 
     return examples
 
 
-def one_batch(examples: list[Example], microbatch_rows: int):
+def one_device() -> Mesh:
+    return make_mesh(1, 1, 1, jax.devices()[:1])
+
+
+def store_of(examples: list[Example], config: TrainConfig, folder: Path) -> TreeStore:
+    key = {"examples": [[*e.tokens, *e.weights, e.group] for e in examples]}
+    return open_store(folder, key, lambda: examples, config.row_length, config.batch_examples)
+
+
+def fit_examples(
+    model: Llama, examples: list[Example], config: TrainConfig, run_dir: Path, **options
+) -> FitResult:
+    """On one device, where no mesh is given."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    store = store_of(examples, config, run_dir / "data")
+    return fit(model, store, config, run_dir, **{"mesh": one_device(), **options})
+
+
+def one_batch(examples: list[Example], microbatch_rows: int) -> Batch:
     config = TrainConfig(batch_examples=len(examples), row_length=64, microbatch_rows=microbatch_rows)
-    trees = forest(examples, config.row_length, config.batch_examples).trees
-    return Batches(trees, ordered_steps(trees, config.batch_examples), config)[0]
+    with TemporaryDirectory() as folder:
+        store = store_of(examples, config, Path(folder))
+        members = ordered_steps(store.examples, config.batch_examples)
+        batches = Batches(store, members, config, one_device())
+        return batches.place(batches[0])
 
 
 def padded(examples: list[Example]) -> tuple[np.ndarray, np.ndarray]:
@@ -89,9 +116,11 @@ def separate_loss(graph, weights, examples: list[Example]) -> jax.Array:
     return -jnp.sum(weight_BT[:, 1:] * logprob_BT) / weight_BT.sum()
 
 
-def tree_gradient(weights, batch, dtype: str = "float32"):
-    graph = nnx.graphdef(tiny_model())
-    return jax.jit(loss_and_gradient, static_argnums=(0, 3))(graph, weights, batch, dtype)
+def tree_gradient(weights, batch, dtype: Literal["float32", "bfloat16"] = "float32"):
+    graph, _, frozen = take_apart(tiny_model())
+    config, mesh = TrainConfig(dtype=dtype), one_device()
+    gradient = jax.jit(lambda w, batch: loss_and_gradient(graph, w, frozen, batch, config, mesh))
+    return gradient(weights, batch)
 
 
 def relative_difference(one, other) -> float:
@@ -106,81 +135,6 @@ def metrics_rows(run_dir: Path) -> list[dict]:
 
 def assert_same_weights(one: Llama, other: Llama) -> None:
     jax.tree.map(np.testing.assert_array_equal, nnx.state(one), nnx.state(other))
-
-
-# ---- Examples and trees ----
-
-
-def test_a_node_weighs_what_the_examples_that_target_it_weigh():
-    shared = [
-        Example((1, 5, 6, 7), (0, 0, 1, 1), "a"),
-        Example((1, 5, 6, 8), (0, 0, 0.5, 2), "a"),
-    ]
-    (tree,) = forest(shared, 8, 8).trees
-    assert tree.tree.token[tree.node].tolist() == [6, 7, 8]
-    assert tree.weight.tolist() == [1.5, 1, 2]
-    assert tree.examples == 2 and tree.sequence_tokens == 8 and len(tree.tree) == 5
-
-
-def test_too_long_examples_are_dropped_whole_and_counted():
-    examples = [Example((1,) * 9, (0,) * 8 + (1,), "a"), Example((1,) * 8, (0,) * 7 + (1,), "b")]
-    data = forest(examples, 8, 8)
-    assert data.dropped == 1
-    assert [tree.group for tree in data.trees] == ["b"]
-
-
-def test_a_group_too_large_for_one_tree_becomes_several_and_loses_nothing():
-    examples = [Example((1, 2, i, i, i), (0, 0, 1, 1, 1), "a") for i in range(3, 20)]
-    trees = forest(examples, 12, 2).trees
-    assert all(len(tree.tree) <= 12 and tree.examples <= 2 for tree in trees)
-    assert sum(tree.examples for tree in trees) == 17
-    assert sum(tree.weight.sum() for tree in trees) == 17 * 3
-
-
-@pytest.mark.parametrize(
-    ("example", "message"),
-    [
-        (Example((1, 2), (0,), "a"), "2 tokens but 1 weights"),
-        (Example((1, 2), (1, 0), "a"), "target of positive weight"),
-        (Example((1, 2, 3), (0, 1, -1), "a"), "none below 0"),
-    ],
-)
-def test_an_unusable_example_is_named(example, message):
-    with pytest.raises(ValueError, match=rf"example 0 of group 'a'.*{message}"):
-        forest([example], 8, 8)
-
-
-def test_validation_never_shares_a_document_with_training():
-    examples = random_examples(400)
-    training, validation = split_by_group(forest(examples, 64, 2).trees, 0.2, seed=3)
-    groups, held_out = {tree.group for tree in training}, {tree.group for tree in validation}
-    assert not groups & held_out
-    assert len(groups | held_out) == 400
-    assert 50 <= len(held_out) <= 110  # 80 expected, standard deviation 8
-    again = split_by_group(forest(examples[: len(examples) // 2], 64, 2).trees, 0.2, seed=3)[1]
-    assert {tree.group for tree in again} <= held_out
-
-
-# ---- Batches ----
-
-
-def test_each_epoch_visits_every_tree_once_and_steps_do_not_depend_on_the_end():
-    trees = forest(random_examples(50), 64, 8).trees
-    total = sum(tree.examples for tree in trees)
-    members = shuffled_steps(trees, 8, steps=2 * total // 8 + 1, seed=0)
-    seen = np.concatenate(members)
-    assert sorted(seen[:50].tolist()) == sorted(seen[50:100].tolist()) == list(range(50))
-    assert seen[:50].tolist() != seen[50:100].tolist()
-    for short, long in zip(shuffled_steps(trees, 8, steps=5, seed=0), members, strict=False):
-        assert short.tolist() == long.tolist()
-
-
-def test_a_batch_holds_exactly_the_targets_of_its_trees():
-    examples = random_examples(6)
-    batch = one_batch(examples, microbatch_rows=2)
-    assert batch.weight_ABP.sum() == pytest.approx(sum(sum(e.weights[1:]) for e in examples))
-    used = np.any(batch.weight_ABP, axis=(1, 2))
-    assert used[: int(batch.microbatches)].all() and not used[int(batch.microbatches) :].any()
 
 
 # ---- Loss and gradient ----
@@ -224,7 +178,7 @@ def test_training_follows_torch_adamw_on_separate_sequences(tmp_path):
     examples = random_examples(60, whole_weights=True)
     model = tiny_model()
     save_llama(model, tmp_path / "hf")
-    fit(model, examples, config, tmp_path / "run")
+    fit_examples(model, examples, config, tmp_path / "run")
     losses = [row["loss"] for row in metrics_rows(tmp_path / "run")]
 
     peer = LlamaForCausalLM.from_pretrained(tmp_path / "hf", attn_implementation="eager")
@@ -240,10 +194,10 @@ def test_training_follows_torch_adamw_on_separate_sequences(tmp_path):
     by_group: dict[str, list[Example]] = {}
     for example in examples:
         by_group.setdefault(example.group, []).append(example)
-    trees = forest(examples, 64, 8).trees
+    store = store_of(examples, config, tmp_path / "run/data")
     peer_losses = []
-    for chosen in shuffled_steps(trees, 8, 50, config.seed):
-        batch = [example for tree in chosen for example in by_group[trees[tree].group]]
+    for chosen in shuffled_steps(store.examples, 8, 50, config.seed):
+        batch = [example for tree in chosen for example in by_group[store.group[tree]]]
         token_BT, weight_BT = (torch.from_numpy(array) for array in padded(batch))
         logits_BTV = peer(token_BT.long()).logits[:, :-1]
         nll_BT = torch.nn.functional.cross_entropy(
@@ -269,7 +223,7 @@ class Interruption(Exception):
 
 def test_an_interrupted_run_ends_in_the_same_bits(tmp_path):
     examples = random_examples(60)
-    straight = fit(tiny_model(), examples, FAST, tmp_path / "straight")
+    straight = fit_examples(tiny_model(), examples, FAST, tmp_path / "straight")
     assert straight.validation_examples > 0 and "val_loss" in straight.metrics
 
     def interrupt_at(last: int):
@@ -281,9 +235,9 @@ def test_an_interrupted_run_ends_in_the_same_bits(tmp_path):
 
     for last in (3, 5):  # checkpoints are at 2, 4 and 6
         with pytest.raises(Interruption):
-            fit(tiny_model(), examples, FAST, tmp_path / "broken", progress=interrupt_at(last))
+            fit_examples(tiny_model(), examples, FAST, tmp_path / "broken", progress=interrupt_at(last))
     (tmp_path / "broken/checkpoints/6.orbax-checkpoint-tmp").mkdir()  # killed while saving
-    broken = fit(tiny_model(), examples, FAST, tmp_path / "broken")
+    broken = fit_examples(tiny_model(), examples, FAST, tmp_path / "broken")
 
     assert_same_weights(straight.model, broken.model)
     rows, broken_rows = metrics_rows(tmp_path / "straight"), metrics_rows(tmp_path / "broken")
@@ -291,34 +245,25 @@ def test_an_interrupted_run_ends_in_the_same_bits(tmp_path):
     for row in (*rows, *broken_rows):
         del row["tokens_per_second"]
     assert broken_rows == rows
-    finished = fit(tiny_model(), examples, FAST, tmp_path / "broken")  # nothing left to do
+    finished = fit_examples(tiny_model(), examples, FAST, tmp_path / "broken")  # nothing left to do
     assert finished.metrics == broken.metrics
 
 
-def test_the_given_model_is_left_alone_and_the_trained_one_keeps_its_dtype(tmp_path):
-    model = tiny_model(jnp.bfloat16)
-    before = jax.tree.map(np.asarray, nnx.state(model))
-    trained = fit(model, random_examples(20), FAST, tmp_path).model
-    jax.tree.map(np.testing.assert_array_equal, before, nnx.state(model))
-    for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(nnx.state(trained)), strict=True):
-        assert new.dtype == jnp.bfloat16 and not np.array_equal(old, new)
-
-
 def test_resuming_another_run_lists_the_differences(tmp_path):
-    fit(tiny_model(), random_examples(60), FAST, tmp_path, starts_from="a")
+    fit_examples(tiny_model(), random_examples(60), FAST, tmp_path, starts_from="a")
     other = replace(FAST, peak_learning_rate=1e-3)
     differences = (
         r"another run: peak_learning_rate 0\.01 -> 0\.001; starts_from 'a' -> 'b'; examples '\w+' -> '\w+'$"
     )
     with pytest.raises(ValueError, match=differences):
-        fit(tiny_model(), random_examples(61), other, tmp_path, starts_from="b")
+        fit_examples(tiny_model(), random_examples(61), other, tmp_path, starts_from="b")
 
 
-def test_rematerialisation_changes_nothing_but_what_is_kept(tmp_path):
-    model = tiny_model()
-    kept = fit(model, random_examples(20), FAST, tmp_path / "kept").model
-    again = fit(model, random_examples(20), replace(FAST, remat=True), tmp_path / "again").model
-    assert again.remat and not kept.remat and not model.remat
+@pytest.mark.parametrize("remat", ["dots", "full", "offload"])
+def test_rematerialisation_changes_nothing_but_what_is_kept(remat, tmp_path):
+    kept = fit_examples(tiny_model(), random_examples(20), FAST, tmp_path / "kept").model
+    config = replace(FAST, remat=remat)
+    again = fit_examples(tiny_model(), random_examples(20), config, tmp_path / "again").model
     for a, b in zip(jax.tree.leaves(nnx.state(kept)), jax.tree.leaves(nnx.state(again)), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
@@ -340,7 +285,7 @@ def test_the_step_is_compiled_once(tmp_path):
         config = TrainConfig(
             steps=12, batch_examples=8, row_length=64, microbatch_rows=1, save_every=4, validate_every=4
         )
-        fit(tiny_model(), random_examples(60), config, tmp_path, progress=count)
+        fit_examples(tiny_model(), random_examples(60), config, tmp_path, progress=count)
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
     assert after_step[4] > 0
@@ -350,21 +295,21 @@ def test_the_step_is_compiled_once(tmp_path):
 def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_path):
     model = tiny_model()
     model.final_norm_D[...] = model.final_norm_D[...].at[0].set(jnp.nan)
-    with pytest.raises(ValueError, match=r"^step 1: loss nan, gradient norm nan: not finite$"):
-        fit(model, random_examples(60), FAST, tmp_path)
+    with pytest.raises(ValueError, match=r"^step 1: loss nan, gradient norm nan: not finite; in its batch"):
+        fit_examples(model, random_examples(60), FAST, tmp_path)
     assert not list((tmp_path / "checkpoints").glob("[0-9]*"))
 
 
 def test_a_token_the_model_does_not_know_is_refused(tmp_path):
     with pytest.raises(ValueError, match="token id 64, the model's vocabulary is 64"):
-        fit(tiny_model(), [Example((1, 64), (0, 1), "a")], FAST, tmp_path)
+        fit_examples(tiny_model(), [Example((1, 64), (0, 1), "a")], FAST, tmp_path)
 
 
 def test_nothing_to_train_on_is_an_error(tmp_path):
     with pytest.raises(ValueError, match=r"no example to train on \(1 longer than 64 tokens\)"):
-        fit(tiny_model(), [Example((1,) * 65, (1,) * 65, "a")], FAST, tmp_path)
+        fit_examples(tiny_model(), [Example((1,) * 65, (1,) * 65, "a")], FAST, tmp_path)
     with pytest.raises(ValueError, match=r"validation_fraction 0\.999 held out all 3 groups"):
-        fit(tiny_model(), random_examples(3), replace(FAST, validation_fraction=0.999), tmp_path)
+        fit_examples(tiny_model(), random_examples(3), replace(FAST, validation_fraction=0.999), tmp_path)
 
 
 def test_an_example_beyond_the_models_positions_is_refused(tmp_path):
@@ -372,14 +317,14 @@ def test_an_example_beyond_the_models_positions_is_refused(tmp_path):
     model.config = replace(TINY, max_position_embeddings=31)
     examples = [Example((1,) * length, (1,) * length, "a") for length in (8, 32)]
     with pytest.raises(ValueError, match="an example is 32 tokens long, the model has 31 positions"):
-        fit(model, examples, replace(FAST, validation_fraction=0.0), tmp_path)
+        fit_examples(model, examples, replace(FAST, validation_fraction=0.0), tmp_path)
 
 
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
         ("batch_examples", 0, "must be above 0, got 0"),
-        ("steps", 0, "must be above 0, got 0"),
+        ("steps", -1, "must be at least 0, got -1"),
         ("epochs", float("nan"), "must be above 0, got nan"),
         ("epochs", float("inf"), "must be finite"),
         ("eps", 0.0, r"must be above 0, got 0\.0"),
@@ -397,54 +342,66 @@ def test_a_bad_config_value_is_named(key, value, message):
         TrainConfig(**{key: value})
 
 
-# ---- Rationales and export ----
+# ---- Metrics ----
 
 
-def test_kept_rationales_become_examples_and_a_trained_model_is_exported(shared, tmp_path):
-    tokenizer, prompts = load_tokenizer(shared / "llama3_tokenizer"), load_prompts("llama3")
-    rows = {
-        "document_id": ["a", "a", "b"],
-        "preceding": ["One and one", "One and one is two. Two", "Three"],
-        "rationale": ["Add them.", "Double it.", "Count on."],
-        "kept": [True, True, False],
-    }
-    pq.write_table(pa.table(rows), tmp_path / "rationales.parquet")
-    examples = read_rationales(tmp_path / "rationales.parquet", tokenizer, prompts)
-    assert [example.group for example in examples] == ["a", "a"]
-    for example, preceding, rationale in zip(examples, rows["preceding"], rows["rationale"], strict=False):
-        text = str(tokenizer.decode(list(example.tokens)))
-        assert preceding in text and text.endswith(f"{rationale}<|eot_id|>")
-        assert example.tokens.count(tokenizer.bos_token_id) == 1
-        target = [t for t, w in zip(example.tokens, example.weights, strict=True) if w == 1]
-        assert str(tokenizer.decode(target)).strip() == f"{rationale}<|eot_id|>"
-        assert set(example.weights) == {0, 1}
+def events(file: Path) -> list[Any]:
+    """The records of a file of TensorBoard's, their checksums verified."""
+    protos: Any = import_module("tensorboardX.proto.event_pb2")
+    data, found = file.read_bytes(), []
+    while data:
+        (length,) = struct.unpack("<Q", data[:8])
+        assert struct.unpack("<I", data[8:12])[0] == masked_crc32c(data[:8])
+        body, data = data[12 : 12 + length], data[12 + length :]
+        assert struct.unpack("<I", data[:4])[0] == masked_crc32c(body)
+        found.append(protos.Event.FromString(body))
+        data = data[4:]
+    return found
 
-    big = LlamaConfig(len(tokenizer), 4, 4, 1, 1, 1, 2, tie_embeddings=True)
-    model = Llama(big, rngs=nnx.Rngs(0))
+
+def test_a_board_gets_the_numbers_of_every_step_and_hears_of_a_restart(tmp_path):
+    def interrupt(steps, row):
+        if row["step"] == 3:
+            raise Interruption
+
+    with pytest.raises(Interruption):
+        fit_examples(tiny_model(), random_examples(60), FAST, tmp_path, progress=interrupt)
+    fit_examples(tiny_model(), random_examples(60), FAST, tmp_path)
+    first, second = (events(file) for file in sorted((tmp_path / "tensorboard").iterdir()))
+    assert first[0].file_version == "brain.Event:2" and second[0].file_version == "brain.Event:2"
+    assert [event.step for event in first[1:]] == [1, 1, 2, 3]
+    assert [event.step for event in second[1:]] == [3, 3, 4, 5, 6]
+    assert second[1].session_log.status == 1  # what came after step 2 is void
+    for event, row in zip(second[2:], metrics_rows(tmp_path)[2:], strict=True):
+        values = {value.tag: value.simple_value for value in event.summary.value}
+        assert values == pytest.approx({name: x for name, x in row.items() if name != "step"}, rel=1e-6)
+
+
+def test_weights_and_biases_get_the_same_numbers(tmp_path, monkeypatch):
+    logged: dict[int, dict] = {}
+    run = SimpleNamespace(
+        log=lambda row, step: logged.update({step: row}), finish=lambda: logged.update({-1: {}})
+    )
+    monkeypatch.setitem(
+        sys.modules, "wandb", SimpleNamespace(init=lambda **given: logged.update({0: given}) or run)
+    )
+    fit_examples(tiny_model(), random_examples(60), FAST, tmp_path / "name", wandb="project")
+    assert logged.pop(0)["project"] == "project" and logged.pop(-1) == {}
+    assert [{"step": step, **row} for step, row in logged.items()] == metrics_rows(tmp_path / "name")
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ValueError, match="wandb is not installed"):
+        fit_examples(tiny_model(), random_examples(60), FAST, tmp_path / "other", wandb="project")
+
+
+# ---- Export ----
+
+
+def test_a_trained_model_is_exported_with_its_tokenizer(shared, tmp_path):
+    tokenizer = load_tokenizer(shared / "llama3_tokenizer")
+    model = Llama(LlamaConfig(len(tokenizer), 4, 4, 1, 1, 1, 2, tie_embeddings=True), rngs=nnx.Rngs(0))
     export(model, tokenizer, tmp_path / "hf")
     assert_same_weights(model, load_llama(tmp_path / "hf"))
-    text = rows["preceding"][1]
+    text = "One and one is two. Two"
     assert load_tokenizer(tmp_path / "hf").encode(text) == tokenizer.encode(text)
     with pytest.raises(ValueError, match=r"tokenizer has 128256 tokens, the model only 64"):
         export(tiny_model(), tokenizer, tmp_path / "small")
-
-
-def test_files_without_rationales_are_named(shared, tmp_path):
-    tokenizer, prompts = load_tokenizer(shared / "llama3_tokenizer"), load_prompts("llama3")
-    with pytest.raises(FileNotFoundError, match=r"absent\.parquet: no such file"):
-        read_rationales(tmp_path / "absent.parquet", tokenizer, prompts)
-    pq.write_table(pa.table({"document_id": ["a"], "preceding": ["x"]}), tmp_path / "columns.parquet")
-    with pytest.raises(ValueError, match=r"columns\.parquet: no column rationale"):
-        read_rationales(tmp_path / "columns.parquet", tokenizer, prompts)
-    row = {"document_id": ["a"], "preceding": ["x"], "rationale": ["y"], "kept": [False]}
-    pq.write_table(pa.table(row), tmp_path / "none.parquet")
-    with pytest.raises(ValueError, match=r"none\.parquet: no kept rationale"):
-        read_rationales(tmp_path / "none.parquet", tokenizer, prompts)
-    for column, values, found in (
-        ("preceding", [1], "column preceding must be text, found 1"),
-        ("rationale", [None], "column rationale must be text, found None"),
-        ("kept", ["false"], "column kept must be true or false, found 'false'"),
-    ):
-        pq.write_table(pa.table({**row, column: values}), tmp_path / "types.parquet")
-        with pytest.raises(ValueError, match=rf"types\.parquet: row 1: {found}"):
-            read_rationales(tmp_path / "types.parquet", tokenizer, prompts)

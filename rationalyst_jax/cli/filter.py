@@ -7,12 +7,15 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
+from rationalyst_jax.lm.settings import MeshShape
 from rationalyst_jax.mine.config import FilterConfig
 from rationalyst_jax.report.progress import track
 from rationalyst_jax.report.tables import counts_table
 
 
-def run(triples: Path, model: str, prompts: str, out: Path, filter: FilterConfig) -> None:
+def run(
+    triples: Path, model: str, prompts: str, out: Path, filter: FilterConfig, mesh: MeshShape | None = None
+) -> None:
     """Keep the rationales that make the text after them more likely.
 
     Args:
@@ -21,9 +24,13 @@ def run(triples: Path, model: str, prompts: str, out: Path, filter: FilterConfig
         prompts: A shipped prompt set (llama3, world) or a YAML file.
         out: Parquet file to write, with both log-likelihoods, gain, and why each was kept or not. Until it is
             written, scores go to <out>.scores.jsonl, where a killed run continues.
+        mesh: Divides all devices; by default one is used.
     """
+    import jax
+
     from rationalyst_jax.files.settings import claim, file_digest
     from rationalyst_jax.lm.prompt import load_prompts
+    from rationalyst_jax.lm.sharding import mesh_of
     from rationalyst_jax.mine.likelihood_filter import decide, score_triples
     from rationalyst_jax.mine.store import Provenance, read_provenance, read_triples, write_filtered
     from rationalyst_jax.pipeline.checkpoint import open_checkpoint
@@ -34,9 +41,10 @@ def run(triples: Path, model: str, prompts: str, out: Path, filter: FilterConfig
     scores, settings = (out.with_name(f"{out.name}.scores.{end}") for end in ("jsonl", "config.json"))
     asked = {"triples": file_digest(triples), "model": checkpoint.fingerprint, "prompts": prompt_set.version}
     claim(settings, {**asked, "filter": asdict(filter)}, scores)
-    scorer = checkpoint.load_for_inference(), checkpoint.tokenizer
+    devices = None if mesh is None else mesh_of(mesh, jax.devices())
+    scorer = checkpoint.load_for_inference(devices), checkpoint.tokenizer
     with track(console, "rationales scored", len(found)) as advance:
-        scored, work = score_triples(found, *scorer, prompt_set, filter, scores, advance)
+        scored, work = score_triples(found, *scorer, prompt_set, filter, scores, advance, devices)
     decided = decide(scored, filter)
     by = {"filter": asdict(filter), "filter_model": model, "filter_prompts": prompt_set.version}
     write_filtered(out, decided, Provenance(origin.model, origin.prompt_version, {**origin.config, **by}))

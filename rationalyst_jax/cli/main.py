@@ -12,6 +12,8 @@ import logging
 import os
 import re
 import sys
+import threading
+import traceback
 from argparse import ArgumentError
 from collections.abc import Sequence
 from types import ModuleType
@@ -20,14 +22,18 @@ from typing import Any
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser  # pyright: ignore[reportPrivateImportUsage]
 
+from rationalyst_jax.files.interruption import EXIT_CODE, Interrupted
+
 COMMANDS = {
     "demo": "run the whole method on the embedded world",
     "mine": "annotate documents, or import annotated ones, and cut triples",
     "filter": "keep the rationales that make the text after them more likely",
     "calibrate": "find the threshold that reaches a wanted precision",
     "train": "fine-tune a model to write the rationales",
+    "plan": "compile for TPUs that need not be there: does it fit, how fast can it be",
     "reason": "solve a task's questions with one strategy",
     "evaluate": "grade traces, with intervals and paired comparisons",
+    "merge": "add LoRA adapters to the model they belong to",
     "convert": "Hugging Face to Orbax and back, training checkpoints too",
     "score": "log-likelihoods of continuations given contexts",
     "stats": "what sharing prefixes in token trees saves",
@@ -39,7 +45,9 @@ INPUT_ERROR, USAGE_ERROR = 1, 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; returns 0, 1 for bad input, 2 for bad usage. Other exceptions are bugs and rise."""
+    """Runs one command; returns 0, 1 for bad input, 2 for bad usage, 75 for work that was told to stop and
+    can be continued. Other exceptions are bugs and rise.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     name = next((n for n in (" ".join(arguments[:2]), " ".join(arguments[:1])) if n in COMMANDS), None)
     if name is None:
@@ -49,8 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     # JAX multiplies float32 in fewer bits on TPUs and GPUs where it is not told so; bfloat16 stays as it is.
     os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
-    logging.getLogger("absl").setLevel(logging.ERROR)
-    mute_abandoned_reads()
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    mute_background_errors()
     command = importlib.import_module(f"rationalyst_jax.cli.{name.replace(' ', '_')}")
     try:
         options = _parse(name, command, arguments[len(name.split()) :])
@@ -64,6 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(name, error, USAGE_ERROR)
     except (ValueError, OSError) as error:
         return _fail(name, error, INPUT_ERROR)
+    except Interrupted as stop:
+        return _fail(name, stop, EXIT_CODE)
     return 0
 
 
@@ -129,17 +139,25 @@ def _configs(arguments: list[str]) -> list[int]:
 
 
 @functools.cache
-def mute_abandoned_reads() -> None:
-    """When a read of a damaged checkpoint fails, Orbax drops the others, and Python reports each of them."""
+def mute_background_errors() -> None:
+    """Where a read or write of a checkpoint fails, Orbax drops the others, and Python reports each of them.
+
+    What fails in a thread of Orbax is raised again where the checkpoint is waited for.
+    """
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-    report = sys.unraisablehook
+    report, report_thread = sys.unraisablehook, threading.excepthook
 
     def report_others(unraisable: "sys.UnraisableHookArgs") -> None:
         closed = str(unraisable.exc_value) == "Event loop is closed"
         if not closed and not inspect.iscoroutine(unraisable.object):
             report(unraisable)
 
-    sys.unraisablehook = report_others
+    def report_other_threads(failed: threading.ExceptHookArgs) -> None:
+        frames = traceback.extract_tb(failed.exc_traceback)
+        if not any("orbax" in frame.filename for frame in frames):
+            report_thread(failed)
+
+    sys.unraisablehook, threading.excepthook = report_others, report_other_threads
 
 
 def _overview(arguments: list[str]) -> int:

@@ -24,8 +24,8 @@ def run(run_dir: Path, **config: Any) -> None:
 
     console, asked = Console(), PretrainConfig(**config)
     claim(run_dir / "pretrain.config.json", asdict(asked), run_dir / "checkpoints")
-    with track_steps(console) as progress:
-        result = pretrain(asked, run_dir, progress=progress)
+    with track_steps(console) as (progress, note):
+        result = pretrain(asked, run_dir, progress=progress, note=note)
     loss_curve(run_dir / "metrics.jsonl", run_dir / "loss.png")
     rows = {"texts": result.examples, "steps": result.steps, **result.metrics, "model": run_dir / "hf"}
     console.print(counts_table("pre-trained", rows))

@@ -16,14 +16,16 @@ _PACKAGES = (
 )
 
 
-def claim(path: Path, settings: Mapping[str, Any], work: Path) -> None:
+def claim(path: Path, settings: Mapping[str, Any], work: Path, *, write: bool = True) -> None:
     """Records `settings` (JSON values) in the file `path`, or finds the equal ones of an earlier run there.
 
     `work` is the file or folder they decide about; while it holds nothing, what is recorded binds nobody and
-    is replaced. Raises ValueError naming what differs, and where nothing says how there came to be work.
+    is replaced (not without `write`: of several processes one writes, all compare). Raises ValueError naming
+    what differs, and where nothing says how there came to be work.
     """
     if not begun(work):
-        write_json(path, settings)
+        if write:
+            write_json(path, settings)
     elif not path.exists():
         raise ValueError(f"{path}: is missing, so nothing says how the work beside it was made")
     elif found := list(differences(read_json(path), json.loads(json.dumps(settings)))):
@@ -65,6 +67,9 @@ def digest(parts: Iterable[bytes]) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """A short fingerprint of a file's bytes."""
+    """A short fingerprint of a file's bytes, or of all files in a folder and their names."""
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        return digest(f"{file.relative_to(path)} {file_digest(file)}".encode() for file in files)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]

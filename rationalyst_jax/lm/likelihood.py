@@ -22,7 +22,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rationalyst_jax.lm.llama import Llama, tree_attend
 from rationalyst_jax.lm.logprobs import token_logprobs
-from rationalyst_jax.lm.sharding import ROWS, row_shards
+from rationalyst_jax.lm.settings import ROWS
+from rationalyst_jax.lm.sharding import row_shards
 from rationalyst_jax.lm.tree import Rows, TokenTree, build_trees, pack
 
 Weights = Callable[[int], np.ndarray]  # how many tokens a continuation has -> what each of them counts

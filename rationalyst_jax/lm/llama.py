@@ -11,20 +11,38 @@ V vocabulary, L layers.
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from rationalyst_jax.lm.attention import tree_attention
 from rationalyst_jax.lm.config import LlamaConfig, RopeScaling
+from rationalyst_jax.lm.lora import Adapters
+from rationalyst_jax.lm.settings import Remat
+from rationalyst_jax.lm.sharding import by_row
 
 # (q_BTNH, k_BTKH, v_BTKH, this layer's slice of the cache) -> (out_BTNH, this layer's new cache)
 Attend = Callable[[Array, Array, Array, Any], tuple[Array, Any]]
+
+_LAYER_INPUT = "layer_input"
+# What each kind of rematerialisation keeps.
+_KEPT: dict[Remat, Any] = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=[_LAYER_INPUT],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
+}
 
 
 def tree_attend(subtree_size_BT: Array, mesh: Mesh | None = None) -> Attend:
@@ -101,13 +119,13 @@ class Layers(nnx.Module):
 
 
 class Llama(nnx.Module):
-    """A Llama 3 decoder. Parameters carry logical axis names in their `axes` metadata."""
+    """A Llama 3 decoder. Parameters carry logical axis names in their `axes` metadata.
 
-    def __init__(
-        self, config: LlamaConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32, remat: bool = False
-    ):
+    `adapters`, where there are any (`lm/lora.py`), add to the projections of the layers.
+    """
+
+    def __init__(self, config: LlamaConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
         self.config = config
-        self.remat = remat
         shape = (config.vocab_size, config.hidden_size)
 
         def table() -> nnx.Param:
@@ -118,39 +136,65 @@ class Llama(nnx.Module):
         self.layers = Layers(config, rngs=rngs, dtype=dtype)
         self.final_norm_D = nnx.Param(jnp.ones(config.hidden_size, dtype), axes=("embed",))
         self.head_VD = None if config.tie_embeddings else table()
+        self.adapters: Adapters | None = nnx.data(None)
 
     def output_VD(self) -> Array:
         """The output projection `[V, D]`: logits are `hidden @ output_VD.T`."""
         return self.embed_VD[...] if self.head_VD is None else self.head_VD[...]
 
     def __call__(
-        self, tokens_BT: Array, positions_BT: Array, attend: Attend, cache: Any = None
+        self,
+        tokens_BT: Array,
+        positions_BT: Array,
+        attend: Attend,
+        cache: Any = None,
+        *,
+        remat: Remat = "none",
+        mesh: Mesh | None = None,
     ) -> tuple[Array, Any]:
         """Hidden states after the final norm, `[B, T, D]` in the weights' dtype, and the new cache.
 
         `tokens` and `positions` (RoPE positions) are int32 `[B, T]`. `cache` is a pytree whose leaves lead
-        with L; each layer's slice goes through `attend`, and what it returns is stacked again.
+        with L; each layer's slice goes through `attend`, and what it returns is stacked again. `remat` is
+        what the backward pass computes again. Under a `mesh` activations are divided by their rows.
         """
         c = self.config
         frequency_H = rope_frequencies(c.head_dim, c.rope_theta, c.rope_scaling)
         angle_BTH = positions_BT.astype(jnp.float32)[..., None] * frequency_H
         cos_BTH, sin_BTH = jnp.cos(angle_BTH), jnp.sin(angle_BTH)
-        graph, stacked = nnx.split(self.layers)
+        graph, stacked = nnx.split((self.layers, self.adapters))
+
+        def divided(x_BTD: Array) -> Array:
+            return x_BTD if mesh is None else jax.lax.with_sharding_constraint(x_BTD, by_row(mesh))
 
         def block(x_BTD: Array, layer_and_cache: tuple[Any, Any]) -> tuple[Array, Any]:
             weights, layer_cache = layer_and_cache
-            w = nnx.merge(graph, weights)
+            x_BTD = checkpoint_name(x_BTD, _LAYER_INPUT)
+            w, adapters = nnx.merge(graph, weights)
+            project = partial(_project, w, adapters)
             h_BTD = rms_norm(x_BTD, w.attention_norm_D[...], c.rms_norm_eps)
-            q_BTNH = rotate(jnp.einsum("BTD,DNH->BTNH", h_BTD, w.q_DNH[...]), cos_BTH, sin_BTH)
-            k_BTKH = rotate(jnp.einsum("BTD,DKH->BTKH", h_BTD, w.k_DKH[...]), cos_BTH, sin_BTH)
-            v_BTKH = jnp.einsum("BTD,DKH->BTKH", h_BTD, w.v_DKH[...])
+            q_BTNH = rotate(project(h_BTD, "q_DNH"), cos_BTH, sin_BTH)
+            k_BTKH = rotate(project(h_BTD, "k_DKH"), cos_BTH, sin_BTH)
+            v_BTKH = project(h_BTD, "v_DKH")
             out_BTNH, layer_cache = attend(q_BTNH, k_BTKH, v_BTKH, layer_cache)
-            x_BTD = x_BTD + jnp.einsum("BTNH,NHD->BTD", out_BTNH, w.o_NHD[...])
+            x_BTD = divided(x_BTD + project(out_BTNH, "o_NHD"))
             h_BTD = rms_norm(x_BTD, w.mlp_norm_D[...], c.rms_norm_eps)
-            gate_BTF = jax.nn.silu(jnp.einsum("BTD,DF->BTF", h_BTD, w.gate_DF[...]))
-            up_BTF = jnp.einsum("BTD,DF->BTF", h_BTD, w.up_DF[...])
-            return x_BTD + jnp.einsum("BTF,FD->BTD", gate_BTF * up_BTF, w.down_FD[...]), layer_cache
+            gated_BTF = jax.nn.silu(project(h_BTD, "gate_DF")) * project(h_BTD, "up_DF")
+            return divided(x_BTD + project(gated_BTF, "down_FD")), layer_cache
 
-        body = jax.checkpoint(block) if self.remat else block
-        x_BTD, cache = jax.lax.scan(body, self.embed_VD[...][tokens_BT], (stacked, cache))
+        body = block if remat == "none" else jax.checkpoint(block, policy=_KEPT[remat], prevent_cse=False)
+        x_BTD = divided(self.embed_VD[...][tokens_BT])
+        x_BTD, cache = jax.lax.scan(body, x_BTD, (stacked, cache))
         return rms_norm(x_BTD, self.final_norm_D[...], c.rms_norm_eps), cache
+
+
+def _project(layer: Layers, adapters: Adapters | None, x: Array, parameter: str) -> Array:
+    """`x` through a projection, whose name ends in its axes, and through its adapter where there is one.
+
+    The axes that x has beside B and T are contracted: from "BTD" and "q_DNH" comes "BTNH".
+    """
+    name, axes = parameter.split("_")
+    inputs, outputs = axes[: x.ndim - 2], axes[x.ndim - 2 :]
+    out = jnp.einsum(f"BT{inputs},{axes}->BT{outputs}", x, getattr(layer, parameter)[...])
+    added = None if adapters is None else adapters(name, x, inputs, outputs)
+    return out if added is None else out + added

@@ -17,7 +17,8 @@ from jax import Array
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as Spec
 
-from rationalyst_jax.lm.sharding import ROWS, TENSOR, platform_of
+from rationalyst_jax.lm.settings import FSDP, REPLICA, ROWS, TENSOR
+from rationalyst_jax.lm.sharding import platform_of
 
 # Places and words of a tile: a CPU keeps it in its cache, an accelerator wants large products.
 TILE = {"cpu": (1024, 2048), "gpu": (1024, 8192), "tpu": (1024, 8192)}
@@ -140,10 +141,14 @@ def _local_forward(hidden_BTD, head_VD, place_BP, target_BP, allowed_V, *, tile,
 
 
 def _backward(arrays, tile, mesh):
-    """Gradients of the hidden states and of the head; `arrays` are those of `_local_backward`."""
+    """Gradients of the hidden states and of the head; `arrays` are those of `_local_backward`.
+
+    Under a mesh the head's gradient is divided as the head is kept (words by `TENSOR`, D by `FSDP`), so that
+    the sum over the rows' devices is a reduce-scatter.
+    """
     inputs = (Spec(ROWS), Spec(TENSOR), Spec(ROWS), Spec(ROWS), Spec(TENSOR), Spec(ROWS), Spec(ROWS))
     local = partial(_local_backward, tile=tile, sharded=mesh is not None)
-    return _on_shards(local, mesh, inputs, (Spec(ROWS), Spec(TENSOR)))(*arrays)
+    return _on_shards(local, mesh, inputs, (Spec(ROWS), Spec(TENSOR, FSDP)))(*arrays)
 
 
 def _local_backward(
@@ -178,11 +183,13 @@ def _local_backward(
         start_WD = jnp.zeros((W, D), jnp.float32)
         dwords_WD, dhidden_MCD = jax.lax.fori_loop(0, len(node_MC), one, (start_WD, dhidden_MCD))
         if sharded:
-            dwords_WD = jax.lax.psum(dwords_WD, ROWS)
+            dwords_WD = jax.lax.psum_scatter(dwords_WD, FSDP, scatter_dimension=1, tiled=True)
+            dwords_WD = jax.lax.psum(dwords_WD, REPLICA)
         dwords_WD = dwords_WD.astype(head_VD.dtype)
         return jax.lax.dynamic_update_slice_in_dim(dhead_VD, dwords_WD, start, 0), dhidden_MCD
 
-    start = jnp.zeros_like(head_VD), jnp.zeros((*node_MC.shape, D), jnp.float32)
+    own_D = D // jax.lax.axis_size(FSDP) if sharded else D
+    start = jnp.zeros((V, own_D), head_VD.dtype), jnp.zeros((*node_MC.shape, D), jnp.float32)
     dhead_VD, dhidden_MCD = _over_words(visit, V, tile[1], start)
     dhidden_ND = jnp.zeros(hidden_ND.shape, jnp.float32)
     dhidden_ND = dhidden_ND.at[node_MC.reshape(-1)].add(dhidden_MCD.reshape(-1, D))

@@ -2,13 +2,11 @@
 
 A mesh has three axes. `replica` and `fsdp` divide the rows of a batch, `tensor` divides heads, the
 feed-forward layer and the vocabulary; the sequence stays whole. Parameters carry logical axis names
-(`lm/llama.py`); one table says which mesh axis divides each. Over several TPU slices or GPU hosts `replica` is
-the axis that crosses the slow network.
+(`lm/llama.py`); one table says which mesh axis divides each. Over several TPU slices or GPU hosts `replica`
+is the axis that crosses the slow network.
 """
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -16,66 +14,42 @@ from flax import nnx
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-ROWS = ("replica", "fsdp")
-TENSOR = "tensor"
+from rationalyst_jax.lm.settings import FSDP, REPLICA, ROWS, TENSOR, MeshShape
+
 RULES: dict[str, str | None] = {
     "vocab": TENSOR,
     "heads": TENSOR,
     "kv_heads": TENSOR,
     "mlp": TENSOR,
-    "embed": "fsdp",
+    "embed": FSDP,
     "head": None,
     "layer": None,
     "rank": None,
 }
 
 
-@dataclass(frozen=True)
-class MeshShape:
-    """Devices along each axis; -1 takes what the other two leave. By default all of them along `fsdp`.
-
-    Raises ValueError for more than one -1, and for a size below 1.
-    """
-
-    replica: int = 1
-    fsdp: int = -1
-    tensor: int = 1
-
-    def __post_init__(self):
-        sizes = {name: getattr(self, name) for name in (*ROWS, TENSOR)}
-        for name, size in sizes.items():
-            if size < 1 and size != -1:
-                raise ValueError(f"mesh: {name} must be at least 1, or -1 to fill, got {size}")
-        if list(sizes.values()).count(-1) > 1:
-            raise ValueError(f"mesh: only one axis can be -1, got {sizes}")
-
-    def sizes(self, devices: int) -> tuple[int, int, int]:
-        """The three sizes on so many devices. Raises ValueError where they do not multiply to these."""
-        sizes = (self.replica, self.fsdp, self.tensor)
-        fixed = math.prod(size for size in sizes if size != -1)
-        filled = tuple(devices // fixed if size == -1 else size for size in sizes)
-        if math.prod(filled) != devices:
-            asked = ", ".join(f"{name} {size}" for name, size in zip((*ROWS, TENSOR), sizes, strict=True))
-            raise ValueError(f"mesh: {asked} do not divide {devices} devices")
-        return filled
-
-
 def make_mesh(replica: int, fsdp: int, tensor: int, devices: Sequence[Any]) -> Mesh:
     """A mesh of the given replica · fsdp · tensor devices.
 
     Devices of several TPU slices are divided along `replica`, which must be a multiple of their number
-    (ValueError).
+    (ValueError), and those of several GPU hosts where it is one.
     """
-    shape, axes = (replica, fsdp, tensor), (*ROWS, TENSOR)
-    types = (AxisType.Auto,) * 3
     slices = len({getattr(device, "slice_index", 0) for device in devices})
-    if slices == 1:
-        return jax.make_mesh(shape, axes, axis_types=types, devices=devices)
+    if devices[0].platform != "tpu" and replica % slices:
+        slices = 1  # for jax every GPU host is a slice
     if replica % slices:
         raise ValueError(f"mesh: replica {replica} is not a multiple of {slices} slices")
     within = (replica // slices, fsdp, tensor)
-    ordered = mesh_utils.create_hybrid_device_mesh(within, (slices, 1, 1), devices)
-    return Mesh(ordered, axes, axis_types=types)
+    # Splitting lets 2 x 8 chips be cut out of a torus of 4 x 4; `jax.make_mesh` refuses it on some TPUs.
+    # Where it is not needed it changes nothing.
+    if slices == 1:
+        ordered = mesh_utils.create_device_mesh(within, devices, allow_split_physical_axes=True)
+    else:
+        across = (slices, 1, 1)
+        ordered = mesh_utils.create_hybrid_device_mesh(
+            within, across, devices, allow_split_physical_axes=True
+        )
+    return Mesh(ordered, (*ROWS, TENSOR), axis_types=(AxisType.Auto,) * 3)
 
 
 def mesh_of(shape: MeshShape, devices: Sequence[Any]) -> Mesh:
@@ -104,6 +78,25 @@ def shard_weights(weights: nnx.State, mesh: Mesh) -> nnx.State:
     return shardings
 
 
+def shard_state(state: Any, mesh: Mesh) -> Any:
+    """The sharding of weights (that `shard_weights` accepts) and of all that an optimizer keeps of them.
+
+    What has the shape of its parameter is divided like it; counts and factored moments, which are small, are
+    the same on all devices.
+    """
+
+    def of(leaf: Any) -> Any:
+        if not isinstance(leaf, nnx.Variable):
+            return NamedSharding(mesh, PartitionSpec())
+        axes = [RULES[name] for name in leaf.get_metadata("axes")]
+        fits = len(axes) == len(leaf.shape) and all(
+            axis is None or size % mesh.shape[axis] == 0 for axis, size in zip(axes, leaf.shape, strict=True)
+        )
+        return leaf.replace(NamedSharding(mesh, PartitionSpec(*axes) if fits else PartitionSpec()))
+
+    return jax.tree.map(of, state, is_leaf=lambda x: isinstance(x, nnx.Variable))
+
+
 def by_row(mesh: Mesh, leading: int = 0) -> NamedSharding:
     """The sharding of arrays whose axis number `leading` are the rows of a batch."""
     return NamedSharding(mesh, PartitionSpec(*(None,) * leading, ROWS))
@@ -116,4 +109,4 @@ def platform_of(mesh: Mesh | None) -> str:
 
 def row_shards(mesh: Mesh | None) -> int:
     """Into how many parts the rows of a batch are divided."""
-    return 1 if mesh is None else mesh.shape["replica"] * mesh.shape["fsdp"]
+    return 1 if mesh is None else mesh.shape[REPLICA] * mesh.shape[FSDP]

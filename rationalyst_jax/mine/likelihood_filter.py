@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
 
 from rationalyst_jax.files.rows import Row, append_rows, read_rows, resume_rows
@@ -64,12 +65,14 @@ def score_triples(
     config: FilterConfig,
     path: Path,
     progress: Callable[[int], None] = lambda done: None,
+    mesh: Mesh | None = None,
 ) -> tuple[list[ScoredTriple], Work]:
     """The gain of every triple, in their order, and the work that took (of this call, not of earlier ones).
 
     Scores are written to the JSONL file `path`, one row per document, `config.block` documents at a time. A
     file that is already there is continued, and ends as that of an uninterrupted run. `progress` is called
-    with the number of triples that have been scored since its last call.
+    with the number of triples that have been scored since its last call. Under a `mesh`, on which the model's
+    weights lie, its devices share the rows of a batch.
 
     Raises ValueError for a suppressed marker that is no single token, for a log-likelihood that is not
     finite (a broken model, or a suppressed token in the text), and where the file scores other documents.
@@ -90,7 +93,8 @@ def score_triples(
     progress(sum(map(len, documents[:done])))
     work = Work()
     blocks = (documents[first : first + config.block] for first in range(done, len(documents), config.block))
-    for block in _one_ahead(_begin(block, model, tokenizer, prompts, config, suppress) for block in blocks):
+    begun = (_begin(block, model, tokenizer, prompts, config, suppress, mesh) for block in blocks)
+    for block in _one_ahead(begun):
         append_rows(path, block.rows())
         progress(sum(map(len, block.documents)))
         work += block.scores.work
@@ -129,6 +133,7 @@ def _begin(
     prompts: PromptSet,
     config: FilterConfig,
     suppress: Sequence[int],
+    mesh: Mesh | None,
 ) -> _Block:
     """Sends a block of documents to the device, the triples of each in one group."""
     longest = min(config.row_length, model.config.max_position_embeddings)
@@ -145,6 +150,7 @@ def _begin(
         row_length=config.row_length,
         rows_per_batch=config.rows_per_batch,
         suppress=suppress,
+        mesh=mesh,
     )
     return _Block(documents, fits, scores)
 

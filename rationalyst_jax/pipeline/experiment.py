@@ -37,6 +37,7 @@ from rationalyst_jax.report.tables import accuracy_table, counts_table
 from rationalyst_jax.train.export import export
 from rationalyst_jax.train.loop import fit
 from rationalyst_jax.train.rationales import read_rationales
+from rationalyst_jax.train.store import open_store
 from rationalyst_jax.world.corpus import QUESTION_SETS, documents, questions
 
 
@@ -208,12 +209,30 @@ class Stages:
         """Fine-tunes the base model on the rationales of one RATIONALYST and exports it."""
         base, folder = self.engine(self.base), self.path / "train" / name
         folder.mkdir(parents=True, exist_ok=True)
-        kept = sum(triple.kept for triple in read_filtered(self.rationales_path(name)))
-        examples = read_rationales(self.rationales_path(name), base.tokenizer, self.prompts)
-        start = self.base_fingerprint
-        with track_steps(self.console) as progress:
+        rationales = self.rationales_path(name)
+        kept = sum(triple.kept for triple in read_filtered(rationales))
+        made_of = {
+            "rationales": file_digest(rationales),
+            "model": self.base_fingerprint,
+            "prompts": self.prompts.version,
+        }
+        config = self.config.train
+        store = open_store(
+            folder / "data",
+            made_of,
+            lambda: read_rationales(rationales, base.tokenizer, self.prompts),
+            config.row_length,
+            config.batch_examples,
+        )
+        with track_steps(self.console) as (progress, note):
             result = fit(
-                base.model, examples, self.config.train, folder, starts_from=start, progress=progress
+                load_llama(self.base),  # the run takes its weights over
+                store,
+                config,
+                folder,
+                starts_from=self.base_fingerprint,
+                progress=progress,
+                note=note,
             )
         export(result.model, base.tokenizer, folder / "hf")
         loss_curve(folder / "metrics.jsonl", folder / "loss.png")

@@ -1,7 +1,7 @@
 """Pre-training of the world's base model: the script that made the checkpoint shipped in the package."""
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import cast
 
@@ -14,6 +14,7 @@ from rationalyst_jax.lm.llama import Llama
 from rationalyst_jax.pipeline.config import PretrainConfig
 from rationalyst_jax.train.examples import Example
 from rationalyst_jax.train.loop import FitResult, fit
+from rationalyst_jax.train.store import open_store
 from rationalyst_jax.world.pretraining import encode, pretraining_texts
 from rationalyst_jax.world.vocabulary import make_tokenizer
 
@@ -37,22 +38,30 @@ def world_config(tokenizer: PreTrainedTokenizerBase) -> LlamaConfig:
 
 
 def pretrain(
-    config: PretrainConfig, run_dir: Path, *, progress: Callable[[int, dict[str, float]], None] | None = None
+    config: PretrainConfig,
+    run_dir: Path,
+    *,
+    progress: Callable[[int, dict[str, float]], None],
+    note: Callable[[str], None],
 ) -> FitResult:
     """Trains a base model from scratch in `run_dir` (resumes there) and exports it to `run_dir/hf`."""
     tokenizer = make_tokenizer()
     train = replace(config.train, seed=config.seed)
-    examples = [
-        Example(*encode(tokenizer, pieces), group=str(i))
-        for i, pieces in enumerate(pretraining_texts(config.seed, config.texts, config.mixture))
-    ]
+
+    def examples() -> Iterator[Example]:
+        for i, pieces in enumerate(pretraining_texts(config.seed, config.texts, config.mixture)):
+            yield Example(*encode(tokenizer, pieces), group=str(i))
+
+    texts = {"seed": config.seed, "texts": config.texts, "mixture": asdict(config.mixture)}
+    store = open_store(run_dir / "data", texts, examples, train.row_length, train.batch_examples)
     result = fit(
         Llama(world_config(tokenizer), rngs=nnx.Rngs(config.seed)),
-        examples,
+        store,
         train,
         run_dir,
         starts_from=f"random weights, seed {config.seed}",
         progress=progress,
+        note=note,
     )
     save_llama(result.model, run_dir / "hf")
     tokenizer.save_pretrained(run_dir / "hf")

@@ -1,13 +1,19 @@
 """One progress line for long work: counts, rate and time left."""
 
+import math
+import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.progress import TimeElapsedColumn as Elapsed
 from rich.progress import TimeRemainingColumn as Remaining
 from rich.text import Text
+
+Note = Callable[[str], None]
+_SECONDS_BETWEEN_LINES = 60
 
 
 class _Rate(ProgressColumn):
@@ -52,15 +58,32 @@ def so_far(advance: Callable[[int], None]) -> Callable[[int], None]:
 
 
 @contextmanager
-def track_steps(console: Console) -> Iterator[Callable[[int, dict[str, float]], None]]:
-    """For training, which says with each step (`steps`, its row of metrics) how many there will be."""
-    with ExitStack() as stack:
-        by_now: Callable[[int], None] | None = None
+def track_steps(console: Console) -> Iterator[tuple[Callable[[int, dict[str, float]], None], Note]]:
+    """For training: yields what is to be told each step (`steps`, its row of metrics), and what takes notes.
+
+    A terminal shows a progress line with loss, speed and time left, anything else a line now and then.
+    """
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Elapsed(), Remaining())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task, said, last = bar.add_task("steps", total=None), -math.inf, {}
 
         def progress(steps: int, row: dict[str, float]) -> None:
-            nonlocal by_now
-            if by_now is None:
-                by_now = so_far(stack.enter_context(track(console, "steps", steps)))
-            by_now(int(row["step"]))
+            nonlocal said, last
+            last = {"steps": steps, **row}
+            bar.update(task, completed=row["step"], total=steps, description=_speed(row))
+            now = time.monotonic()
+            if not console.is_terminal and now - said >= _SECONDS_BETWEEN_LINES:
+                console.print(f"step {row['step']:.0f} of {steps}: {_speed(row)}", highlight=False)
+                said = now
 
-        yield progress
+        yield progress, lambda text: console.print(f"[yellow]{escape(text)}[/]")
+    if last and not console.is_terminal:
+        console.print(f"step {last['step']:.0f} of {last['steps']:.0f}: {_speed(last)}", highlight=False)
+
+
+def _speed(row: dict[str, float]) -> str:
+    """Loss and speed of a step, in words."""
+    parts = [f"loss {row['loss']:.4f}", f"{row['tokens_per_second']:,.0f} tokens/s a device"]
+    if "mfu" in row:
+        parts.append(f"MFU {row['mfu']:.1%}")
+    return ", ".join(parts)

@@ -1,26 +1,32 @@
-"""Batches of packed token trees: a pure function of the trees, the seed and the step.
+"""Batches of packed token trees: a pure function of the store of trees, the seed and the step.
 
 One epoch is a seeded permutation of the trees; epochs follow each other without a seam, and step s takes
 the trees whose first example is among the s-th `batch_examples` of that stream. A batch is packed by best
 fit into rows, and the rows are dealt to microbatches. Shapes are the same for all steps of a run, so the
 step is compiled once; how many of the microbatches hold anything is data.
 
-A microbatches, B rows of one, T places of a row, P targets of a row.
+Which tree stands where follows from their sizes alone. So every process plans the whole batch alike, without
+a word to the others, and then reads and lays out the trees of those rows that its own devices hold.
+
+A microbatches, B rows of one (over all devices), T places of a row, P targets of a row.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
+import grain
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from rationalyst_jax.lm.tree import best_fit, pack
+from rationalyst_jax.lm.sharding import by_row, row_shards
+from rationalyst_jax.lm.tree import best_fit
 from rationalyst_jax.train.config import TrainConfig
-from rationalyst_jax.train.examples import TargetTree
+from rationalyst_jax.train.store import TreeStore
 
 
 @jax.tree_util.register_dataclass
@@ -30,6 +36,8 @@ class Batch:
 
     Target p has id `target` (-1: filler) and loss weight `weight`, and its log-probability is read from the
     hidden state at `place`. Only the first `microbatches` of the A microbatches hold trees.
+
+    As `Batches` builds it, it is in NumPy arrays, which of B hold the rows of this process alone.
     """
 
     token_ABT: Array
@@ -41,71 +49,136 @@ class Batch:
     microbatches: Array
 
 
-def shuffled_steps(
-    trees: Sequence[TargetTree], batch_examples: int, steps: int, seed: int
-) -> list[np.ndarray]:
-    """Which trees each step takes, as indices. No tree may hold more than `batch_examples` examples."""
-    examples = np.array([tree.examples for tree in trees])
-    epochs = math.ceil(steps * batch_examples / examples.sum())
-    order = np.concatenate([np.random.default_rng((seed, e)).permutation(len(trees)) for e in range(epochs)])
+def shuffled_steps(examples: np.ndarray, batch_examples: int, steps: int, seed: int) -> list[np.ndarray]:
+    """Which trees each step takes, as indices, given how many `examples` each tree holds: int `[trees]`.
+
+    No tree may hold more than `batch_examples`.
+    """
+    epochs = max(1, math.ceil(steps * batch_examples / examples.sum()))
+    trees = len(examples)
+    order = np.concatenate([np.random.default_rng((seed, e)).permutation(trees) for e in range(epochs)])
     step = (np.cumsum(examples[order]) - examples[order]) // batch_examples
     bounds = np.searchsorted(step, np.arange(steps + 1))
     return [order[start:end] for start, end in pairwise(bounds)]
 
 
-def ordered_steps(trees: Sequence[TargetTree], batch_examples: int) -> list[np.ndarray]:
-    """One pass over all trees in their own order, about `batch_examples` examples at a time."""
-    examples = np.array([tree.examples for tree in trees])
+def ordered_steps(examples: np.ndarray, batch_examples: int) -> list[np.ndarray]:
+    """One pass over all trees in their own order, about `batch_examples` examples at a time; as above."""
     step = (np.cumsum(examples) - examples) // batch_examples
-    return np.split(np.arange(len(trees)), np.flatnonzero(np.diff(step)) + 1)
+    return np.split(np.arange(len(examples)), np.flatnonzero(np.diff(step)) + 1)
+
+
+def held_rows(mesh: Mesh, rows: int, devices: Iterable[Any]) -> np.ndarray:
+    """Which of the `rows` of a microbatch are on one of these devices of the mesh, ascending."""
+    held, of_device = np.zeros(rows, bool), by_row(mesh).devices_indices_map((rows,))
+    for device in devices:
+        held[of_device[device]] = True
+    return np.flatnonzero(held)
 
 
 class Batches(Sequence[Batch]):
     """The batch of each step, built when asked for, all of one shape.
 
-    `members` names the trees of each step; A and P are enough for every one of them.
+    `members` names the trees of each step by their numbers in the store; A and P are enough for every one of
+    them, and B is `config.microbatch_rows` for each part into which the mesh divides rows. `batches[step]` is
+    what this process holds of a batch, on the host; `place` puts it on the devices.
     """
 
-    def __init__(self, trees: Sequence[TargetTree], members: Sequence[np.ndarray], config: TrainConfig):
-        self.trees, self.members = trees, members
-        self.row_length, self.microbatch_rows = config.row_length, config.microbatch_rows
-        size = np.array([len(tree.tree) for tree in trees])
-        targets = np.array([len(tree.node) for tree in trees])
-        most_rows = most_targets = 0
+    def __init__(self, store: TreeStore, members: Sequence[np.ndarray], config: TrainConfig, mesh: Mesh):
+        self.store, self.members, self.mesh = store, members, mesh
+        self.row_length, self.rows = config.row_length, config.microbatch_rows * row_shards(mesh)
+        self.held = held_rows(mesh, self.rows, mesh.local_devices)
+        most_rows = most_targets = 1
         for chosen in members:
-            row, _, rows = best_fit(size[chosen].tolist(), self.row_length)
+            row, _, rows = best_fit(store.nodes[chosen].tolist(), self.row_length)
             most_rows = max(most_rows, rows)
-            most_targets = max(most_targets, int(np.bincount(row, targets[chosen]).max()))
+            most_targets = max(most_targets, int(np.bincount(row, store.targets[chosen]).max()))
         # Rounded up, so that runs on similar data share a compiled step. An empty microbatch costs nothing.
-        self.microbatches = 1 << (-(-most_rows // self.microbatch_rows) - 1).bit_length()
+        self.microbatches = 1 << (-(-most_rows // self.rows) - 1).bit_length()
         self.row_targets = min(self.row_length, -(-most_targets // 32) * 32)
 
     def __len__(self) -> int:
         return len(self.members)
 
+    def __getitem__(self, step: int) -> Batch:
+        return self.build(step, self.held)
+
     def tokens(self, step: int) -> int:
         """How many nodes the step's trees have."""
-        return sum(len(self.trees[i].tree) for i in self.members[step])
+        return int(self.store.nodes[self.members[step]].sum())
 
-    def __getitem__(self, step: int) -> Batch:
-        chosen = [self.trees[i] for i in self.members[step]]
-        rows = pack([tree.tree for tree in chosen], self.row_length)
-        R, T, P = self.microbatches * self.microbatch_rows, self.row_length, self.row_targets
-        token_RT, position_RT = np.zeros((2, R, T), np.int32)
-        subtree_size_RT = np.ones((R, T), np.int32)
-        used = len(rows.token_RT)
-        token_RT[:used] = rows.token_RT
-        position_RT[:used] = rows.position_RT
-        subtree_size_RT[:used] = rows.subtree_size_RT
-        place_RP, target_RP = np.zeros((R, P), np.int32), np.full((R, P), -1, np.int32)
-        weight_RP = np.zeros((R, P), np.float32)
-        filled = np.zeros(R, int)
-        for tree, r, offset in zip(chosen, rows.row, rows.offset, strict=True):
-            here = slice(filled[r], filled[r] + len(tree.node))
-            place_RP[r, here] = offset + tree.node - tree.tree.parent_distance[tree.node]
-            target_RP[r, here] = tree.tree.token[tree.node]
-            weight_RP[r, here] = tree.weight
-            filled[r] = here.stop
-        arrays = (token_RT, position_RT, subtree_size_RT, place_RP, target_RP, weight_RP)
-        dealt = (jnp.asarray(a.reshape(self.microbatches, self.microbatch_rows, -1)) for a in arrays)
-        return Batch(*dealt, microbatches=jnp.asarray(-(-used // self.microbatch_rows)))
+    def sequence_tokens(self, step: int) -> int:
+        """How many tokens the step's examples have separately."""
+        return int(self.store.sequence_tokens[self.members[step]].sum())
+
+    def targets(self, step: int) -> int:
+        """How many nodes of the step's trees have a loss weight."""
+        return int(self.store.targets[self.members[step]].sum())
+
+    def attended(self, step: int) -> int:
+        """How many pairs of nodes see each other: what attention costs."""
+        return int(self.store.attended[self.members[step]].sum())
+
+    def groups(self, step: int) -> list[str]:
+        """The step's documents."""
+        return list(dict.fromkeys(self.store.group[i] for i in self.members[step]))
+
+    def build(self, step: int, held: np.ndarray) -> Batch:
+        """The step's batch in NumPy arrays: of each microbatch the rows `held` (below B, ascending) alone."""
+        members = self.members[step]
+        row, offset, rows = best_fit(self.store.nodes[members].tolist(), self.row_length)
+        A, b, T, P = self.microbatches, len(held), self.row_length, self.row_targets
+        token_ABT, position_ABT = np.zeros((2, A, b, T), np.int32)
+        subtree_size_ABT = np.ones((A, b, T), np.int32)
+        place_ABP, target_ABP = np.zeros((A, b, P), np.int32), np.full((A, b, P), -1, np.int32)
+        weight_ABP = np.zeros((A, b, P), np.float32)
+        filled_AB = np.zeros((A, b), int)
+        held_at = {r: i for i, r in enumerate(held.tolist())}
+        for member, r, start in zip(members, row, offset, strict=True):
+            a, r_of_microbatch = divmod(int(r), self.rows)
+            if r_of_microbatch not in held_at:
+                continue
+            at = a, held_at[r_of_microbatch]
+            tree = self.store[int(member)]
+            here = (*at, slice(start, start + len(tree.tree)))
+            token_ABT[here] = tree.tree.token
+            position_ABT[here] = tree.tree.position
+            subtree_size_ABT[here] = tree.tree.subtree_size
+            targets = (*at, slice(filled_AB[at], filled_AB[at] + len(tree.node)))
+            place_ABP[targets] = start + tree.node - tree.tree.parent_distance[tree.node]
+            target_ABP[targets] = tree.tree.token[tree.node]
+            weight_ABP[targets] = tree.weight
+            filled_AB[at] += len(tree.node)
+        arrays: Any = (token_ABT, position_ABT, subtree_size_ABT, place_ABP, target_ABP, weight_ABP)
+        used: Any = np.asarray(-(-rows // self.rows), np.int32)
+        return Batch(*arrays, microbatches=used)
+
+    def place(self, batch: Batch) -> Batch:
+        """The global arrays, rows divided over the mesh, of what `batches[step]` is in every process."""
+        return jax.tree.map(self._place, batch)
+
+    def _place(self, held: np.ndarray) -> Array:
+        if not held.ndim:
+            everywhere = NamedSharding(self.mesh, PartitionSpec())
+            return jax.make_array_from_callback((), everywhere, lambda _: held, held.dtype)
+
+        def rows_of_a_device(index: Any) -> np.ndarray:
+            start, end, _ = index[1].indices(self.rows)
+            first = np.searchsorted(self.held, start)
+            return held[:, first : first + end - start]
+
+        shape = (self.microbatches, self.rows, held.shape[2])
+        return jax.make_array_from_callback(shape, by_row(self.mesh, 1), rows_of_a_device, held.dtype)
+
+
+def loader(batches: Batches, start: int = 0) -> grain.DatasetIterator[Batch]:
+    """The batches from step `start` on, on the devices: while a step runs, the next one is built and placed.
+
+    `get_state()` tells how many have been taken, as a JSON value that knows neither processes nor mesh, and
+    `set_state` goes there. To be closed in the end, so that no thread goes on.
+    """
+    read = grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)
+    placed = grain.MapDataset.source(batches).to_iter_dataset(read).map(batches.place)
+    iterator = iter(grain.experimental.ThreadPrefetchIterDataset(placed, prefetch_buffer_size=1))
+    grain.experimental.set_next_index(iterator, start)
+    return iterator

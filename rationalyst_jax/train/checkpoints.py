@@ -1,63 +1,169 @@
-"""Checkpoints of a training run, written by Orbax; each knows the run it belongs to."""
+"""Checkpoints of a training run, written by Orbax while the next steps run; each knows the run it belongs to.
 
+A checkpoint holds the state, where the data iterator stands, what makes the run this run, and the versions of
+the packages. Arrays are restored onto whatever mesh the run has now.
+"""
+
+import errno
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
+from jax.experimental import multihost_utils
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from rationalyst_jax.files.settings import differences
+from rationalyst_jax.files.settings import differences, package_versions
 from rationalyst_jax.lm.checkpoint import abstract_llama
 from rationalyst_jax.lm.config import LlamaConfig, RopeScaling
+from rationalyst_jax.lm.distributed import barrier, is_main
 from rationalyst_jax.lm.llama import Llama
 from rationalyst_jax.train.step import TrainState
 
+VALIDATION_LOSS = "val_loss"
+
+
+class DamagedCheckpoint(ValueError):
+    """A checkpoint that is there but cannot be read whole."""
+
+
+class Restored(NamedTuple):
+    """A state, the steps it has behind it, and where the data iterator stood (None at the beginning)."""
+
+    state: TrainState
+    step: int
+    data: Any
+
 
 class Checkpoints:
-    """The last `keep` states of one run. `run` is what makes it this run, JSON data stored beside them."""
+    """The last `keep` states of one run, and the one with the lowest validation loss.
 
-    def __init__(self, folder: Path, run: Mapping[str, Any], keep: int):
-        self.folder = folder
+    `run` is what makes it this run, JSON data stored with each state. `note` is told what a person should
+    know, one line at a time. A context: leaving it waits for what is still being written.
+    """
+
+    def __init__(self, folder: Path, run: Mapping[str, Any], keep: int, note: Callable[[str], None]):
+        self.folder, self.note = folder, note
         self.run = json.loads(json.dumps(run))
+
+        def quality(metrics: Any) -> float:
+            return -metrics[VALIDATION_LOSS]
+
+        best = BestN(get_metric_fn=quality, n=1, keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep,
+            best_fn=quality,
+            preservation_policy=AnyPreservationPolicy([LatestN(n=keep), best]),
             cleanup_tmp_directories=True,  # what a killed run left half written
-            enable_async_checkpointing=False,  # the next step is given the state's buffers
         )
         self.manager = ocp.CheckpointManager(folder.absolute(), options=options)
 
-    def restore(self, state: TrainState) -> tuple[TrainState, int]:
-        """The latest state and its step, or `state` itself and 0.
+    def __enter__(self) -> Self:
+        return self
 
-        Raises ValueError for a damaged checkpoint, and for another run's (listing what differs).
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        try:
+            with self._named():
+                self.manager.close()
+        except OSError:
+            if kind is None:  # an error on its way out says more
+                raise
+
+    def restore(self, state: TrainState) -> Restored:
+        """The latest whole state, divided among devices as `state` is; `state` itself where there is none.
+
+        A damaged checkpoint is noted, put aside in `damaged/` beside the others' folder, and the one before
+        it taken. Raises ValueError for a checkpoint of another run (listing what differs), and where every
+        checkpoint is damaged.
         """
-        step = self.manager.latest_step()
-        if step is None:
-            return state, 0
+        damaged: dict[int, str] = {}
+        for step in sorted(self.manager.all_steps(), reverse=True):
+            try:
+                found = self._restore(step, state)
+            except DamagedCheckpoint as error:
+                found, damaged[step] = None, str(error)
+            if _everywhere(found is not None):
+                self._set_aside(damaged)
+                return found or Restored(state, 0, None)
+            damaged.setdefault(step, f"{self.folder / str(step)}: damaged for another process")
+        if damaged:
+            raise ValueError(next(iter(damaged.values())))
+        return Restored(state, 0, None)
+
+    def _restore(self, step: int, state: TrainState) -> Restored:
         run = _restored(self.manager, self.folder, step, run=ocp.args.JsonRestore())
         if found := list(differences(run, self.run)):
             raise ValueError(f"{self.folder}: checkpoint of another run: {'; '.join(found)}")
+        versions = _restored(self.manager, self.folder, step, versions=ocp.args.JsonRestore())
+        data = _restored(self.manager, self.folder, step, data=ocp.args.JsonRestore())
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
-        return _restored(self.manager, self.folder, step, state=ocp.args.StandardRestore(abstract)), step
+        whole = _restored(self.manager, self.folder, step, state=ocp.args.StandardRestore(abstract))
+        if changed := list(differences(versions, package_versions())):
+            self.note(f"{self.folder}: saved with other versions: {'; '.join(changed)}")
+        return Restored(whole, step, data)
 
-    def save(self, step: int, state: TrainState) -> None:
-        """Returns when the state is on disk, whole."""
-        self.manager.save(
-            step,
-            args=ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(self.run)),
+    def _set_aside(self, damaged: Mapping[int, str]) -> None:
+        """Makes room for the steps that will be saved again."""
+        for step, problem in damaged.items():
+            aside = self.folder.parent / "damaged" / str(step)
+            self.note(f"{problem}; put aside as {aside}, going on from the checkpoint before")
+            if is_main():
+                aside.parent.mkdir(exist_ok=True)
+                number = len(list(aside.parent.glob(f"{step}*")))
+                (self.folder / str(step)).rename(aside.with_name(f"{step}.{number}") if number else aside)
+        if damaged:
+            barrier("damaged checkpoints put aside")
+            self.manager.reload()
+
+    def save(self, step: int, state: TrainState, data: Any, metrics: Mapping[str, float]) -> None:
+        """Copies the state to the host and returns; it is written meanwhile. Once a step: again is nothing.
+
+        `data` is where the data iterator stands (JSON). Raises OSError where the disk is full, for this
+        checkpoint or the one before, and leaves the finished ones as they are.
+        """
+        if step in self.manager.all_steps():
+            return
+        args = ocp.args.Composite(
+            state=ocp.args.StandardSave(state),
+            data=ocp.args.JsonSave(data),
+            run=ocp.args.JsonSave(self.run),
+            versions=ocp.args.JsonSave(package_versions()),
         )
+        quality = {VALIDATION_LOSS: metrics[VALIDATION_LOSS]} if VALIDATION_LOSS in metrics else None
+        with self._named():
+            self.manager.save(step, args=args, metrics=quality)
 
-    def close(self) -> None:
-        self.manager.close()
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Turns what Orbax and TensorStore raise on a full disk into one OSError."""
+        try:
+            yield
+        except Exception as error:
+            if not any("No space left on device" in str(cause) for cause in _causes(error)):
+                raise
+            self.manager.reload()
+            whole = self.manager.all_steps()
+            kept = f"the checkpoint of step {max(whole)} is whole" if whole else "there is none yet"
+            raise OSError(
+                errno.ENOSPC, f"no space left for a checkpoint; {kept}", str(self.folder)
+            ) from error
+
+
+def _everywhere(holds: bool) -> bool:
+    """Whether it holds on all processes."""
+    barrier("asked of all processes")
+    return bool(np.all(multihost_utils.process_allgather(np.array(holds))))
 
 
 def load_trained(folder: Path) -> Llama:
-    """The float32 master weights of the latest checkpoint in `folder`.
+    """The master weights of the latest checkpoint in `folder`, in float32.
 
-    Raises ValueError for a folder without a whole checkpoint, and for a damaged one.
+    Raises ValueError for a folder without a whole checkpoint, for a damaged one, and for one of adapters
+    alone.
     """
     options = ocp.CheckpointManagerOptions(read_only=True)
     with ocp.CheckpointManager(folder.absolute(), options=options) as manager:
@@ -65,10 +171,14 @@ def load_trained(folder: Path) -> Llama:
         if step is None:
             raise ValueError(f"{folder}: no finished checkpoint")
         run = _restored(manager, folder, step, run=ocp.args.JsonRestore())
+        if run["lora"] is not None:
+            raise ValueError(f"{folder}: holds adapters alone; `rationalyst merge` adds them to their model")
         try:
             graph, abstract = abstract_llama(_config(run["model"]))
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{folder / str(step)}: damaged checkpoint: model config: {error}") from error
+            raise DamagedCheckpoint(
+                f"{folder / str(step)}: damaged checkpoint: model config: {error}"
+            ) from error
         wanted = {"weights": abstract}
         form = ocp.checkpoint_utils.construct_restore_args(wanted)
         restore = ocp.args.PyTreeRestore(wanted, form, partial_restore=True)  # the optimizer stays on disk
@@ -77,16 +187,22 @@ def load_trained(folder: Path) -> Llama:
 
 
 def _restored(manager: ocp.CheckpointManager, folder: Path, step: int, **item: Any) -> Any:
-    """One item of a checkpoint, given by its name and how to restore it; ValueError where it is damaged."""
+    """One item of a checkpoint, given by its name and how to restore it. Raises DamagedCheckpoint."""
     (name,) = item
     try:
         return manager.restore(step, args=ocp.args.Composite(**item))[name]
     except Exception as error:  # Orbax and TensorStore raise whatever they like for a damaged file
-        cause = error
-        while cause.__cause__:  # the first to fail says which file
-            cause = cause.__cause__
+        *_, cause = _causes(error)  # the first to fail says which file
         reason = str(cause).splitlines() or [type(cause).__name__]
-        raise ValueError(f"{folder / str(step)}: damaged checkpoint: {reason[0]:.200}") from error
+        raise DamagedCheckpoint(f"{folder / str(step)}: damaged checkpoint: {reason[0]:.200}") from error
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An exception and what it was raised from, the first to fail last."""
+    cause: BaseException | None = error
+    while cause:
+        yield cause
+        cause = cause.__cause__
 
 
 def _config(fields: dict[str, Any]) -> LlamaConfig:

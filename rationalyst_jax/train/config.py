@@ -1,10 +1,14 @@
 """What a training run is told."""
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 from rationalyst_jax.files.ranges import ABOVE_0, AT_LEAST_0, BELOW_1, FRACTION, require
+from rationalyst_jax.lm.settings import LoraConfig, MeshShape, Remat
+
+# Settings of the machine and of how the run is kept: a run may be continued with other ones.
+_MACHINE = ("mesh", "microbatch_rows", "remat", "save_every", "validate_every", "keep")
 
 
 @dataclass(frozen=True)
@@ -12,15 +16,21 @@ class TrainConfig:
     """By default the paper's: AdamW 2e-5, cosine, 3 % warm-up, no weight decay, batch 32, 1024 tokens.
 
     Length: `epochs` passes over the examples, or `steps` when given.
-    Batch: `batch_examples` sequences per step, before merging, are the mathematics; `microbatch_rows` rows
-    of `row_length` tokens at a time are the memory: a step accumulates over as many as its batch fills.
-    Optimizer: decay applies to matrices and embeddings, not to norms; `clip_norm` is the global norm of
-    the gradient of the mean loss (nats per target token). The learning rate rises from 0 over
-    `warmup_fraction` of the steps, then falls along a cosine to `final_fraction` of its peak.
-    Precision: master weights and moments are float32; `dtype` is what the model computes in. With `remat` the
-    backward pass computes each layer again instead of keeping what is inside of it.
-    Every `save_every` and `validate_every` steps, and at the end; the last `keep` checkpoints stay.
-    Raises ValueError naming the key and the value that is out of range.
+    Batch: `batch_examples` sequences per step, before merging, are the mathematics; rows of `row_length`
+    tokens, `microbatch_rows` at a time on each device that has rows of its own, are the memory: a step
+    accumulates over as many as its batch fills.
+    Optimizer: AdamW, or Adafactor (no momentum, update rule without the parameters' scale). Decay applies to
+    matrices and embeddings, not to norms; `clip_norm` is the global norm of the gradient of the mean loss
+    (nats per target token). The learning rate rises from 0 over `warmup_fraction` of the steps, then falls
+    along a cosine to `final_fraction` of its peak.
+    Precision: `dtype` is what the model computes in, `master_dtype` what its weights are kept in, and
+    `moment_dtype` AdamW's moments; what is kept in bfloat16 is rounded stochastically. Gradients are summed
+    in float32.
+    Adapters: with `lora` only these are trained, beside weights kept in `dtype`.
+    Machine: `mesh` divides the devices; with `remat` the backward pass computes again what it does not keep
+    (`lm/settings.py::Remat`).
+    Every `save_every` and `validate_every` steps, and at the end; the last `keep` checkpoints stay, and the
+    one with the lowest validation loss. Raises ValueError naming the key and the value that is out of range.
     """
 
     epochs: float = 1.0
@@ -28,6 +38,7 @@ class TrainConfig:
     batch_examples: int = 32
     row_length: int = 1024
     microbatch_rows: int = 8
+    optimizer: Literal["adamw", "adafactor"] = "adamw"
     peak_learning_rate: float = 2e-5
     warmup_fraction: float = 0.03
     final_fraction: float = 0.0
@@ -37,7 +48,11 @@ class TrainConfig:
     weight_decay: float = 0.0
     clip_norm: float = 1.0
     dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: bool = False
+    master_dtype: Literal["float32", "bfloat16"] = "float32"
+    moment_dtype: Literal["float32", "bfloat16"] = "float32"
+    lora: LoraConfig | None = None
+    remat: Remat = "none"
+    mesh: MeshShape = field(default_factory=MeshShape)
     validation_fraction: float = 0.05
     seed: int = 0
     save_every: int = 500
@@ -46,11 +61,16 @@ class TrainConfig:
 
     def __post_init__(self):
         counts = ("batch_examples", "row_length", "microbatch_rows", "save_every", "validate_every", "keep")
-        counts += () if self.steps is None else ("steps",)
         require("train config", self, ABOVE_0, "epochs", *counts, "peak_learning_rate", "eps", "clip_norm")
         require("train config", self, FRACTION, "warmup_fraction", "final_fraction")
         require("train config", self, BELOW_1, "b1", "b2", "validation_fraction")
         require("train config", self, AT_LEAST_0, "weight_decay", "seed")
+        if self.steps is not None:
+            require("train config", self, AT_LEAST_0, "steps")
         for name in ("epochs", "peak_learning_rate", "eps", "weight_decay"):
             if getattr(self, name) == math.inf:
                 raise ValueError(f"train config: {name} must be finite")
+
+    def decides(self) -> dict[str, Any]:
+        """The settings that decide what is learned, as JSON values: all but the machine's."""
+        return {name: value for name, value in asdict(self).items() if name not in _MACHINE}

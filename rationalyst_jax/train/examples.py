@@ -6,7 +6,8 @@ the separate sequences.
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,23 +43,15 @@ class TargetTree:
     sequence_tokens: int
 
 
-Trees = tuple[TargetTree, ...]
-
-
-@dataclass(frozen=True)
-class Forest:
-    """The trees of a data set, in the order of their groups, and how many examples were too long for it."""
-
-    trees: Trees
-    dropped: int
-
-
-def forest(examples: Iterable[Example], max_tokens: int, max_examples: int) -> Forest:
+def forest(
+    examples: Iterable[Example], max_tokens: int, max_examples: int
+) -> tuple[Iterator[TargetTree], int]:
     """Merges the examples of each group into trees of at most `max_tokens` nodes and `max_examples` examples.
 
-    A group that needs more becomes several trees. An example longer than `max_tokens` is dropped and
-    counted, never cut. Raises ValueError for an example without a target or with a negative weight, and
-    when no example is left.
+    Returns the trees, each made when it is asked for, in the order in which their groups appear; and how many
+    examples were longer than `max_tokens`: these are dropped, never cut. A group that needs more becomes
+    several trees. Raises ValueError for an example without a target or with a negative weight, and when no
+    example is left.
     """
     groups: dict[str, list[Example]] = {}
     dropped = 0
@@ -66,29 +59,34 @@ def forest(examples: Iterable[Example], max_tokens: int, max_examples: int) -> F
         _check(example, number)
         if len(example.tokens) > max_tokens:
             dropped += 1
-        else:
-            groups.setdefault(example.group, []).append(example)
+        else:  # as arrays, 8 bytes a token: all examples are held until their groups are complete
+            kept = Example(array("i", example.tokens), array("f", example.weights), example.group)
+            groups.setdefault(example.group, []).append(kept)
     if not groups:
         raise ValueError(f"no example to train on ({dropped} longer than {max_tokens} tokens)")
-    trees: list[TargetTree] = []
-    for group in groups.values():
-        while group:
-            tree, taken = _largest_tree(group[:max_examples], max_tokens)
-            trees.append(tree)
-            group = group[taken:]
-    return Forest(tuple(trees), dropped)
+
+    def trees() -> Iterator[TargetTree]:
+        for group in groups.values():
+            while group:
+                tree, taken = _largest_tree(group[:max_examples], max_tokens)
+                yield tree
+                group = group[taken:]
+
+    return trees(), dropped
 
 
-def split_by_group(trees: Iterable[TargetTree], fraction: float, seed: int) -> tuple[Trees, Trees]:
-    """(training, validation): each group goes to validation with probability `fraction`, by its hash.
+def split_by_group(groups: Sequence[str], fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """(training, validation), as indices: each group goes to validation with probability `fraction`.
 
-    The side of a group depends on its name and the seed alone, not on the other groups.
+    Its hash decides: the side of a group depends on its name and the seed alone, not on the other groups.
     """
-    sides: tuple[list[TargetTree], list[TargetTree]] = ([], [])
-    for tree in trees:
-        digest = hashlib.blake2b(f"{seed}:{tree.group}".encode(), digest_size=8).digest()
-        sides[int.from_bytes(digest) < fraction * 2**64].append(tree)
-    return tuple(sides[0]), tuple(sides[1])
+
+    def held_out(group: str) -> bool:
+        hashed = hashlib.blake2b(f"{seed}:{group}".encode(), digest_size=8).digest()
+        return int.from_bytes(hashed) < fraction * 2**64
+
+    validation = np.fromiter(map(held_out, groups), bool, len(groups))
+    return np.flatnonzero(~validation), np.flatnonzero(validation)
 
 
 def _check(example: Example, number: int) -> None:

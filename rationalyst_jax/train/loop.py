@@ -1,36 +1,44 @@
-"""The training loop: examples in, a trained Llama out; killed runs continue where they stopped."""
+"""The training loop: token trees in, a trained Llama out; killed runs continue where they stopped."""
 
-import json
+import itertools
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
+from jax.sharding import Mesh
 
-from rationalyst_jax.files.settings import digest
+from rationalyst_jax.files.interruption import Interrupted
+from rationalyst_jax.lm.chips import chip_of
+from rationalyst_jax.lm.flops import training_flops
 from rationalyst_jax.lm.llama import Llama
-from rationalyst_jax.train.batches import Batches, ordered_steps, shuffled_steps
-from rationalyst_jax.train.checkpoints import Checkpoints
+from rationalyst_jax.lm.lora import Adapters
+from rationalyst_jax.lm.sharding import mesh_of, shard_state, shard_weights
+from rationalyst_jax.train.batches import Batches, loader, ordered_steps, shuffled_steps
+from rationalyst_jax.train.checkpoints import VALIDATION_LOSS, Checkpoints
 from rationalyst_jax.train.config import TrainConfig
-from rationalyst_jax.train.examples import Example, TargetTree, forest, split_by_group
-from rationalyst_jax.train.step import TrainState, adamw, train_step, validation_step
-
-Metrics = dict[str, float]
+from rationalyst_jax.train.examples import split_by_group
+from rationalyst_jax.train.metrics import Metrics, MetricsLog
+from rationalyst_jax.train.preemption import Preemption
+from rationalyst_jax.train.step import Parts, TrainState, start_state, take_apart, train_step, validation_step
+from rationalyst_jax.train.store import TreeStore
 
 
 @dataclass(frozen=True)
 class FitResult:
     """A finished run.
 
-    model: trained weights in the dtype the model came in. metrics: the last step's row of metrics.jsonl.
-    examples, validation_examples: how many were used; dropped: how many, of both, were too long.
-    tree_tokens, sequence_tokens: tokens of the training examples after and before merging.
+    model: trained weights in `master_dtype`; where adapters were trained, what they were added to is in
+    `dtype`. metrics: the last step's row of metrics.jsonl. examples, validation_examples: how many were used;
+    dropped: how many, of both, were too long. tree_tokens, sequence_tokens: tokens of the training examples
+    after and before merging.
     """
 
     model: Llama
@@ -45,145 +53,207 @@ class FitResult:
 
 def fit(
     model: Llama,
-    examples: Iterable[Example],
+    store: TreeStore,
     config: TrainConfig,
     run_dir: str | Path,
     *,
+    mesh: Mesh | None = None,
     starts_from: str = "",
-    progress: Callable[[int, Metrics], None] | None = None,
+    progress: Callable[[int, Metrics], None] = lambda steps, row: None,
+    note: Callable[[str], None] = print,
+    profile: int = 0,
+    wandb: str | None = None,
 ) -> FitResult:
-    """Trains a copy of `model` on `examples`, of whose groups `validation_fraction` are held out.
+    """Trains `model`, whose weights become the run's, on a store of trees; `validation_fraction` of the
+    groups are held out.
 
-    `run_dir` receives checkpoints/ and metrics.jsonl, whose line N is step N: step, loss (nats per unit of
-    loss weight, before the update), grad_norm, learning_rate, tokens_per_second (of merged trees) and, now
-    and then, val_loss. When `run_dir` holds a checkpoint of the same run, training continues from the latest
-    one and ends in the same bits; `starts_from` names the weights the run began with (a checkpoint's
-    fingerprint, say), which no later checkpoint shows. `progress(steps, row)` is called with each new row.
+    `mesh`, by default that of the config over all devices, divides the work; the weights may already lie on
+    it. `run_dir`, which all processes share, receives checkpoints/, tensorboard/ and metrics.jsonl, whose
+    line N is step N: step, loss (nats per unit of loss weight, before the update), grad_norm, learning_rate,
+    tokens_per_second (of merged trees, per device), mfu (model FLOPs by the 6N + attention rule per second,
+    of the chips' peak; where that is known) and, now and then, val_loss. When `run_dir` holds a checkpoint of
+    the same run, training continues from the latest whole one and ends in the same bits; `starts_from` names
+    the weights the run began with (a checkpoint's fingerprint, say), which no later checkpoint shows.
+    `progress(steps, row)` is called with each new row, `note` with what a person should read. A trace of
+    `profile` steps goes to profile/, metrics also to the project `wandb`.
 
-    Raises ValueError for unusable examples, for a checkpoint of another run (listing what differs) or a
-    damaged one, and for a loss or gradient that is not finite (naming the step, whose state is not saved).
+    Raises ValueError for trees the model cannot take, a mesh that does not divide it, a checkpoint of another
+    run (listing what differs), damaged ones, for memory that does not suffice (naming what helps), and for a
+    loss or gradient that is not finite (naming step and documents; the state before it is kept); OSError
+    where the disk is full; Interrupted after SIGTERM, when all is saved.
     """
     run_dir = Path(run_dir)
+    mesh = mesh_of(config.mesh, jax.devices()) if mesh is None else mesh
 
     # ---- Data ----
-    data = forest(examples, config.row_length, config.batch_examples)
-    training, held_out = split_by_group(data.trees, config.validation_fraction, config.seed)
-    if not training:
-        groups, fraction = len({tree.group for tree in held_out}), config.validation_fraction
-        raise ValueError(
-            f"no example to train on: validation_fraction {fraction} held out all {groups} groups"
-        )
-    longest = max(int(tree.tree.position.max()) + 1 for tree in data.trees)
-    if longest > (positions := model.config.max_position_embeddings):
-        raise ValueError(f"an example is {longest} tokens long, the model has {positions} positions")
-    largest = max(int(tree.tree.token.max()) for tree in data.trees)
-    if largest >= (vocabulary := model.config.vocab_size):
-        raise ValueError(f"the examples hold token id {largest}, the model's vocabulary is {vocabulary}")
-    count = sum(tree.examples for tree in training)
-    steps = config.steps or math.ceil(config.epochs * count / config.batch_examples)
-    batches = Batches(training, shuffled_steps(training, config.batch_examples, steps, config.seed), config)
-    validation = Batches(held_out, ordered_steps(held_out, config.batch_examples), config) if held_out else ()
+    training, held_out = split_by_group(store.group, config.validation_fraction, config.seed)
+    _check_data(model, store, training, config)
+    examples = int(store.examples[training].sum())
+    steps = config.steps
+    if steps is None:
+        steps = math.ceil(config.epochs * examples / config.batch_examples)
+    members = shuffled_steps(store.examples[training], config.batch_examples, steps, config.seed)
+    batches = Batches(store, [training[chosen] for chosen in members], config, mesh)
+    members = ordered_steps(store.examples[held_out], config.batch_examples) if len(held_out) else []
+    validation = Batches(store, [held_out[chosen] for chosen in members], config, mesh)
 
     # ---- Model and optimizer ----
-    graph, given = nnx.split(_with_remat(model, config.remat))
-    weights = jax.tree.map(lambda w: jnp.array(w, jnp.float32, copy=True), given)  # the step donates them
-    state = TrainState(weights, adamw(config, steps).init(weights), jnp.zeros((), jnp.int32))
+    parts, state = begin(model, config, steps, mesh)
+    step_of = partial(train_step, parts.graph, config, steps, mesh)
+    flops = partial(training_flops, model.config, lora=config.lora is not None)
+    chip = chip_of(mesh.devices.flat[0])
 
     # ---- Resume ----
     run = {
-        **asdict(config),
+        **config.decides(),
         "model": asdict(model.config),
         "starts_from": starts_from,
-        "examples": forest_digest(data.trees),
+        "examples": store.digest,
     }
-    checkpoints = Checkpoints(run_dir / "checkpoints", run, config.keep)
-    state, done = checkpoints.restore(state)
-    log = MetricsLog(run_dir / "metrics.jsonl", done)
-
-    # ---- Loop ----
-    waiting = None  # a dispatched step whose numbers have not been read
-    clock = time.perf_counter()
-
-    def report(step: int, metrics: Mapping[str, Array]) -> None:
-        """Waits for the numbers of a step, refuses what is not finite, writes the row."""
-        nonlocal clock
-        row = {"step": step, **{name: float(value) for name, value in metrics.items()}}
-        if not math.isfinite(row["loss"] + row["grad_norm"]):
-            raise ValueError(f"step {step}: loss {row['loss']}, gradient norm {row['grad_norm']}: not finite")
-        now = time.perf_counter()
-        row["tokens_per_second"] = batches.tokens(step - 1) / (now - clock)
-        clock = now
-        log.write(row)
-        if progress:
-            progress(steps, row)
-
-    for step in range(done + 1, steps + 1):
-        state, metrics = train_step(graph, config, steps, state, batches[step - 1])
-        if waiting:
-            report(*waiting)  # while this step runs
-        waiting = step, metrics
-        validate = validation and (step % config.validate_every == 0 or step == steps)
-        save = step % config.save_every == 0 or step == steps
-        if validate:
-            sums = [validation_step(graph, state.weights, batch, config.dtype) for batch in validation]
-            loss, weight = np.sum(sums, axis=0)
-            waiting = step, {**metrics, "val_loss": loss / weight}
-        if validate or save:
-            report(*waiting)
-            waiting = None
-        if save:
-            checkpoints.save(step, state)
+    saved = Checkpoints(run_dir / "checkpoints", run, config.keep, note)
+    with saved, _knobs_named(config), closing(loader(batches)) as data, Preemption() as preemption:
+        state, done, data_state = saved.restore(state)
+        if data_state is not None:
+            data.set_state(data_state)
+        with MetricsLog(run_dir, done, wandb) as log, _trace(run_dir / "profile", profile) as tick:
             clock = time.perf_counter()
-    checkpoints.close()
+
+            def report(step: int, metrics: Mapping[str, Array], data_before: object) -> Metrics:
+                """Waits for the numbers of a step, refuses what is not finite, writes the row."""
+                nonlocal clock
+                row = {"step": step, **{name: float(value) for name, value in metrics.items()}}
+                if not math.isfinite(row["loss"] + row["grad_norm"]):
+                    if step > 1:  # neither this step nor any after it has changed the state
+                        saved.save(step - 1, state, data_before, {})
+                    raise ValueError(_not_finite(row, batches.groups(step - 1)))
+                seconds, clock = time.perf_counter() - clock, time.perf_counter()
+                tokens = batches.tokens(step - 1)
+                row["tokens_per_second"] = tokens / seconds / mesh.size
+                if chip:
+                    work = flops(tokens, batches.attended(step - 1), batches.targets(step - 1))
+                    row["mfu"] = work / seconds / mesh.size / chip.flops
+                log.write(row)
+                progress(steps, row)
+                return row
+
+            # ---- Loop ----
+            waiting = None  # a dispatched step whose numbers have not been read
+            for step in range(done + 1, steps + 1):
+                data_before = data.get_state()
+                state, metrics = step_of(state, parts.frozen, next(data), np.int32(step - 1))
+                tick()
+                if waiting:
+                    report(*waiting)  # while this step runs
+                stop = preemption.reached(step)
+                if validate := len(validation) and (step % config.validate_every == 0 or step == steps):
+                    metrics |= {VALIDATION_LOSS: _validate(parts, config, mesh, state, validation)}
+                save = stop or step % config.save_every == 0 or step == steps
+                waiting = step, metrics, data_before
+                if validate or save:
+                    row, waiting = report(*waiting), None
+                    if save:
+                        saved.save(step, state, data.get_state(), row)
+                        clock = time.perf_counter()
+                if stop and step < steps:
+                    raise Interrupted(f"stopped by SIGTERM after step {step} of {steps}, which is saved")
+            row = log.last()
 
     # ---- Result ----
-    trained = jax.tree.map(lambda new, old: new.astype(old.dtype), state.weights, given)
     return FitResult(
-        model=nnx.merge(graph, trained),
+        model=nnx.merge(parts.graph, state.weights, parts.frozen),
         steps=steps,
-        metrics=log.last(),
-        examples=count,
-        validation_examples=sum(tree.examples for tree in held_out),
-        dropped=data.dropped,
-        tree_tokens=sum(len(tree.tree) for tree in training),
-        sequence_tokens=sum(tree.sequence_tokens for tree in training),
+        metrics=row,
+        examples=examples,
+        validation_examples=int(store.examples[held_out].sum()),
+        dropped=store.dropped,
+        tree_tokens=int(store.nodes[training].sum()),
+        sequence_tokens=int(store.sequence_tokens[training].sum()),
     )
 
 
-class MetricsLog:
-    """metrics.jsonl, line N for step N; opened after `done` steps, it forgets what came later.
+def begin(model: Llama, config: TrainConfig, steps: int, mesh: Mesh) -> tuple[Parts, TrainState]:
+    """The model taken apart, with new adapters where these are to be trained, and the state before step 1.
 
-    Raises ValueError where it holds fewer.
+    All of it on the mesh, in the dtypes of the config. Raises ValueError where the mesh does not divide it.
     """
-
-    def __init__(self, path: Path, done: int):
-        self.path = path
-        with path.open("ab+") as file:
-            file.seek(0)
-            lines = [line for _ in range(done) if (line := file.readline()).endswith(b"\n")]
-            if len(lines) < done:
-                raise ValueError(f"{path}: holds {len(lines)} of {done} steps")
-            file.truncate(sum(map(len, lines)))
-
-    def write(self, row: Metrics) -> None:
-        with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-
-    def last(self) -> Metrics:
-        return json.loads(self.path.read_text().splitlines()[-1])
+    graph, weights = nnx.split(model)
+    model = nnx.merge(graph, jax.device_put(weights, shard_weights(weights, mesh)))
+    if config.lora is not None:
+        model.adapters = Adapters(model.layers, config.lora, rngs=nnx.Rngs(config.seed))
+    parts = take_apart(model)
+    trained = jax.device_put(parts.trained, shard_weights(parts.trained, mesh))
+    trained = jax.tree.map(lambda w: w.astype(config.master_dtype), trained)
+    frozen = jax.tree.map(lambda w: w.astype(config.dtype), parts.frozen)
+    start = partial(start_state, config, steps)
+    sharding = shard_state(jax.eval_shape(start, trained), mesh)
+    state = jax.jit(start, out_shardings=sharding, donate_argnums=0)(trained)
+    return Parts(parts.graph, state.weights, frozen), state
 
 
-def forest_digest(trees: Iterable[TargetTree]) -> str:
-    """A fingerprint of what is trained on: tokens, structure and weights, in order."""
-    return digest(
-        array.tobytes()
-        for tree in trees
-        for array in (tree.tree.token, tree.tree.position, tree.node, tree.weight)
-    )
+def _check_data(model: Llama, store: TreeStore, training: np.ndarray, config: TrainConfig) -> None:
+    """Raises ValueError for trees that the model cannot take, and where none is left to train on."""
+    if not len(training):
+        fraction, groups = config.validation_fraction, len(set(store.group))
+        raise ValueError(
+            f"no example to train on: validation_fraction {fraction} held out all {groups} groups"
+        )
+    if store.longest > (positions := model.config.max_position_embeddings):
+        raise ValueError(f"an example is {store.longest} tokens long, the model has {positions} positions")
+    if store.largest_token >= (vocabulary := model.config.vocab_size):
+        raise ValueError(
+            f"the examples hold token id {store.largest_token}, the model's vocabulary is {vocabulary}"
+        )
 
 
-def _with_remat(model: Llama, remat: bool) -> Llama:
-    """The same parameters in a model that does or doesn't rematerialise."""
-    twin = nnx.merge(*nnx.split(model))
-    twin.remat = remat
-    return twin
+def _validate(parts: Parts, config: TrainConfig, mesh: Mesh, state: TrainState, batches: Batches) -> float:
+    """The mean loss over all held-out trees; waits for it."""
+    sums = [
+        validation_step(parts.graph, config, mesh, state.weights, parts.frozen, batches.place(batch))
+        for batch in batches
+    ]
+    loss, weight = np.sum(jax.device_get(sums), axis=0)
+    return float(loss / weight)
+
+
+def _not_finite(row: Metrics, groups: Sequence[str]) -> str:
+    named = ", ".join(groups[:5]) + (", ..." if len(groups) > 5 else "")
+    numbers = f"loss {row['loss']}, gradient norm {row['grad_norm']}"
+    return f"step {row['step']:.0f}: {numbers}: not finite; in its batch are {len(groups)} documents: {named}"
+
+
+@contextmanager
+def _knobs_named(config: TrainConfig) -> Iterator[None]:
+    """Turns what XLA says of memory that does not suffice into what to do about it."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        now = {
+            "microbatch_rows": (config.microbatch_rows, "fewer"),
+            "row_length": (config.row_length, "shorter"),
+            "remat": (config.remat, "full or offload"),
+            "moment_dtype": (config.moment_dtype, "bfloat16"),
+            "master_dtype": (config.master_dtype, "bfloat16"),
+            "lora": ("none" if config.lora is None else config.lora.rank, "adapters alone"),
+        }
+        knobs = ", ".join(f"{name} {value} ({better})" for name, (value, better) in now.items())
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"out of memory: {reason}; what helps: {knobs}, more devices along fsdp") from error
+
+
+@contextmanager
+def _trace(folder: Path, steps: int) -> Iterator[Callable[[], None]]:
+    """Yields what is to be called after each step: the steps 3 to 2 + `steps` of this process are traced."""
+    count = itertools.count(1)
+
+    def tick() -> None:
+        number = next(count)
+        if number == 2:
+            jax.profiler.start_trace(str(folder))
+        elif number == 2 + steps:
+            jax.profiler.stop_trace()
+
+    yield tick if steps else lambda: None
+    if steps and 2 <= next(count) - 1 < 2 + steps:
+        jax.profiler.stop_trace()  # the run was shorter

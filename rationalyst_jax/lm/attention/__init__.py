@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import Mesh, PartitionSpec
 
-from rationalyst_jax.lm.sharding import ROWS, TENSOR, platform_of
+from rationalyst_jax.lm.settings import ROWS, TENSOR
+from rationalyst_jax.lm.sharding import platform_of
 
 # What is tried on each platform, in this order; the first that does not refuse serves the call. The GPU
 # kernels join their row once they have run on a GPU; until then they serve who names them.

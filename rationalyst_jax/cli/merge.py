@@ -1,0 +1,37 @@
+"""`rationalyst merge`: a model with its adapters added, as one checkpoint."""
+
+from pathlib import Path
+
+from rich.console import Console
+
+from rationalyst_jax.report.tables import counts_table
+
+
+def run(model: str, adapters: Path, out: Path) -> None:
+    """Add LoRA adapters to the model they belong to; writes a plain Hugging Face checkpoint.
+
+    Args:
+        model: Checkpoint folder of the model ("world": the one shipped).
+        adapters: Folder in PEFT's format, as a training run leaves it in adapters/.
+        out: New folder to write.
+    """
+    from rationalyst_jax.lm.lora import merge
+    from rationalyst_jax.lm.peft import load_adapters
+    from rationalyst_jax.pipeline.checkpoint import open_checkpoint
+    from rationalyst_jax.train.export import export
+
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out}: exists already; give a new folder")
+    checkpoint = open_checkpoint(model)
+    base = checkpoint.load()
+    base.adapters = load_adapters(base, adapters)
+    config = base.adapters.config
+    merge(base)
+    export(base, checkpoint.tokenizer, out)
+    rows = {
+        "rank": config.rank,
+        "alpha": config.alpha,
+        "projections": ", ".join(config.projections),
+        "to": out,
+    }
+    Console().print(counts_table("merged", rows))

@@ -1,0 +1,183 @@
+"""What may go wrong while training: nothing that was learned is lost, and one line says what happened."""
+
+import errno
+import gc
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from test_train import FAST, assert_same_weights, fit_examples, metrics_rows, random_examples, tiny_model
+
+from rationalyst_jax.cli.main import mute_background_errors
+from rationalyst_jax.files.interruption import Interrupted
+from rationalyst_jax.train.checkpoints import load_trained
+from rationalyst_jax.train.loop import FitResult
+
+EXAMPLES = random_examples(60)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def mute() -> Iterator[None]:
+    mute_background_errors()
+    yield
+    gc.collect()
+
+
+class Killed(Exception):
+    """Stands for the end of the process."""
+
+
+def train(run_dir: Path, config=FAST, model=None, **options) -> FitResult:
+    return fit_examples(model or tiny_model(), EXAMPLES, config, run_dir, **options)
+
+
+def at_step(step: int, act):
+    def progress(steps, row):
+        if row["step"] == step:
+            act()
+
+    return progress
+
+
+def kill():
+    raise Killed
+
+
+def steps_in(folder: Path) -> list[int]:
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory) -> FitResult:
+    return train(tmp_path_factory.mktemp("straight"))
+
+
+def test_sigterm_saves_and_the_run_goes_on_in_the_same_bits(straight, tmp_path):
+    notify = at_step(3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Interrupted, match=r"^stopped by SIGTERM after step [45] of 6, which is saved$"):
+        train(tmp_path, replace(FAST, save_every=100), progress=notify)
+    assert signal.getsignal(signal.SIGTERM) is handler
+    assert len(steps_in(tmp_path / "checkpoints")) == 1
+    assert_same_weights(straight.model, train(tmp_path).model)
+
+
+def damage(checkpoint: Path) -> None:
+    """Cuts every file of arrays short."""
+    arrays = [
+        file for file in (checkpoint / "state").rglob("*") if file.is_file() and file.parent.name == "d"
+    ]
+    assert arrays
+    for file in arrays:
+        os.truncate(file, file.stat().st_size // 2)
+
+
+def remove_run(checkpoint: Path) -> None:
+    shutil.rmtree(checkpoint / "run")
+
+
+@pytest.mark.parametrize("harm", [damage, remove_run])
+def test_a_damaged_checkpoint_is_put_aside_and_the_one_before_taken(harm, straight, tmp_path):
+    with pytest.raises(Killed):
+        train(tmp_path, progress=at_step(5, kill))
+    assert steps_in(tmp_path / "checkpoints") == [2, 4]
+    harm(tmp_path / "checkpoints/4")
+    notes: list[str] = []
+    result = train(tmp_path, note=notes.append)
+    assert len(notes) == 1 and "checkpoints/4: damaged checkpoint: " in notes[0]
+    assert "put aside as" in notes[0] and (tmp_path / "damaged/4").is_dir()
+    assert_same_weights(straight.model, result.model)
+    assert [row["step"] for row in metrics_rows(tmp_path)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_where_every_checkpoint_is_damaged_nothing_is_overwritten(tmp_path):
+    with pytest.raises(Killed):
+        train(tmp_path, progress=at_step(5, kill))
+    for step in (2, 4):
+        damage(tmp_path / f"checkpoints/{step}")
+    with pytest.raises(ValueError, match=r"checkpoints/4: damaged checkpoint: "):
+        train(tmp_path)
+    assert steps_in(tmp_path / "checkpoints") == [2, 4]
+
+
+def test_the_best_checkpoint_stays_beside_the_last(tmp_path, monkeypatch):
+    losses = iter([3.0, 1.0, 2.5, 2.0, 4.0, 3.5])
+    monkeypatch.setattr("rationalyst_jax.train.loop._validate", lambda *_: next(losses))
+    train(tmp_path, replace(FAST, save_every=1, validate_every=1, keep=1))
+    assert steps_in(tmp_path / "checkpoints") == [2, 6]
+
+
+def poison(monkeypatch, step: int) -> None:
+    """The loss weights of one step's targets are not numbers."""
+    from rationalyst_jax.train.batches import Batches
+
+    build = Batches.build
+
+    def poisoned(self, number, held):
+        batch = build(self, number, held)
+        return replace(batch, weight_ABP=batch.weight_ABP * np.nan) if number == step - 1 else batch
+
+    monkeypatch.setattr(Batches, "build", poisoned)
+
+
+@pytest.mark.parametrize("step", [3, 4])
+def test_the_state_before_a_loss_that_is_no_number_is_kept(step, straight, tmp_path, monkeypatch):
+    poison(monkeypatch, step)
+    with pytest.raises(
+        ValueError, match=rf"^step {step}: loss nan, .*not finite; in its batch are \d documents: d"
+    ):
+        train(tmp_path, replace(FAST, validation_fraction=0.0))
+    assert steps_in(tmp_path / "checkpoints")[-1] == step - 1
+    assert len(metrics_rows(tmp_path)) == step - 1
+    assert all(
+        jnp.isfinite(w).all() for w in jax.tree.leaves(nnx.state(load_trained(tmp_path / "checkpoints")))
+    )
+    monkeypatch.undo()
+    unpoisoned = train(tmp_path / "other", replace(FAST, validation_fraction=0.0)).model
+    assert_same_weights(train(tmp_path, replace(FAST, validation_fraction=0.0)).model, unpoisoned)
+
+
+def test_memory_that_does_not_suffice_names_what_helps(tmp_path, monkeypatch):
+    def too_much(*_):
+        return jax.jit(lambda: jnp.zeros((1 << 30, 1 << 20)))()
+
+    monkeypatch.setattr("rationalyst_jax.train.loop.train_step", too_much)
+    with pytest.raises(ValueError) as caught:
+        train(tmp_path)
+    message = str(caught.value)
+    assert message.startswith("out of memory: ") and "\n" not in message
+    for knob in ("microbatch_rows 2 (fewer)", "remat none (full or offload)", "lora none", "fsdp"):
+        assert knob in message
+
+
+def full_disk(folder: Path, megabytes: int) -> None:
+    """A file system of that size at `folder`; skips where that may not be made."""
+    folder.mkdir()
+    if os.system(f"mount -t tmpfs -o size={megabytes}m tmpfs {folder} 2>/dev/null") != 0:
+        pytest.skip("mounting a small file system is not permitted here")
+
+
+def test_a_full_disk_is_said_and_the_checkpoint_before_is_whole(tmp_path):
+    disk = tmp_path / "disk"
+    full_disk(disk, 8)
+    try:
+        with pytest.raises(Killed):
+            train(disk, progress=at_step(3, kill))
+        (disk / "filler").write_bytes(bytes(shutil.disk_usage(disk).free - 40_000))
+        with pytest.raises(OSError) as caught:
+            train(disk)
+        assert caught.value.errno == errno.ENOSPC
+        assert caught.value.filename == str(disk / "checkpoints")
+        assert "the checkpoint of step 2 is whole" in str(caught.value)
+        (disk / "filler").unlink()
+        assert train(disk).steps == 6
+    finally:
+        os.system(f"umount {disk}")
