@@ -51,5 +51,5 @@ lint: .venv/installed-test
 	$(BIN)/pyright
 
 bench: .venv/installed-test
-	@set -e; for name in sampling attention likelihood; do \
+	@set -e; for name in sampling attention likelihood training; do \
 		echo "$$name"; $(BIN)/python benchmarks/$$name.py; done
