@@ -63,7 +63,7 @@ assert not slow, slow
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_config_of_the_project_is_one_of_its_command(path, capsys):
-    command = path.stem.rpartition("-")[2]
+    command = next(part for part in path.stem.split("-") if part in COMMANDS)
     assert rationalyst(f"{command} --config {path} --print_config") == 0
     assert "prompts: " in capsys.readouterr().out
 
