@@ -14,7 +14,7 @@ from flax import nnx
 from rationalyst_jax.lm.chips import CHIPS, GIB
 from rationalyst_jax.lm.config import LlamaConfig
 from rationalyst_jax.lm.llama import Llama
-from rationalyst_jax.lm.program import BETWEEN_SLICES, by_kind, memory
+from rationalyst_jax.lm.program import BETWEEN_SLICES, TimeFloor, by_kind, memory
 from rationalyst_jax.lm.settings import LoraConfig, MeshShape
 from rationalyst_jax.lm.sharding import make_mesh
 from rationalyst_jax.mine.config import FilterConfig
@@ -194,7 +194,8 @@ def needing(needs: Any, tried: list) -> Any:
     def attempt(settings: Settings) -> Plan:
         tried.append(settings)
         peak = needs(settings.train)
-        return Plan((1, 8, 1), (16, 32), {"kept": 1}, peak, 10, 1.0, None, 1.0 if peak < 100 else 0.0)
+        program = ([], TimeFloor(1.0, 1.0, 1.0)) if peak <= 10 else None
+        return Plan((1, 8, 1), (16, 32), {"kept": 1}, peak, 10, 1.0, program, 1.0 if peak < 100 else 0.0)
 
     return attempt
 

@@ -141,11 +141,8 @@ def _halves(n: int) -> list[int]:
 
 
 def _more_tensor(target: Target, tensor: int) -> list[MeshShape]:
-    """Meshes that divide heads and words further than among `tensor` chips, as far as there are heads."""
-    sizes = [tensor << i for i in range(1, target.model.num_kv_heads.bit_length())]
-    chips = len(target.devices) // target.slices
-    return [
-        MeshShape(target.slices, -1, size)
-        for size in sizes
-        if target.model.num_kv_heads % size == 0 and chips % size == 0
-    ]
+    """Meshes that divide heads, feed-forward layer and words further than among `tensor` chips."""
+    model, chips = target.model, len(target.devices) // target.slices
+    divided = (chips, model.num_kv_heads, model.intermediate_size, model.vocab_size)
+    sizes = [tensor << i for i in range(1, model.num_kv_heads.bit_length())]
+    return [MeshShape(target.slices, -1, n) for n in sizes if not any(size % n for size in divided)]

@@ -92,7 +92,7 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        return self.peak <= self.usable
+        return self.program is not None and self.peak <= self.usable
 
     @property
     def compiled(self) -> bool:

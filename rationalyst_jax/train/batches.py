@@ -80,19 +80,21 @@ class Batches(Sequence[Batch]):
     """The batch of each step, built when asked for, all of one shape.
 
     `members` names the trees of each step by their numbers in the store; A and P are enough for every one of
-    them, and B is `config.microbatch_rows` for each part into which the mesh divides rows. `batches[step]` is
-    what this process holds of a batch, on the host; `place` puts it on the devices.
+    them, and B is at most `config.microbatch_rows` for each part into which the mesh divides rows.
+    `batches[step]` is what this process holds of a batch, on the host; `place` puts it on the devices.
     """
 
     def __init__(self, store: TreeStore, members: Sequence[np.ndarray], config: TrainConfig, mesh: Mesh):
         self.store, self.members, self.mesh = store, members, mesh
-        self.row_length, self.rows = config.row_length, config.microbatch_rows * row_shards(mesh)
-        self.held = held_rows(mesh, self.rows, mesh.local_devices)
+        self.row_length, shards = config.row_length, row_shards(mesh)
         most_rows = most_targets = 1
         for chosen in members:
             row, _, rows = best_fit(store.nodes[chosen].tolist(), self.row_length)
             most_rows = max(most_rows, rows)
             most_targets = max(most_targets, int(np.bincount(row, store.targets[chosen]).max()))
+        # No more rows than a batch can fill: an empty row is computed like any other.
+        self.rows = shards * min(config.microbatch_rows, -(-most_rows // shards))
+        self.held = held_rows(mesh, self.rows, mesh.local_devices)
         # Rounded up, so that runs on similar data share a compiled step. An empty microbatch costs nothing.
         self.microbatches = 1 << (-(-most_rows // self.rows) - 1).bit_length()
         self.row_targets = min(self.row_length, -(-most_targets // 32) * 32)
