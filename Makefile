@@ -42,7 +42,7 @@ test: .venv/installed-test
 	@touch $@
 
 aot: .venv/installed-aot
-	$(BIN)/pytest -q -rP -m aot
+	$(BIN)/pytest -q -rP -m "aot and not slow"
 	$(BIN)/pytest -q tests/test_attention.py -k triton
 
 lint: .venv/installed-test

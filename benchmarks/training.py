@@ -13,8 +13,8 @@ there is a target; attention (`lm/flops.py`). FLOP/s counts what the *trees* nee
 apart: what their tokens need, without padding) and stands beside what one large matrix product reaches on
 this machine. On an accelerator that quotient is the MFU, of a measured ceiling.
 
-On two cores rows of the paper's 1,024 tokens, one at a time, were the fastest of 768 to 2,048 tokens and one
-to four rows: a step's trees leave less of the last microbatch empty, and its activations stay closer by.
+On two cores, rows of the paper's 1,024 tokens, one at a time, took the least processor time of those tried
+(768 to 2,048 tokens, one to four rows).
 """
 
 import json

@@ -415,6 +415,7 @@ def test_the_filter_of_llama_3_8b_fits_eight_chips(plans):
     print(row("llama3-8b-filter", plans[0]))
 
 
+@pytest.mark.slow
 @pytest.mark.aot
 @pytest.mark.usefixtures("tpu_topology")
 def test_two_slices_exchange_gradients_alone(plans, tmp_path):
@@ -431,6 +432,7 @@ def test_two_slices_exchange_gradients_alone(plans, tmp_path):
     assert between.keys() == {f"all-reduce{BETWEEN_SLICES}"}
 
 
+@pytest.mark.slow
 @pytest.mark.aot
 @pytest.mark.usefixtures("tpu_topology")
 def test_what_does_not_fit_fits_with_what_is_suggested(plans, capsys):
