@@ -1,6 +1,8 @@
 """Fixtures that many tests use."""
 
 import os
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -37,6 +39,21 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("cli")
     write_files(root)
     return root
+
+
+@pytest.fixture
+def small_disk(request: pytest.FixtureRequest) -> Callable[[Path, str], None]:
+    """Mounts a file system of some bytes ("64k") at a folder, for one test; skips where that is refused."""
+
+    def mount(folder: Path, size: str) -> None:
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+        try:
+            subprocess.run(command, check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            pytest.skip(f"no file system may be mounted here: {error}")
+        request.addfinalizer(lambda: subprocess.run(["umount", "--lazy", str(folder)], check=True))
+
+    return mount
 
 
 @pytest.fixture(scope="session")

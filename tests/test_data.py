@@ -11,6 +11,7 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -20,6 +21,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import Mesh
+from test_train import random_examples
 
 from rationalyst_jax.lm.generate import Generation
 from rationalyst_jax.lm.prompt import load_prompts
@@ -40,20 +42,6 @@ from rationalyst_jax.train.store import TreeStore, open_store
 
 CONFIG = TrainConfig(batch_examples=8, row_length=64, microbatch_rows=2)
 MESHES = [(1, 1, 1), (1, 8, 1), (2, 2, 2)]
-
-
-def random_examples(groups: int, seed: int = 0) -> list[Example]:
-    """Groups of one to four examples; those of a group share prefixes of different lengths."""
-    rng = np.random.default_rng(seed)
-    examples = []
-    for group in range(groups):
-        text = [1, *rng.integers(2, 64, 24).tolist()]
-        for _ in range(rng.integers(1, 5)):
-            context = text[: rng.integers(1, 25)]
-            target = rng.integers(2, 10, rng.integers(1, 9)).tolist()
-            weights = (0.0,) * len(context) + (float(rng.choice([0.2, 1.0, 2.0])),) * len(target)
-            examples.append(Example((*context, *target), weights, f"document {group}"))
-    return examples
 
 
 def no_examples() -> Iterable[Example]:
@@ -657,7 +645,7 @@ def test_training_filter_and_inference_render_the_same_bytes(shared, llama3, tmp
     real = [json.loads(line) for line in lines]
     rows = [row for row in real if row["preceeding"].startswith(head) and between in row["preceeding"]]
     assert prompts.document == document and len(rows) > 20
-    role = Role(engine=None, tokenizer=llama3)  # type: ignore[arg-type]  # nothing is computed
+    role = Role(engine=cast(Any, None), tokenizer=llama3)  # nothing is computed
     setting = Setting(Roles(role, role, role), prompts, ReasonConfig(), lambda text: None)
     stop = setting.config.step_stop
 

@@ -272,7 +272,7 @@ def test_what_the_format_has_no_place_for_is_named(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def full_disk(folder, monkeypatch, request) -> None:
+def full_disk(folder, monkeypatch, small_disk) -> None:
     """No space is left when weights are written."""
 
     def full(array, layout, layer, dtype):
@@ -281,32 +281,27 @@ def full_disk(folder, monkeypatch, request) -> None:
     monkeypatch.setattr("rationalyst_jax.lm.hf.stored_rows", full)
 
 
-def full_device(folder, monkeypatch, request) -> None:
+def full_device(folder, monkeypatch, small_disk) -> None:
     """The second file of weights goes to a device that is always full."""
     if not Path("/dev/full").exists():
         pytest.skip("no device that is always full here")
     (folder / ".model-00002-of-00004.safetensors.partial").symlink_to("/dev/full")
 
 
-def full_mount(folder, monkeypatch, request) -> None:
+def full_mount(folder, monkeypatch, small_disk) -> None:
     """A file system of 64 KiB takes the place of the folder, whose files move into it."""
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
-    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
-    try:
-        subprocess.run(command, check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"no file system may be mounted here: {error}")
-    request.addfinalizer(lambda: subprocess.run(["umount", str(folder)], check=True))
+    small_disk(folder, "64k")
     for name, content in before.items():
         (folder / name).write_bytes(content)
 
 
 @pytest.mark.parametrize("fill", [full_disk, full_device, full_mount])
-def test_a_full_disk_is_one_line_and_the_earlier_checkpoint_stays(fill, tmp_path, monkeypatch, request):
+def test_a_full_disk_is_one_line_and_the_earlier_checkpoint_stays(fill, tmp_path, monkeypatch, small_disk):
     save_llama(random_llama(SMALL_TIED, 0), tmp_path)
     before = tensors(tmp_path)
     names = {file.name for file in tmp_path.iterdir()}
-    fill(tmp_path, monkeypatch, request)
+    fill(tmp_path, monkeypatch, small_disk)
     with pytest.raises(OSError, match=r"No space left on device: .*model-0000.*safetensors") as caught:
         save_llama(random_llama(SMALL, 1), tmp_path, max_shard_bytes=10_000)
     assert caught.value.errno == errno.ENOSPC and "\n" not in str(caught.value)

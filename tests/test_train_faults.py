@@ -158,26 +158,15 @@ def test_memory_that_does_not_suffice_names_what_helps(tmp_path, monkeypatch):
         assert knob in message
 
 
-def full_disk(folder: Path, megabytes: int) -> None:
-    """A file system of that size at `folder`; skips where that may not be made."""
-    folder.mkdir()
-    if os.system(f"mount -t tmpfs -o size={megabytes}m tmpfs {folder} 2>/dev/null") != 0:
-        pytest.skip("mounting a small file system is not permitted here")
-
-
-def test_a_full_disk_is_said_and_the_checkpoint_before_is_whole(tmp_path):
-    disk = tmp_path / "disk"
-    full_disk(disk, 8)
-    try:
-        with pytest.raises(Killed):
-            train(disk, progress=at_step(3, kill))
-        (disk / "filler").write_bytes(bytes(shutil.disk_usage(disk).free - 40_000))
-        with pytest.raises(OSError) as caught:
-            train(disk)
-        assert caught.value.errno == errno.ENOSPC
-        assert caught.value.filename == str(disk / "checkpoints")
-        assert "the checkpoint of step 2 is whole" in str(caught.value)
-        (disk / "filler").unlink()
-        assert train(disk).steps == 6
-    finally:
-        os.system(f"umount {disk}")
+def test_a_full_disk_is_said_and_the_checkpoint_before_is_whole(small_disk, tmp_path):
+    small_disk(tmp_path, "8m")
+    with pytest.raises(Killed):
+        train(tmp_path, progress=at_step(3, kill))
+    (tmp_path / "filler").write_bytes(bytes(shutil.disk_usage(tmp_path).free - 40_000))
+    with pytest.raises(OSError) as caught:
+        train(tmp_path)
+    assert caught.value.errno == errno.ENOSPC
+    assert caught.value.filename == str(tmp_path / "checkpoints")
+    assert "the checkpoint of step 2 is whole" in str(caught.value)
+    (tmp_path / "filler").unlink()
+    assert train(tmp_path).steps == 6

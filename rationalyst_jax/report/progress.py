@@ -61,24 +61,22 @@ def so_far(advance: Callable[[int], None]) -> Callable[[int], None]:
 def track_steps(console: Console) -> Iterator[tuple[Callable[[int, dict[str, float]], None], Note]]:
     """For training: yields what is to be told each step (`steps`, its row of metrics), and what takes notes.
 
-    A terminal shows a progress line with loss, speed and time left, anything else a line now and then.
+    A terminal shows a progress line with loss, speed and time left, anything else a line a minute.
     """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Elapsed(), Remaining())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task, said, last = bar.add_task("steps", total=None), -math.inf, {}
+        task, said = bar.add_task("steps", total=None), -math.inf
 
         def progress(steps: int, row: dict[str, float]) -> None:
-            nonlocal said, last
-            last = {"steps": steps, **row}
+            nonlocal said
             bar.update(task, completed=row["step"], total=steps, description=_speed(row))
             now = time.monotonic()
-            if not console.is_terminal and now - said >= _SECONDS_BETWEEN_LINES:
+            due = row["step"] == steps or now - said >= _SECONDS_BETWEEN_LINES
+            if due and not console.is_terminal:
                 console.print(f"step {row['step']:.0f} of {steps}: {_speed(row)}", highlight=False)
                 said = now
 
         yield progress, lambda text: console.print(f"[yellow]{escape(text)}[/]")
-    if last and not console.is_terminal:
-        console.print(f"step {last['step']:.0f} of {last['steps']:.0f}: {_speed(last)}", highlight=False)
 
 
 def _speed(row: dict[str, float]) -> str:
