@@ -34,7 +34,7 @@ demo: .venv/installed
 	$(BIN)/rationalyst demo --config configs/demo.yaml
 
 test: .venv/installed-test
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q -n 2 --dist loadfile
 
 # Compilers for TPUs and GPUs that are not here. JAX then looks for a TPU, and says that there is none.
 .venv/installed-aot: .venv/installed-test

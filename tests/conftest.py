@@ -11,6 +11,7 @@ from hypothesis import settings
 # Before anything imports jax: tests run on the CPU unless the caller names another platform.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")  # for what is divided among devices
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # models this small compile longer than they run
 
 # Where triton is installed its kernels are interpreted on the CPU; it reads this when it is first imported.
 if os.environ["JAX_PLATFORMS"] == "cpu":

@@ -110,7 +110,11 @@ def pallas(q, k, v, size):
     return pallas_tpu.attention(q, k, v, size, interpret=True)
 
 
-PLAIN = {"xla, dense": xla.dense, "xla, blocks": xla.blockwise, "pallas_tpu": pallas}
+PLAIN = {
+    "xla, dense": jax.jit(xla.dense),
+    "xla, blocks": jax.jit(xla.blockwise),
+    "pallas_tpu": jax.jit(pallas),
+}
 
 
 @pytest.mark.parametrize("name", PLAIN)
@@ -224,7 +228,7 @@ def test_triton_does_not_read_blocks_passed_over(triton_attention):
 def test_rows_and_heads_divided_among_devices_give_the_same(length):
     mesh = make_mesh(1, 2, 4, jax.devices()[:8])
     size_BT = rows_of(*[FORESTS["deep and wide"]] * 4, length=length)[:2]
-    check(partial(tree_attention, mesh=mesh), np.repeat(size_BT, 2, axis=0), N=8, K=4, H=8)
+    check(jax.jit(partial(tree_attention, mesh=mesh)), np.repeat(size_BT, 2, axis=0), N=8, K=4, H=8)
 
 
 def test_naming_what_cannot_serve_is_refused_with_the_reason():

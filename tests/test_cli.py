@@ -4,11 +4,9 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import cli_files
-import jax
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -22,14 +20,6 @@ from rationalyst_jax.mine.store import Provenance, read_filtered, read_triples, 
 from rationalyst_jax.reason.traces import read_traces
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation() -> Iterator[None]:
-    """Models of a thousand parameters compile far longer than they run."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,8 @@
 """Training divided among devices and processes: the same losses, whatever the division."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import jax
@@ -19,7 +21,6 @@ from rationalyst_jax.train.config import TrainConfig
 # Divisible by all meshes here: 8 parts of D, 4 of the heads.
 CONFIG = LlamaConfig(64, 16, 24, num_layers=2, num_heads=8, num_kv_heads=4, head_dim=4)
 RUN = replace(FAST, steps=20, save_every=10, validate_every=10)
-MESHES = [(2, 4, 1), (8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 2, 4)]
 
 
 def model() -> Llama:
@@ -50,21 +51,31 @@ KINDS = {
 
 
 @pytest.fixture(scope="module")
-def on_one_device(tmp_path_factory) -> dict[str, list[float]]:
-    found = {}
-    for kind, config in KINDS.items():
+def on_one_device(tmp_path_factory) -> Callable[[str], list[float]]:
+    @cache
+    def of(kind: str) -> list[float]:
         run_dir = tmp_path_factory.mktemp(kind)
-        fit_examples(model(), random_examples(60), config, run_dir)
-        found[kind] = losses(run_dir)
-    return found
+        fit_examples(model(), random_examples(60), KINDS[kind], run_dir)
+        return losses(run_dir)
+
+    return of
+
+
+SLOW = pytest.mark.slow
 
 
 @pytest.mark.parametrize(
-    ("kind", "shape"), [*(("full", shape) for shape in MESHES), ("lora", (2, 2, 2)), ("adafactor", (1, 4, 2))]
+    ("kind", "shape"),
+    [
+        ("full", (2, 2, 2)),
+        *(pytest.param("full", shape, marks=SLOW) for shape in [(2, 4, 1), (8, 1, 1), (1, 8, 1), (1, 2, 4)]),
+        pytest.param("lora", (2, 2, 2), marks=SLOW),
+        pytest.param("adafactor", (1, 4, 2), marks=SLOW),
+    ],
 )
 def test_a_mesh_gives_the_losses_of_one_device(kind, shape, on_one_device, tmp_path):
     fit_examples(model(), random_examples(60), KINDS[kind], tmp_path, mesh=devices(shape))
-    np.testing.assert_allclose(losses(tmp_path), on_one_device[kind], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(losses(tmp_path), on_one_device(kind), rtol=0, atol=1e-5)
 
 
 def test_weights_moments_and_rows_are_divided(tmp_path):
@@ -79,7 +90,9 @@ def test_weights_moments_and_rows_are_divided(tmp_path):
         assert {shard.data.shape for shard in embed.addressable_shards} == {(32, 8)}
 
 
-@pytest.mark.parametrize("shape", [(1, 2, 1), (1, 1, 1), (1, 1, 4)])
+@pytest.mark.parametrize(
+    "shape", [(1, 2, 1), pytest.param((1, 1, 1), marks=SLOW), pytest.param((1, 1, 4), marks=SLOW)]
+)
 def test_a_run_goes_on_with_other_devices(shape, on_one_device, tmp_path):
     class Stop(Exception):
         pass
@@ -92,7 +105,7 @@ def test_a_run_goes_on_with_other_devices(shape, on_one_device, tmp_path):
         fit_examples(model(), random_examples(60), RUN, tmp_path, mesh=devices((2, 4, 1)), progress=stop)
     changed = replace(RUN, microbatch_rows=1, remat="dots")  # the machine's settings are free to change
     fit_examples(model(), random_examples(60), changed, tmp_path, mesh=devices(shape))
-    np.testing.assert_allclose(losses(tmp_path), on_one_device["full"], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(losses(tmp_path), on_one_device("full"), rtol=0, atol=1e-5)
 
 
 def test_a_mesh_fills_one_axis_and_names_what_it_cannot_divide():

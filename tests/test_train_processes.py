@@ -1,4 +1,4 @@
-"""Training in several processes, for real: they meet over loopback and share a run directory."""
+"""Training in processes of its own, for real: killed ones, and several that meet over loopback."""
 
 import json
 import os
@@ -69,7 +69,9 @@ def losses(run_dir: Path) -> list[float]:
     return [row["loss"] for row in rows] + [row["val_loss"] for row in rows if "val_loss" in row]
 
 
-@pytest.mark.parametrize("mesh", ["", "--train.mesh.fsdp 4 --train.mesh.replica 2"])
+@pytest.mark.parametrize(
+    "mesh", [pytest.param("", marks=pytest.mark.slow), "--train.mesh.fsdp 4 --train.mesh.replica 2"]
+)
 def test_two_processes_of_four_devices_train_as_one_of_eight(mesh, folder):
     name = f"run{len(mesh)}"
     finish(start(folder, f"{name}/one", 6, 1, mesh))
@@ -84,19 +86,46 @@ def test_two_processes_of_four_devices_train_as_one_of_eight(mesh, folder):
     assert sorted(p.name for p in two.iterdir()) == sorted(p.name for p in one.iterdir())
 
 
+def steps_done(run_dir: Path) -> int:
+    metrics = run_dir / "metrics.jsonl"
+    return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
+
+
+def wait_for(run_dir: Path, steps: int, processes: list[subprocess.Popen[str]]) -> None:
+    while steps_done(run_dir) < steps:
+        assert all(process.poll() is None for process in processes)
+        time.sleep(0.01)
+
+
+def exported(run_dir: Path) -> bytes:
+    return (run_dir / "hf/model.safetensors").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_run_killed_three_times_ends_in_the_same_bits(folder):
+    finish(start(folder, "whole", 120, 1, ""))
+    draws, run_dir = np.random.default_rng(), folder / "killed"
+    done = []
+    for _ in range(3):
+        (process,) = start(folder, "killed", 120, 1, "")
+        wait_for(run_dir, (done or [0])[-1] + int(draws.integers(1, 30)), [process])
+        time.sleep(draws.uniform(0, 0.1))
+        process.kill()
+        finish([process], code=-signal.SIGKILL)
+        done.append(steps_done(run_dir))
+    assert done[-1] < 120
+    finish(start(folder, "killed", 120, 1, ""))
+    assert exported(run_dir) == exported(folder / "whole"), f"killed after steps {done}"
+    assert steps_done(run_dir) == 120
+
+
 @pytest.mark.slow
 def test_sigterm_to_one_process_stops_both_at_one_step_and_they_go_on_in_the_same_bits(folder):
     finish(start(folder, "straight", 400, 2, ""))
-    both = start(folder, "stopped", 400, 2, "")
-    metrics = folder / "stopped/metrics.jsonl"
-    while not metrics.exists() or metrics.read_bytes().count(b"\n") < 5:
-        assert all(process.poll() is None for process in both)
-        time.sleep(0.05)
+    both, run_dir = start(folder, "stopped", 400, 2, ""), folder / "stopped"
+    wait_for(run_dir, 5, both)
     both[1].send_signal(signal.SIGTERM)
     finish(both, code=75)
-    assert metrics.read_bytes().count(b"\n") < 400
+    assert steps_done(run_dir) < 400
     finish(start(folder, "stopped", 400, 2, ""))
-    straight, stopped = (
-        (folder / run / "hf/model.safetensors").read_bytes() for run in ("straight", "stopped")
-    )
-    assert straight == stopped
+    assert exported(run_dir) == exported(folder / "straight")
