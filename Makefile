@@ -33,8 +33,9 @@ install: .venv/installed
 demo: .venv/installed
 	$(BIN)/rationalyst demo --config configs/demo.yaml
 
+# Models this small compile longer than they run: here they are compiled with few optimizations, elsewhere as ever.
 test: .venv/installed-test
-	$(BIN)/pytest -q -n 2 --dist loadfile
+	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(BIN)/pytest -q -rs -n 2 --dist loadfile
 
 # Compilers for TPUs and GPUs that are not here. JAX then looks for a TPU, and says that there is none.
 .venv/installed-aot: .venv/installed-test

@@ -284,7 +284,7 @@ def full_disk(folder, monkeypatch, small_disk) -> None:
 def full_device(folder, monkeypatch, small_disk) -> None:
     """The second file of weights goes to a device that is always full."""
     if not Path("/dev/full").exists():
-        pytest.skip("no device that is always full here")
+        pytest.skip("/dev/full, a device that is always full, is a thing of Linux")
     (folder / ".model-00002-of-00004.safetensors.partial").symlink_to("/dev/full")
 
 
