@@ -34,6 +34,7 @@ import numpy as np
 import torch
 from documents import shared_data
 from flax import nnx
+from jax.sharding import Mesh
 from measure import arguments, compilations, matmul_peak, peak_memory, print_json, print_table
 from transformers import AutoModelForCausalLM, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
@@ -43,12 +44,12 @@ from rationalyst_jax.lm.hf import save_llama
 from rationalyst_jax.lm.llama import Llama
 from rationalyst_jax.lm.prompt import load_prompts
 from rationalyst_jax.lm.settings import LoraConfig
-from rationalyst_jax.lm.sharding import mesh_of
+from rationalyst_jax.lm.sharding import created, mesh_of
 from rationalyst_jax.lm.tokenizer import load_tokenizer
 from rationalyst_jax.train.batches import Batches, loader, shuffled_steps
 from rationalyst_jax.train.config import TrainConfig
 from rationalyst_jax.train.examples import Example
-from rationalyst_jax.train.loop import begin
+from rationalyst_jax.train.loop import begin, first_state
 from rationalyst_jax.train.rationales import read_rationales
 from rationalyst_jax.train.step import train_step
 from rationalyst_jax.train.store import TreeStore, open_store
@@ -61,8 +62,8 @@ LARGE = TrainConfig(
 # By platform: what the ceiling is measured with, and what is trained how.
 CEILING = {"cpu": ("float32", 2048), "gpu": ("bfloat16", 8192), "tpu": ("bfloat16", 8192)}
 ON_CPU = {
+    "4 layers, V 128,256": (LlamaConfig(128256, 512, 1792, 4, 8, 2, 64), SMALL),  # the tokenizer's own
     "4 layers, V 4,096": (LlamaConfig(4096, 512, 1792, 4, 8, 2, 64), SMALL),
-    "4 layers, V 128,256": (LlamaConfig(128256, 512, 1792, 4, 8, 2, 64), SMALL),
 }
 ON_ACCELERATOR = {
     "Llama-3.2-1B": (LlamaConfig.llama3_2_1b(), LARGE),
@@ -127,12 +128,15 @@ def renumbered(examples: Sequence[Example], vocabulary: int) -> list[Example]:
 
 
 def store_of(examples: Sequence[Example], folder: Path, train: TrainConfig) -> TreeStore:
-    return open_store(folder, {}, lambda: examples, train.row_length, train.batch_examples)
+    store = open_store(folder, {}, lambda: examples, train.row_length, train.batch_examples)
+    assert not store.dropped  # examples/s counts all
+    return store
 
 
-def new_model(config: LlamaConfig, train: TrainConfig) -> Llama:
+def new_model(config: LlamaConfig, train: TrainConfig, mesh: Mesh) -> Llama:
     """The weights that everyone starts from."""
-    return Llama(config, rngs=nnx.Rngs(0), dtype=train.dtype if train.lora else train.master_dtype)
+    dtype = train.dtype if train.lora else train.master_dtype
+    return created(lambda: Llama(config, rngs=nnx.Rngs(0), dtype=dtype), mesh)
 
 
 def in_jax(
@@ -140,7 +144,8 @@ def in_jax(
 ) -> tuple[float, dict[str, list[float]]]:
     """Seconds of the first `end` steps, and their metrics: the loop of `train/loop.py` without its files."""
     mesh, steps = batches.mesh, len(batches)
-    parts, state = begin(new_model(config, train), train, steps, mesh)
+    parts = begin(new_model(config, train, mesh), train, mesh)
+    state = first_state(parts, train, steps, mesh)
     jax.block_until_ready(state)
     metrics: list[Any] = []
     start = time.perf_counter()
@@ -308,7 +313,7 @@ def measure(config: LlamaConfig, train: TrainConfig, examples: Sequence[Example]
         runs["trees"], members = ours(config, train, trees)
         runs["apart"], _ = ours(config, train, store_of(alone, folder / "apart", train))
         if train.lora is None:
-            save_llama(new_model(config, train), folder / "model")
+            save_llama(new_model(config, train, mesh_of(train.mesh, jax.devices()[:1])), folder / "model")
             of_group: dict[str, list[Example]] = {}
             for example in examples:
                 of_group.setdefault(example.group, []).append(example)

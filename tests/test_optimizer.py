@@ -47,7 +47,7 @@ def test_a_second_moment_in_bfloat16_decays():
     for step in range(400):
         gradient = jnp.ones(2000) * (step < 3)
         _, state = update(gradient, state, weights)
-    nu = jax.tree.leaves(state[1][0].inner.nu)[0]
+    nu = jax.tree.leaves(state[1].inner.nu)[0]
     assert nu.dtype == BF16
     expected = (1 - 0.999**3) * 0.999**397
     assert float(nu.astype(jnp.float32).mean()) == pytest.approx(expected, rel=0.02)
@@ -72,19 +72,21 @@ def test_updates_below_the_distance_of_bfloat16_numbers_are_not_lost(tmp_path):
     assert coarse @ exact / (exact @ exact) == pytest.approx(1, abs=0.1)
 
 
-def test_adafactor_is_transformers_adafactor():
+@pytest.mark.parametrize("weight_decay", [0.0, 0.3])
+def test_adafactor_of_a_matrix_is_that_of_transformers(weight_decay):
     torch = pytest.importorskip("torch", reason="torch is the oracle here")
     from transformers.optimization import Adafactor
 
     rng = np.random.default_rng(0)
     start = rng.normal(size=(130, 140)).astype(np.float32)
     config = TrainConfig(optimizer="adafactor", peak_learning_rate=1e-2, warmup_fraction=0.0, clip_norm=1e9)
-    config = replace(config, final_fraction=1.0)  # a constant rate
+    config = replace(config, final_fraction=1.0, weight_decay=weight_decay)  # a constant rate
     rule = optimizer(config, 10)
     weight: Any = jnp.asarray(start)
     state = rule.init(weight)
     theirs = torch.nn.Parameter(torch.from_numpy(start.copy()))
-    peer = Adafactor([theirs], lr=1e-2, scale_parameter=False, relative_step=False, warmup_init=False)
+    options = {"lr": 1e-2, "scale_parameter": False, "relative_step": False, "warmup_init": False}
+    peer = Adafactor([theirs], weight_decay=weight_decay, **options)
     for _ in range(5):
         gradient = rng.normal(size=start.shape).astype(np.float32)
         updates, state = rule.update(jnp.asarray(gradient), state, weight)

@@ -37,7 +37,7 @@ def small(run_dir: Path) -> ExperimentConfig:
         annotate=AnnotateConfig(block=16, length_bucket=32, length_margin=48),
         filter=FilterConfig(tau=0.1, suppress=("<BOT>",), row_length=512, block=8),
         train=TrainConfig(
-            steps=6, batch_examples=4, row_length=320, microbatch_rows=2, save_every=2, validate_every=2
+            steps=6, batch_examples=4, row_length=320, microbatch_rows=1, save_every=2, validate_every=2
         ),
         reason=ReasonConfig(
             max_steps=7, max_step_tokens=32, max_rationale_tokens=32, suppress=("<BOT>",), block=8
@@ -85,7 +85,10 @@ class Killed(Exception):
     """Stands for the end of the process: nothing of the pipeline catches it."""
 
 
-@pytest.mark.parametrize("calls", [1, 3, 6, 12])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("calls", [pytest.param(1, marks=SLOW), 3, pytest.param(6, marks=SLOW), 12])
 def test_a_run_that_was_cut_off_ends_like_one_that_was_not(finished, tmp_path, monkeypatch, calls):
     left = calls
     generate = Engine.generate
@@ -234,7 +237,7 @@ run(small(Path(sys.argv[1])), full=False, console=CONSOLE)
 """
 
 
-SLOW_KILLS = [name if name == "reason" else pytest.param(name, marks=pytest.mark.slow) for name in KILLS]
+SLOW_KILLS = [name if name == "reason" else pytest.param(name, marks=SLOW) for name in KILLS]
 
 
 @pytest.mark.parametrize("stage", SLOW_KILLS)

@@ -30,7 +30,7 @@ from rationalyst_jax.pipeline.plan import (
     training,
 )
 from rationalyst_jax.train.config import TrainConfig
-from rationalyst_jax.train.loop import begin
+from rationalyst_jax.train.loop import begin, first_state
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 # Divisible by eight devices along any axis.
@@ -88,7 +88,8 @@ KINDS = {
 def test_what_is_kept_is_what_a_run_places_on_a_device(kind):
     config, mesh = KINDS[kind], make_mesh(2, 2, 2, jax.devices())
     step = training(TINY, config, mesh)
-    parts, state = begin(Llama(TINY, rngs=nnx.Rngs(0)), config, 10, mesh)
+    parts = begin(Llama(TINY, rngs=nnx.Rngs(0)), config, mesh)
+    state = first_state(parts, config, 10, mesh)
     kept = dict(step.parts)
     assert kept.pop(f"parameters, {config.master_dtype}") == of_first_device(state.weights)
     assert kept.pop("optimizer") == of_first_device(state.optimizer)
@@ -381,7 +382,7 @@ def test_ready_configs_say_how_they_are_used(name):
 
 
 def row(name: str, found: Plan) -> str:
-    """A line of the table in docs/performance.md: GiB a chip, times in ms."""
+    """A line for the table in docs/training.md: GiB a chip, times in ms, seconds of compilation."""
     assert found.program
     exchanged, floor = found.program
     kept = sum(found.parts.values())

@@ -145,17 +145,55 @@ def test_the_state_before_a_loss_that_is_no_number_is_kept(step, straight, tmp_p
     assert_same_weights(train(tmp_path, replace(FAST, validation_fraction=0.0)).model, unpoisoned)
 
 
-def test_memory_that_does_not_suffice_names_what_helps(tmp_path, monkeypatch):
-    def too_much(*_):
-        return jax.jit(lambda: jnp.zeros((1 << 30, 1 << 20)))()
+def too_much(*_, **__):
+    return jax.jit(lambda: jnp.zeros((1 << 30, 1 << 20)))()
 
-    monkeypatch.setattr("rationalyst_jax.train.loop.train_step", too_much)
+
+@pytest.mark.parametrize("where", ["begin", "train_step"])
+def test_memory_that_does_not_suffice_names_what_helps(where, tmp_path, monkeypatch):
+    monkeypatch.setattr(f"rationalyst_jax.train.loop.{where}", too_much)
     with pytest.raises(ValueError) as caught:
         train(tmp_path)
     message = str(caught.value)
     assert message.startswith("out of memory: ") and "\n" not in message
     for knob in ("microbatch_rows 2 (fewer)", "remat none (full or offload)", "lora none", "fsdp"):
         assert knob in message
+
+
+def test_memory_that_does_not_suffice_for_a_checkpoint_does_not_damage_it(tmp_path, monkeypatch):
+    with pytest.raises(Killed):
+        train(tmp_path, progress=at_step(5, kill))
+    monkeypatch.setattr("orbax.checkpoint.CheckpointManager.restore", too_much)
+    with pytest.raises(ValueError, match=r"^out of memory: "):
+        train(tmp_path)
+    assert steps_in(tmp_path / "checkpoints") == [2, 4] and not (tmp_path / "damaged").exists()
+
+
+def test_a_run_that_goes_on_gives_back_the_memory_of_the_weights_it_began_with(tmp_path):
+    with pytest.raises(Killed):
+        train(tmp_path, progress=at_step(3, kill))
+    model = tiny_model()
+    train(tmp_path, model=model, progress=at_step(3, lambda: given_back(model)))
+    given_back(model)
+
+
+def given_back(model) -> None:
+    assert all(weight.is_deleted() for weight in jax.tree.leaves(nnx.state(model)))
+
+
+def test_a_validation_loss_that_is_no_number_stops_the_run(tmp_path, monkeypatch):
+    losses = iter([1.0, float("nan")])
+    monkeypatch.setattr("rationalyst_jax.train.loop._validate", lambda *_: next(losses))
+    with pytest.raises(ValueError, match=r"^the validation loss after step 4 is nan$"):
+        train(tmp_path, replace(FAST, validate_every=2))
+    assert steps_in(tmp_path / "checkpoints") == [2] and len(metrics_rows(tmp_path)) == 3
+
+
+def test_an_update_that_is_not_finite_changes_nothing(tmp_path):
+    with pytest.raises(ValueError, match=r"^step 2: loss \d.*, gradient norm \d.*, update norm inf: not"):
+        train(tmp_path, replace(FAST, peak_learning_rate=3e38, warmup_fraction=0.5, clip_norm=1e30))
+    assert steps_in(tmp_path / "checkpoints") == [1]
+    assert_same_weights(tiny_model(), load_trained(tmp_path / "checkpoints"))
 
 
 def test_a_full_disk_is_said_and_the_checkpoint_before_is_whole(small_disk, tmp_path):

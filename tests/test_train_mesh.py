@@ -15,7 +15,7 @@ from test_train import FAST, fit_examples, metrics_rows, random_examples
 from rationalyst_jax.lm.config import LlamaConfig
 from rationalyst_jax.lm.llama import Llama
 from rationalyst_jax.lm.settings import LoraConfig, MeshShape
-from rationalyst_jax.lm.sharding import make_mesh, mesh_of
+from rationalyst_jax.lm.sharding import created, make_mesh, mesh_of
 from rationalyst_jax.train.config import TrainConfig
 
 # Divisible by all meshes here: 8 parts of D, 4 of the heads.
@@ -79,15 +79,25 @@ def test_a_mesh_gives_the_losses_of_one_device(kind, shape, on_one_device, tmp_p
 
 
 def test_weights_moments_and_rows_are_divided(tmp_path):
-    from rationalyst_jax.train.loop import begin
+    from rationalyst_jax.train.loop import begin, first_state
 
     mesh = devices((2, 2, 2))
-    _, state = begin(model(), TrainConfig(), 1, mesh)
-    for tree in (state.weights, state.optimizer[1][0].mu, state.optimizer[1][0].nu):
+    state = first_state(begin(model(), TrainConfig(), mesh), TrainConfig(), 1, mesh)
+    for tree in (state.weights, state.optimizer[1].mu, state.optimizer[1].nu):
         gate = tree["layers"]["gate_DF"][...]
         assert {shard.data.shape for shard in gate.addressable_shards} == {(2, 8, 12)}
         embed = tree["embed_VD"][...]
         assert {shard.data.shape for shard in embed.addressable_shards} == {(32, 8)}
+
+
+def test_new_weights_are_made_where_they_belong():
+    config = replace(CONFIG, num_layers=1)
+    whole = Llama(config, rngs=nnx.Rngs(7))
+    divided = created(lambda: Llama(config, rngs=nnx.Rngs(7)), devices((2, 2, 2)))
+    gate = divided.layers.gate_DF[...]
+    assert {shard.data.shape for shard in gate.addressable_shards} == {(1, 8, 12)}
+    for a, b in zip(jax.tree.leaves(nnx.state(whole)), jax.tree.leaves(nnx.state(divided)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
 
 
 @pytest.mark.parametrize(

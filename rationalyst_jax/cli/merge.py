@@ -15,7 +15,6 @@ def run(model: str, adapters: Path, out: Path) -> None:
         adapters: Folder in PEFT's format, as a training run leaves it in adapters/.
         out: New folder to write.
     """
-    from rationalyst_jax.lm.lora import merge
     from rationalyst_jax.lm.peft import load_adapters
     from rationalyst_jax.pipeline.checkpoint import open_checkpoint
     from rationalyst_jax.train.export import export
@@ -26,8 +25,7 @@ def run(model: str, adapters: Path, out: Path) -> None:
     base = checkpoint.load()
     base.adapters = load_adapters(base, adapters)
     config = base.adapters.config
-    merge(base)
-    export(base, checkpoint.tokenizer, out)
+    export(base, checkpoint.tokenizer, out, base=checkpoint.path)
     rows = {
         "rank": config.rank,
         "alpha": config.alpha,

@@ -31,7 +31,7 @@ def run(
 
     Per chip: memory, exchanges with other chips, operations, and the time below which all that cannot be
     done. Where it does not fit, changes are tried until it does, the mildest that does is named, and the exit
-    status is 1. Nothing is run. A config of `rationalyst train` or `filter` is taken as it is.
+    status is 1. Nothing is run. The ready configs of `rationalyst train` and `filter` are taken as they are.
 
     Args:
         model: A published shape (llama3-8b, llama3.1-8b, llama3.2-1b, ...) or a checkpoint folder, of which
@@ -39,7 +39,7 @@ def run(
         topology: Kind and layout of the chips of a slice, such as v5e:4x4 or v5p:2x2x1.
         stage: What is planned.
         slices: How many such slices there are, connected by a network.
-        mesh: How the filter divides the chips.
+        mesh: How the filter divides the chips; to be given to the filter too, which else uses one.
         prompts: Changes nothing; it stands in the configs of the other commands.
     """
     import jax

@@ -39,14 +39,13 @@ def run(
     import jax
 
     from rationalyst_jax.files.settings import begun, claim, file_digest
-    from rationalyst_jax.lm.lora import merge
     from rationalyst_jax.lm.peft import save_adapters
     from rationalyst_jax.lm.prompt import load_prompts
     from rationalyst_jax.lm.sharding import mesh_of
     from rationalyst_jax.pipeline.checkpoint import open_checkpoint
     from rationalyst_jax.report.plots import loss_curve
     from rationalyst_jax.train.export import export
-    from rationalyst_jax.train.loop import fit
+    from rationalyst_jax.train.loop import fit, knobs_named
     from rationalyst_jax.train.rationales import read_rationales
     from rationalyst_jax.train.store import open_store
 
@@ -70,8 +69,10 @@ def run(
     def examples():
         return read_rationales(rationales, checkpoint.tokenizer, prompt_set)
 
+    checkpoint.check(mesh)
     store = open_store(run_dir / "data", made_of, examples, train.row_length, train.batch_examples)
-    base = checkpoint.load(train.master_dtype if train.lora is None else train.dtype, mesh)
+    with knobs_named(train):
+        base = checkpoint.load(train.master_dtype if train.lora is None else train.dtype, mesh)
     with track_steps(console) as (progress, note):
         result = fit(
             base,
@@ -85,11 +86,13 @@ def run(
             profile=profile,
             wandb=wandb,
         )
-    trained = result.model
+    trained, stored = result.model, checkpoint.stored_dtype()
     if trained.adapters is not None:
         save_adapters(trained, run_dir / "adapters", base=model)
-        merge(trained)
-    export(trained, checkpoint.tokenizer, run_dir / "hf", checkpoint.stored_dtype())
+        if stored != train.dtype:  # the adapters were trained beside rounded weights
+            trained = checkpoint.load(mesh=mesh)
+            trained.adapters = result.model.adapters
+    export(trained, checkpoint.tokenizer, run_dir / "hf", stored, checkpoint.path)
     if not is_main():
         return
     rows: dict[str, object] = {

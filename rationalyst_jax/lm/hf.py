@@ -53,6 +53,7 @@ _KEYS = {
     "model.norm.weight": (("final_norm_D",), 0),
     "lm_head.weight": (("head_VD",), 0),
 }
+GENERATION_CONFIG = "generation_config.json"
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -60,7 +61,7 @@ TOKENIZER_FILES = (
     "added_tokens.json",
     "chat_template.jinja",
     "tokenizer.model",
-    "generation_config.json",
+    GENERATION_CONFIG,
 )
 _EMBED, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 

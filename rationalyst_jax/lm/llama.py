@@ -78,6 +78,14 @@ def rotate(x_BTNH: Array, cos_BTH: Array, sin_BTH: Array) -> Array:
     return rotated.astype(x_BTNH.dtype)
 
 
+# The backward pass computes again what stands between products of matrices: keeping it would cost more time.
+@partial(jax.checkpoint, prevent_cse=False)
+def gated(gate_BTF: Array, up_BTF: Array) -> Array:
+    """SwiGLU (arXiv 2002.05202) of the two projections."""
+    return jax.nn.silu(gate_BTF) * up_BTF
+
+
+@partial(jax.checkpoint, prevent_cse=False, static_argnums=2)
 def rms_norm(x_BTD: Array, scale_D: Array, eps: float) -> Array:
     """Root-mean-square norm (arXiv 1910.07467), computed in float32, returned in x's dtype."""
     x32 = x_BTD.astype(jnp.float32)
@@ -179,7 +187,7 @@ class Llama(nnx.Module):
             out_BTNH, layer_cache = attend(q_BTNH, k_BTKH, v_BTKH, layer_cache)
             x_BTD = divided(x_BTD + project(out_BTNH, "o_NHD"))
             h_BTD = rms_norm(x_BTD, w.mlp_norm_D[...], c.rms_norm_eps)
-            gated_BTF = jax.nn.silu(project(h_BTD, "gate_DF")) * project(h_BTD, "up_DF")
+            gated_BTF = gated(project(h_BTD, "gate_DF"), project(h_BTD, "up_DF"))
             return divided(x_BTD + project(gated_BTF, "down_FD")), layer_cache
 
         body = block if remat == "none" else jax.checkpoint(block, policy=_KEPT[remat], prevent_cse=False)
@@ -191,10 +199,13 @@ class Llama(nnx.Module):
 def _project(layer: Layers, adapters: Adapters | None, x: Array, parameter: str) -> Array:
     """`x` through a projection, whose name ends in its axes, and through its adapter where there is one.
 
-    The axes that x has beside B and T are contracted: from "BTD" and "q_DNH" comes "BTNH".
+    The axes that x has beside B and T are contracted: from "BTD" and "q_DNH" comes "BTNH". B and T are one
+    axis M meanwhile: for a gradient summed over two axes XLA would first write a transposed copy.
     """
     name, axes = parameter.split("_")
     inputs, outputs = axes[: x.ndim - 2], axes[x.ndim - 2 :]
-    out = jnp.einsum(f"BT{inputs},{axes}->BT{outputs}", x, getattr(layer, parameter)[...])
-    added = None if adapters is None else adapters(name, x, inputs, outputs)
-    return out if added is None else out + added
+    rows = x.reshape(-1, *x.shape[2:])
+    out = jnp.einsum(f"M{inputs},{axes}->M{outputs}", rows, getattr(layer, parameter)[...])
+    added = None if adapters is None else adapters(name, rows, inputs, outputs)
+    out = out if added is None else out + added
+    return out.reshape(*x.shape[:2], *out.shape[1:])

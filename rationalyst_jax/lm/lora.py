@@ -52,14 +52,14 @@ class Adapters(nnx.Module):
             setattr(self, f"{name}_out", LoraParam(zeros, axes=("layer", "rank", *axes[1 + inputs :])))
 
     def __call__(self, name: str, x: Array, inputs: str, outputs: str) -> Array | None:
-        """What the adapter of projection `name` adds to it; None where it has none.
+        """What the adapter of projection `name` adds to it, for M rows of input; None where it has none.
 
         `self` is the slice of one layer; `inputs` and `outputs` are the letters of the projection's axes.
         """
         if name not in self.config.projections:
             return None
-        low_BTR = jnp.einsum(f"BT{inputs},{inputs}R->BTR", x, getattr(self, f"{name}_in")[...])
-        added = jnp.einsum(f"BTR,R{outputs}->BT{outputs}", low_BTR, getattr(self, f"{name}_out")[...])
+        low_MR = jnp.einsum(f"M{inputs},{inputs}R->MR", x, getattr(self, f"{name}_in")[...])
+        added = jnp.einsum(f"MR,R{outputs}->M{outputs}", low_MR, getattr(self, f"{name}_out")[...])
         return self.config.scale * added
 
 

@@ -6,8 +6,8 @@ feed-forward layer and the vocabulary; the sequence stays whole. Parameters carr
 is the axis that crosses the slow network.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import jax
 from flax import nnx
@@ -15,6 +15,8 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from rationalyst_jax.lm.settings import FSDP, REPLICA, ROWS, TENSOR, MeshShape
+
+Made = TypeVar("Made", bound=nnx.Module)
 
 RULES: dict[str, str | None] = {
     "vocab": TENSOR,
@@ -76,6 +78,16 @@ def shard_weights(weights: nnx.State, mesh: Mesh) -> nnx.State:
     if problems:
         raise ValueError(f"mesh: does not divide the model: {'; '.join(problems)}")
     return shardings
+
+
+def created(make: Callable[[], Made], mesh: Mesh) -> Made:
+    """The new module that `make` makes, each of its parameters made where the mesh wants it.
+
+    Raises ValueError where the mesh does not divide it.
+    """
+    graph, shapes = nnx.split(nnx.eval_shape(make))
+    weights = jax.jit(lambda: nnx.state(make()), out_shardings=shard_weights(shapes, mesh))()
+    return nnx.merge(graph, weights)
 
 
 def shard_state(state: Any, mesh: Mesh) -> Any:

@@ -11,9 +11,11 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from transformers import PreTrainedTokenizerBase
 
+from rationalyst_jax.lm.checkpoint import abstract_llama
 from rationalyst_jax.lm.config import LlamaConfig
-from rationalyst_jax.lm.hf import fingerprint, load_config, load_llama, stored_dtype
+from rationalyst_jax.lm.hf import check_llama, fingerprint, load_config, load_llama, stored_dtype
 from rationalyst_jax.lm.llama import Llama
+from rationalyst_jax.lm.sharding import shard_weights
 from rationalyst_jax.lm.tokenizer import load_tokenizer
 from rationalyst_jax.world.checkpoint import checkpoint_path
 
@@ -30,6 +32,11 @@ class Checkpoint:
     def stored_dtype(self) -> np.dtype:
         """The dtype that the weights are stored in; of several, the one that holds them all."""
         return stored_dtype(self.path)
+
+    def check(self, mesh: Mesh) -> None:
+        """Raises what `load` on the mesh would raise, before any weight is read."""
+        check_llama(self.path)
+        shard_weights(abstract_llama(self.config)[1], mesh)
 
     def load(self, dtype: DTypeLike | None = None, mesh: Mesh | None = None) -> Llama:
         """The model, divided over the mesh if there is one, in `dtype` or else the dtype it is stored in."""

@@ -33,11 +33,11 @@ from rationalyst_jax.lm.llama import Llama
 from rationalyst_jax.lm.lora import Adapters
 from rationalyst_jax.lm.program import Collective, TimeFloor, collectives, memory, time_floor
 from rationalyst_jax.lm.settings import MeshShape
-from rationalyst_jax.lm.sharding import by_row, mesh_of, row_shards, shard_state, shard_weights
+from rationalyst_jax.lm.sharding import by_row, mesh_of, row_shards, shard_weights
 from rationalyst_jax.mine.config import FilterConfig
 from rationalyst_jax.train import batches
 from rationalyst_jax.train.config import TrainConfig
-from rationalyst_jax.train.step import start_state, take_apart, train_step
+from rationalyst_jax.train.step import abstract_state, take_apart, train_step
 
 Stage = Literal["train", "filter"]
 # What can be compiled for, and the chips of its largest slice, beyond which the compiler aborts. v4 is left
@@ -250,8 +250,7 @@ def training(model: LlamaConfig, config: TrainConfig, mesh: Mesh) -> Step:
     divided = shard_weights(parts.trained, mesh)
     trained = _placed(parts.trained, divided, config.master_dtype)
     frozen = _placed(parts.frozen, shard_weights(parts.frozen, mesh), config.dtype)
-    state = jax.eval_shape(partial(start_state, config, _STEPS), trained)
-    state = _placed(state, shard_state(state, mesh))
+    state = abstract_state(config, _STEPS, trained, mesh)
 
     B, T = config.microbatch_rows * row_shards(mesh), config.row_length
     by_rows, everywhere = by_row(mesh, 1), NamedSharding(mesh, PartitionSpec())

@@ -5,12 +5,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import cast
 
+import jax
 from flax import nnx
 from transformers import PreTrainedTokenizerBase
 
 from rationalyst_jax.lm.config import LlamaConfig
 from rationalyst_jax.lm.hf import save_llama
 from rationalyst_jax.lm.llama import Llama
+from rationalyst_jax.lm.sharding import created, mesh_of
 from rationalyst_jax.pipeline.config import PretrainConfig
 from rationalyst_jax.train.examples import Example
 from rationalyst_jax.train.loop import FitResult, fit
@@ -54,11 +56,13 @@ def pretrain(
 
     texts = {"seed": config.seed, "texts": config.texts, "mixture": asdict(config.mixture)}
     store = open_store(run_dir / "data", texts, examples, train.row_length, train.batch_examples)
+    mesh = mesh_of(train.mesh, jax.devices())
     result = fit(
-        Llama(world_config(tokenizer), rngs=nnx.Rngs(config.seed)),
+        created(lambda: Llama(world_config(tokenizer), rngs=nnx.Rngs(config.seed)), mesh),
         store,
         train,
         run_dir,
+        mesh=mesh,
         starts_from=f"random weights, seed {config.seed}",
         progress=progress,
         note=note,

@@ -5,13 +5,14 @@ the packages. Arrays are restored onto whatever mesh the run has now.
 """
 
 import errno
+import itertools
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, cast
 
-import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
@@ -33,7 +34,7 @@ class DamagedCheckpoint(ValueError):
 
 
 class Restored(NamedTuple):
-    """A state, the steps it has behind it, and where the data iterator stood (None at the beginning)."""
+    """A state, the steps it has behind it, and where the data iterator stood."""
 
     state: TrainState
     step: int
@@ -73,8 +74,12 @@ class Checkpoints:
             if kind is None:  # an error on its way out says more
                 raise
 
-    def restore(self, state: TrainState) -> Restored:
-        """The latest whole state, divided among devices as `state` is; `state` itself where there is none.
+    def any(self) -> bool:
+        """Whether there is a checkpoint."""
+        return bool(self.manager.all_steps())
+
+    def restore(self, shapes: TrainState) -> Restored:
+        """The latest whole state, in these shapes and divided among devices as they say.
 
         A damaged checkpoint is noted, put aside in `damaged/` beside the others' folder, and the one before
         it taken. Raises ValueError for a checkpoint of another run (listing what differs), and where every
@@ -83,25 +88,22 @@ class Checkpoints:
         damaged: dict[int, str] = {}
         for step in sorted(self.manager.all_steps(), reverse=True):
             try:
-                found = self._restore(step, state)
+                found = self._restore(step, shapes)
             except DamagedCheckpoint as error:
                 found, damaged[step] = None, str(error)
             if _everywhere(found is not None):
                 self._set_aside(damaged)
-                return found or Restored(state, 0, None)
+                return cast(Restored, found)
             damaged.setdefault(step, f"{self.folder / str(step)}: damaged for another process")
-        if damaged:
-            raise ValueError(next(iter(damaged.values())))
-        return Restored(state, 0, None)
+        raise ValueError(next(iter(damaged.values())))
 
-    def _restore(self, step: int, state: TrainState) -> Restored:
+    def _restore(self, step: int, shapes: TrainState) -> Restored:
         run = _restored(self.manager, self.folder, step, run=ocp.args.JsonRestore())
         if found := list(differences(run, self.run)):
             raise ValueError(f"{self.folder}: checkpoint of another run: {'; '.join(found)}")
         versions = _restored(self.manager, self.folder, step, versions=ocp.args.JsonRestore())
         data = _restored(self.manager, self.folder, step, data=ocp.args.JsonRestore())
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
-        whole = _restored(self.manager, self.folder, step, state=ocp.args.StandardRestore(abstract))
+        whole = _restored(self.manager, self.folder, step, state=ocp.args.StandardRestore(shapes))
         if changed := list(differences(versions, package_versions())):
             self.note(f"{self.folder}: saved with other versions: {'; '.join(changed)}")
         return Restored(whole, step, data)
@@ -109,12 +111,13 @@ class Checkpoints:
     def _set_aside(self, damaged: Mapping[int, str]) -> None:
         """Makes room for the steps that will be saved again."""
         for step, problem in damaged.items():
-            aside = self.folder.parent / "damaged" / str(step)
-            self.note(f"{problem}; put aside as {aside}, going on from the checkpoint before")
+            aside = self.folder.parent / "damaged"
+            names = itertools.chain([str(step)], (f"{step}.{again}" for again in itertools.count(1)))
+            free = next(path for name in names if not (path := aside / name).exists())
+            self.note(f"{problem}; put aside as {free}, going on from the checkpoint before")
             if is_main():
-                aside.parent.mkdir(exist_ok=True)
-                number = len(list(aside.parent.glob(f"{step}*")))
-                (self.folder / str(step)).rename(aside.with_name(f"{step}.{number}") if number else aside)
+                aside.mkdir(exist_ok=True)
+                (self.folder / str(step)).rename(free)
         if damaged:
             barrier("damaged checkpoints put aside")
             self.manager.reload()
@@ -137,13 +140,19 @@ class Checkpoints:
         with self._named():
             self.manager.save(step, args=args, metrics=quality)
 
+    def wait(self) -> None:
+        """Until what was saved is on the disk. Raises as `save`."""
+        with self._named():
+            self.manager.wait_until_finished()
+
     @contextmanager
     def _named(self) -> Iterator[None]:
         """Turns what Orbax and TensorStore raise on a full disk into one OSError."""
         try:
             yield
         except Exception as error:
-            if not any("No space left on device" in str(cause) for cause in _causes(error)):
+            said = " ".join(map(str, _causes(error)))
+            if not any(os.strerror(number) in said for number in (errno.ENOSPC, errno.EDQUOT)):
                 raise
             self.manager.reload()
             whole = self.manager.all_steps()
@@ -192,6 +201,8 @@ def _restored(manager: ocp.CheckpointManager, folder: Path, step: int, **item: A
     try:
         return manager.restore(step, args=ocp.args.Composite(**item))[name]
     except Exception as error:  # Orbax and TensorStore raise whatever they like for a damaged file
+        if "RESOURCE_EXHAUSTED" in str(error):
+            raise  # no memory, too many open files: that says nothing of the file
         *_, cause = _causes(error)  # the first to fail says which file
         reason = str(cause).splitlines() or [type(cause).__name__]
         raise DamagedCheckpoint(f"{folder / str(step)}: damaged checkpoint: {reason[0]:.200}") from error

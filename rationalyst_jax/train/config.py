@@ -30,7 +30,8 @@ class TrainConfig:
     Machine: `mesh` divides the devices; with `remat` the backward pass computes again what it does not keep
     (`lm/settings.py::Remat`).
     Every `save_every` and `validate_every` steps, and at the end; the last `keep` checkpoints stay, and the
-    one with the lowest validation loss. Raises ValueError naming the key and the value that is out of range.
+    one with the lowest validation loss among the steps that are both saved and validated. Raises ValueError
+    naming the key and the value that is out of range.
     """
 
     epochs: float = 1.0

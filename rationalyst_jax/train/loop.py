@@ -8,6 +8,7 @@ from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -20,14 +21,22 @@ from rationalyst_jax.lm.chips import chip_of
 from rationalyst_jax.lm.flops import training_flops
 from rationalyst_jax.lm.llama import Llama
 from rationalyst_jax.lm.lora import Adapters
-from rationalyst_jax.lm.sharding import mesh_of, shard_state, shard_weights
+from rationalyst_jax.lm.sharding import created, mesh_of, shard_weights
 from rationalyst_jax.train.batches import Batches, loader, ordered_steps, shuffled_steps
 from rationalyst_jax.train.checkpoints import VALIDATION_LOSS, Checkpoints
 from rationalyst_jax.train.config import TrainConfig
 from rationalyst_jax.train.examples import split_by_group
 from rationalyst_jax.train.metrics import Metrics, MetricsLog
 from rationalyst_jax.train.preemption import Preemption
-from rationalyst_jax.train.step import Parts, TrainState, start_state, take_apart, train_step, validation_step
+from rationalyst_jax.train.step import (
+    Parts,
+    TrainState,
+    abstract_state,
+    start_state,
+    take_apart,
+    train_step,
+    validation_step,
+)
 from rationalyst_jax.train.store import TreeStore
 
 
@@ -69,11 +78,12 @@ def fit(
 
     `mesh`, by default that of the config over all devices, divides the work; the weights may already lie on
     it. `run_dir`, which all processes share, receives checkpoints/, tensorboard/ and metrics.jsonl, whose
-    line N is step N: step, loss (nats per unit of loss weight, before the update), grad_norm, learning_rate,
-    tokens_per_second (of merged trees, per device), mfu (model FLOPs by the 6N + attention rule per second,
-    of the chips' peak; where that is known) and, now and then, val_loss. When `run_dir` holds a checkpoint of
-    the same run, training continues from the latest whole one and ends in the same bits; `starts_from` names
-    the weights the run began with (a checkpoint's fingerprint, say), which no later checkpoint shows.
+    line N is step N: step, loss (nats per unit of loss weight, before the update), grad_norm, update_norm,
+    learning_rate, tokens_per_second (of merged trees, per device), mfu (model FLOPs by the 6N + attention
+    rule per second, of the chips' peak; where that is known) and, now and then, val_loss. When `run_dir`
+    holds a checkpoint of the same run, training continues from the latest whole one and ends in the same
+    bits; `starts_from` names the weights the run began with (a checkpoint's fingerprint, say), which no later
+    checkpoint shows.
     `progress(steps, row)` is called with each new row, `note` with what a person should read. A trace of
     `profile` steps goes to profile/, metrics also to the project `wandb`.
 
@@ -83,6 +93,8 @@ def fit(
     where the disk is full; Interrupted after SIGTERM, when all is saved.
     """
     run_dir = Path(run_dir)
+    if profile < 0:
+        raise ValueError(f"profile must be at least 0 steps, got {profile}")
     mesh = mesh_of(config.mesh, jax.devices()) if mesh is None else mesh
 
     # ---- Data ----
@@ -98,7 +110,8 @@ def fit(
     validation = Batches(store, [held_out[chosen] for chosen in members], config, mesh)
 
     # ---- Model and optimizer ----
-    parts, state = begin(model, config, steps, mesh)
+    with knobs_named(config):
+        parts = begin(model, config, mesh)
     step_of = partial(train_step, parts.graph, config, steps, mesh)
     flops = partial(training_flops, model.config, lora=config.lora is not None)
     chip = chip_of(mesh.devices.flat[0])
@@ -111,10 +124,15 @@ def fit(
         "examples": store.digest,
     }
     saved = Checkpoints(run_dir / "checkpoints", run, config.keep, note)
-    with saved, _knobs_named(config), closing(loader(batches)) as data, Preemption() as preemption:
-        state, done, data_state = saved.restore(state)
-        if data_state is not None:
+    with saved, knobs_named(config), closing(loader(batches)) as data, Preemption() as preemption:
+        if saved.any():
+            shapes = abstract_state(config, steps, parts.trained, mesh)
+            for weight in jax.tree.leaves(parts.trained):
+                weight.delete()  # the memory is for those of the checkpoint
+            state, done, data_state = saved.restore(shapes)
             data.set_state(data_state)
+        else:
+            state, done = first_state(parts, config, steps, mesh), 0
         with MetricsLog(run_dir, done, wandb) as log, _trace(run_dir / "profile", profile) as tick:
             clock = time.perf_counter()
 
@@ -122,10 +140,13 @@ def fit(
                 """Waits for the numbers of a step, refuses what is not finite, writes the row."""
                 nonlocal clock
                 row = {"step": step, **{name: float(value) for name, value in metrics.items()}}
-                if not math.isfinite(row["loss"] + row["grad_norm"]):
+                if not math.isfinite(row["loss"] + row["grad_norm"] + row["update_norm"]):
                     if step > 1:  # neither this step nor any after it has changed the state
+                        log.sync()
                         saved.save(step - 1, state, data_before, {})
                     raise ValueError(_not_finite(row, batches.groups(step - 1)))
+                if not math.isfinite(row.get(VALIDATION_LOSS, 0.0)):
+                    raise ValueError(f"the validation loss after step {step} is {row[VALIDATION_LOSS]}")
                 seconds, clock = time.perf_counter() - clock, time.perf_counter()
                 tokens = batches.tokens(step - 1)
                 row["tokens_per_second"] = tokens / seconds / mesh.size
@@ -141,20 +162,27 @@ def fit(
             for step in range(done + 1, steps + 1):
                 data_before = data.get_state()
                 state, metrics = step_of(state, parts.frozen, next(data), np.int32(step - 1))
-                tick()
+                tick(metrics)
                 if waiting:
                     report(*waiting)  # while this step runs
-                stop = preemption.reached(step)
-                if validate := len(validation) and (step % config.validate_every == 0 or step == steps):
+                last = step == steps
+                stop = preemption.reached(step) and not last
+                validate = len(validation) and (step % config.validate_every == 0 or last)
+                if validate := validate and not stop:  # who is told to stop may have seconds left
+                    jax.block_until_ready(metrics)
+                    start = time.perf_counter()
                     metrics |= {VALIDATION_LOSS: _validate(parts, config, mesh, state, validation)}
-                save = stop or step % config.save_every == 0 or step == steps
+                    clock += time.perf_counter() - start
+                save = stop or step % config.save_every == 0 or last
                 waiting = step, metrics, data_before
                 if validate or save:
                     row, waiting = report(*waiting), None
                     if save:
+                        log.sync()
                         saved.save(step, state, data.get_state(), row)
                         clock = time.perf_counter()
-                if stop and step < steps:
+                if stop:
+                    saved.wait()
                     raise Interrupted(f"stopped by SIGTERM after step {step} of {steps}, which is saved")
             row = log.last()
 
@@ -171,23 +199,27 @@ def fit(
     )
 
 
-def begin(model: Llama, config: TrainConfig, steps: int, mesh: Mesh) -> tuple[Parts, TrainState]:
-    """The model taken apart, with new adapters where these are to be trained, and the state before step 1.
+def begin(model: Llama, config: TrainConfig, mesh: Mesh) -> Parts:
+    """The model taken apart, with new adapters where these are to be trained.
 
     All of it on the mesh, in the dtypes of the config. Raises ValueError where the mesh does not divide it.
     """
     graph, weights = nnx.split(model)
     model = nnx.merge(graph, jax.device_put(weights, shard_weights(weights, mesh)))
     if config.lora is not None:
-        model.adapters = Adapters(model.layers, config.lora, rngs=nnx.Rngs(config.seed))
-    parts = take_apart(model)
-    trained = jax.device_put(parts.trained, shard_weights(parts.trained, mesh))
+        layers, lora, seed = model.layers, config.lora, config.seed
+        model.adapters = created(lambda: Adapters(layers, lora, rngs=nnx.Rngs(seed)), mesh)
+    graph, trained, frozen = take_apart(model)
     trained = jax.tree.map(lambda w: w.astype(config.master_dtype), trained)
-    frozen = jax.tree.map(lambda w: w.astype(config.dtype), parts.frozen)
-    start = partial(start_state, config, steps)
-    sharding = shard_state(jax.eval_shape(start, trained), mesh)
-    state = jax.jit(start, out_shardings=sharding, donate_argnums=0)(trained)
-    return Parts(parts.graph, state.weights, frozen), state
+    return Parts(graph, trained, jax.tree.map(lambda w: w.astype(config.dtype), frozen))
+
+
+def first_state(parts: Parts, config: TrainConfig, steps: int, mesh: Mesh) -> TrainState:
+    """The state before step 1, made of what is trained of the parts, whose arrays are used up."""
+    shapes = abstract_state(config, steps, parts.trained, mesh)
+    sharding = jax.tree.map(lambda x: x.sharding, shapes)
+    start = jax.jit(partial(start_state, config, steps), out_shardings=sharding, donate_argnums=0)
+    return start(parts.trained)
 
 
 def _check_data(model: Llama, store: TreeStore, training: np.ndarray, config: TrainConfig) -> None:
@@ -217,12 +249,12 @@ def _validate(parts: Parts, config: TrainConfig, mesh: Mesh, state: TrainState, 
 
 def _not_finite(row: Metrics, groups: Sequence[str]) -> str:
     named = ", ".join(groups[:5]) + (", ..." if len(groups) > 5 else "")
-    numbers = f"loss {row['loss']}, gradient norm {row['grad_norm']}"
+    numbers = f"loss {row['loss']}, gradient norm {row['grad_norm']}, update norm {row['update_norm']}"
     return f"step {row['step']:.0f}: {numbers}: not finite; in its batch are {len(groups)} documents: {named}"
 
 
 @contextmanager
-def _knobs_named(config: TrainConfig) -> Iterator[None]:
+def knobs_named(config: TrainConfig) -> Iterator[None]:
     """Turns what XLA says of memory that does not suffice into what to do about it."""
     try:
         yield
@@ -243,17 +275,21 @@ def _knobs_named(config: TrainConfig) -> Iterator[None]:
 
 
 @contextmanager
-def _trace(folder: Path, steps: int) -> Iterator[Callable[[], None]]:
-    """Yields what is to be called after each step: the steps 3 to 2 + `steps` of this process are traced."""
-    count = itertools.count(1)
+def _trace(folder: Path, steps: int) -> Iterator[Callable[[Any], None]]:
+    """Yields what is to be called with what each dispatched step gives: the steps 3 to 2 + `steps` of this
+    process are traced."""
+    count, tracing = itertools.count(1), False
 
-    def tick() -> None:
+    def tick(given: Any) -> None:
+        nonlocal tracing
         number = next(count)
-        if number == 2:
-            jax.profiler.start_trace(str(folder))
-        elif number == 2 + steps:
-            jax.profiler.stop_trace()
+        if number == 2 or (tracing and number == 2 + steps):
+            jax.block_until_ready(given)
+            tracing = not tracing
+            jax.profiler.start_trace(str(folder)) if tracing else jax.profiler.stop_trace()
 
-    yield tick if steps else lambda: None
-    if steps and 2 <= next(count) - 1 < 2 + steps:
-        jax.profiler.stop_trace()  # the run was shorter
+    try:
+        yield tick if steps else lambda given: None
+    finally:
+        if tracing:  # the run was shorter
+            jax.profiler.stop_trace()

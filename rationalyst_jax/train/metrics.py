@@ -1,14 +1,17 @@
 """The numbers of every step: metrics.jsonl, the files of TensorBoard, Weights & Biases where asked."""
 
 import json
+import os
 import struct
 import time
+import uuid
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Self
 
 from tensorboardX.record_writer import masked_crc32c
 
+from rationalyst_jax.files.whole import whole
 from rationalyst_jax.lm.distributed import is_main
 
 Metrics = dict[str, float]
@@ -65,6 +68,12 @@ class MetricsLog:
         if self._wandb:
             self._wandb.log(numbers, step=step)
 
+    def sync(self) -> None:
+        """Waits until all rows are on the disk: a checkpoint must not outlive the rows before it."""
+        if is_main():
+            with self.path.open("ab") as file:
+                os.fsync(file.fileno())
+
     def last(self) -> Metrics:
         """The row of the latest step; empty before the first."""
         return self._last
@@ -79,17 +88,27 @@ class MetricsLog:
 
 def _append(path: Path, data: bytes) -> None:
     try:
-        with path.open("ab", buffering=0) as file:
+        with path.open("ab") as file:
             file.write(data)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from None  # a failed write does not name it
 
 
 def _wandb_run(project: str, run_dir: Path) -> Any:
-    """The run named as its folder, or its continuation. ValueError where the package is missing."""
+    """The run named as its folder, or its continuation.
+
+    Raises ValueError where the package is missing, or says what is wrong (no key, no network).
+    """
     try:
         import wandb  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError:
         raise ValueError("wandb is not installed: pip install 'rationalyst_jax[wandb]'") from None
-    name = run_dir.resolve().name
-    return wandb.init(project=project, name=name, id=name, dir=run_dir, resume="allow")
+    kept = run_dir / "wandb_id"  # another folder of this name is another run
+    if not kept.exists():
+        with whole(kept) as unfinished:
+            unfinished.write_text(uuid.uuid4().hex)
+    name, run_id = run_dir.resolve().name, kept.read_text()
+    try:
+        return wandb.init(project=project, name=name, id=run_id, dir=run_dir, resume="allow")
+    except wandb.Error as error:
+        raise ValueError(f"wandb: {' '.join(str(error).split())}") from error

@@ -33,23 +33,21 @@ def learning_rate(config: TrainConfig, steps: int) -> optax.Schedule:
 def optimizer(config: TrainConfig, steps: int) -> optax.GradientTransformation:
     """AdamW (arXiv 1711.05101) or Adafactor (arXiv 1804.04235) after clipping by global norm.
 
-    Gradients and weights come in float32, and so does the update.
+    Gradients and weights come in float32, and so does the update. Adafactor takes the layers' matrices as
+    they are stacked: one is factored along its two largest axes, and clipped by the RMS over all layers.
     """
-    rate = learning_rate(config, steps)
     if config.optimizer == "adafactor":
-        rule = optax.adafactor(
-            rate,
-            multiply_by_parameter_scale=False,
-            weight_decay_rate=config.weight_decay or None,
-            weight_decay_mask=_decays,
-        )
+        rule = optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0))
     else:
-        moments = optax.scale_by_adam(config.b1, config.b2, config.eps)
+        rule = optax.scale_by_adam(config.b1, config.b2, config.eps)
         if config.moment_dtype != "float32":
-            moments = _kept_in(moments, config.moment_dtype, config.seed)
-        decay = optax.add_decayed_weights(config.weight_decay, _decays)
-        rule = optax.chain(moments, decay, optax.scale_by_learning_rate(rate))
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), rule)
+            rule = _kept_in(rule, config.moment_dtype, config.seed)
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        rule,
+        optax.add_decayed_weights(config.weight_decay, _decays),
+        optax.scale_by_learning_rate(learning_rate(config, steps)),
+    )
 
 
 def _decays(weights: Any) -> Any:

@@ -53,6 +53,16 @@ def start_state(config: TrainConfig, steps: int, weights: nnx.State) -> TrainSta
     return TrainState(weights, optimizer(config, steps).init(as_float32(weights)), jnp.zeros((), jnp.int32))
 
 
+def abstract_state(config: TrainConfig, steps: int, weights: nnx.State, mesh: Mesh) -> TrainState:
+    """The shapes of that state, with how the mesh divides them."""
+    state = jax.eval_shape(partial(start_state, config, steps), weights)
+
+    def one(x: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    return jax.tree.map(one, state, shard_state(state, mesh))
+
+
 def batch_loss(
     graph: Any, weights: Any, frozen: Any, microbatch: Batch, config: TrainConfig, mesh: Mesh
 ) -> Array:
@@ -104,11 +114,11 @@ def train_step(
 ) -> tuple[TrainState, dict[str, Array]]:
     """Update `number` (0 is the first) of a run of `steps`; `state` is donated.
 
-    Where loss or gradient is not finite, the state stays what it was, and so it does in every later call
-    (whose number is then not the state's): the last good state is there when the host hears of it.
+    Where loss, gradient or update is not finite, the state stays what it was, and so it does in every later
+    call (whose number is then not the state's): the last good state is there when the host hears of it.
 
     Metrics, float32 scalars: `loss` (nats per unit of weight, before the update), `grad_norm` (before
-    clipping), `learning_rate` (of this update).
+    clipping), `update_norm` (of what is added to the weights), `learning_rate` (of this update).
     """
     loss, gradient = loss_and_gradient(graph, state.weights, frozen, batch, config, mesh)
     norm = optax.tree.norm(gradient)
@@ -116,11 +126,12 @@ def train_step(
     updates, moments = optimizer(config, steps).update(gradient, state.optimizer, weights)
     key = jax.random.fold_in(jax.random.key(config.seed), number)
     weights = rounded(optax.apply_updates(weights, updates), config.master_dtype, key)
-    good = jnp.isfinite(loss) & jnp.isfinite(norm) & (state.step == number)
+    update_norm = optax.tree.norm(updates)
+    good = jnp.isfinite(loss + norm + update_norm) & (state.step == number)
     new = TrainState(weights, moments, state.step + 1)
     new = jax.tree.map(lambda after, before: jnp.where(good, after, before), new, state)
     rate = learning_rate(config, steps)(number)
-    metrics = {"loss": loss, "grad_norm": norm, "learning_rate": rate}
+    metrics = {"loss": loss, "grad_norm": norm, "update_norm": update_norm, "learning_rate": rate}
     return jax.lax.with_sharding_constraint(new, shard_state(new, mesh)), metrics
 
 

@@ -132,38 +132,37 @@ def _blockwise_bwd(saved, dout_BQKXH):
     q_BQKXH, k_BQKPH, v_BQKPH, size_BQP, out_BQKXH, lse_BQKX = saved
     scale = q_BQKXH.shape[-1] ** -0.5
     delta_BQKX = jnp.sum(out_BQKXH.astype(jnp.float32) * dout_BQKXH.astype(jnp.float32), axis=-1)
-    visible_BQS = _visible(size_BQP)
-    keys, queries = visits(visible_BQS), visits(visible_BQS.swapaxes(1, 2))
+    queries = visits(_visible(size_BQP).swapaxes(1, 2))
 
-    def weights_and_dscores(b, i, s):
-        scores_KXP, seen_XP = _scores(q_BQKXH[b, i], k_BQKPH[b, s], size_BQP[b, s], i, s)
-        exponent_KXP = jnp.where(seen_XP, scores_KXP - lse_BQKX[b, i][..., None], UNSEEN)
-        weights_KXP = jnp.exp(exponent_KXP)
-        dweights_KXP = _matmul(dout_BQKXH[b, i], v_BQKPH[b, s].swapaxes(1, 2))
-        dscores_KXP = weights_KXP * (dweights_KXP - delta_BQKX[b, i][..., None]) * scale
-        return weights_KXP.astype(q_BQKXH.dtype), dscores_KXP.astype(q_BQKXH.dtype)
+    def key_value_gradient(dq_BQKXH, z):
+        b, s = z // size_BQP.shape[1], z % size_BQP.shape[1]
+        k_KPH, v_KPH = k_BQKPH[b, s], v_BQKPH[b, s]
 
-    def query_gradient(b, i):
-        def visit(j, dq_KXH):
-            s = keys.block_BXY[b, i, j]
-            return dq_KXH + _matmul(weights_and_dscores(b, i, s)[1], k_BQKPH[b, s])
-
-        start = jnp.zeros(q_BQKXH.shape[2:], jnp.float32)
-        return jax.lax.fori_loop(0, keys.count_BX[b, i], visit, start).astype(q_BQKXH.dtype)
-
-    def key_value_gradient(b, s):
         def visit(j, carry):
+            dq_BQKXH, dk_KPH, dv_KPH = carry
             i = queries.block_BXY[b, s, j]
-            weights_KXP, dscores_KXP = weights_and_dscores(b, i, s)
-            dk_KPH = carry[0] + _matmul(dscores_KXP.swapaxes(1, 2), q_BQKXH[b, i])
-            return dk_KPH, carry[1] + _matmul(weights_KXP.swapaxes(1, 2), dout_BQKXH[b, i])
+            q_KXH, dout_KXH = q_BQKXH[b, i], dout_BQKXH[b, i]
+            scores_KXP, seen_XP = _scores(q_KXH, k_KPH, size_BQP[b, s], i, s)
+            weights_KXP = jnp.exp(jnp.where(seen_XP, scores_KXP - lse_BQKX[b, i][..., None], UNSEEN))
+            dweights_KXP = _matmul(dout_KXH, v_KPH.swapaxes(1, 2))
+            dscores_KXP = weights_KXP * (dweights_KXP - delta_BQKX[b, i][..., None]) * scale
+            weights_KXP, dscores_KXP = (x.astype(q_KXH.dtype) for x in (weights_KXP, dscores_KXP))
+            return (
+                dq_BQKXH.at[b, i].add(_matmul(dscores_KXP, k_KPH)),
+                dk_KPH + _matmul(dscores_KXP.swapaxes(1, 2), q_KXH),
+                dv_KPH + _matmul(weights_KXP.swapaxes(1, 2), dout_KXH),
+            )
 
-        start = (jnp.zeros(k_BQKPH.shape[2:], jnp.float32),) * 2
-        dk_KPH, dv_KPH = jax.lax.fori_loop(0, queries.count_BX[b, s], visit, start)
-        return dk_KPH.astype(k_BQKPH.dtype), dv_KPH.astype(v_BQKPH.dtype)
+        zero_KPH = jnp.zeros(k_KPH.shape, jnp.float32)
+        start = dq_BQKXH, zero_KPH, zero_KPH
+        dq_BQKXH, *dkv_KPH = jax.lax.fori_loop(0, queries.count_BX[b, s], visit, start)
+        return dq_BQKXH, [x.astype(k_KPH.dtype) for x in dkv_KPH]
 
-    BQ = size_BQP.shape[:2]
-    return _for_each_block(query_gradient, BQ), *_for_each_block(key_value_gradient, BQ), None
+    start = jnp.zeros(q_BQKXH.shape, jnp.float32)
+    blocks = jnp.arange(size_BQP.size // BLOCK)
+    dq_BQKXH, dkv = jax.lax.scan(key_value_gradient, start, blocks)
+    dk_BQKPH, dv_BQKPH = (x.reshape(k_BQKPH.shape) for x in dkv)
+    return dq_BQKXH.astype(q_BQKXH.dtype), dk_BQKPH, dv_BQKPH, None
 
 
 _blockwise.defvjp(_blockwise_fwd, _blockwise_bwd)
