@@ -57,7 +57,7 @@ def test_imported_annotations_are_filtered_trained_on_and_guide_an_untrained_mod
     rationalyst("stats", "--triples", triples, "--tokenizer", shared / "llama3_tokenizer", *common)
     rationalyst(
         *("train", "--rationales", kept, "--model", base, "--run_dir", tmp_path / "run", *common),
-        *("--train.steps", steps, "--train.peak_learning_rate", "1e-3", "--train.microbatch_rows", 2),
+        *("--train.steps", steps, "--train.peak_learning_rate", "1e-3", "--train.microbatch_rows", 1),
     )
     questions, traces = shared / "gsm8k" / "test.jsonl", tmp_path / "implicit.jsonl"
     rationalyst(
