@@ -421,6 +421,25 @@ def test_weights_and_biases_get_the_same_numbers(tmp_path, monkeypatch):
 # ---- Export ----
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_trained_export_gives_the_same_logits_in_transformers(tied, tmp_path):
+    torch = pytest.importorskip("torch", reason="torch is the oracle here")
+    from transformers import LlamaForCausalLM
+
+    model = tiny_model()
+    if tied:
+        model.config, model.head_VD = replace(model.config, tie_embeddings=True), None
+    result = fit_examples(model, random_examples(60), replace(FAST, steps=3), tmp_path / "run")
+    save_llama(result.model, tmp_path / "hf", max_shard_bytes=8_000)
+    assert len(list((tmp_path / "hf").glob("*.safetensors"))) > 1
+    token_BT = np.random.default_rng(0).integers(2, 64, (2, 40))
+    place_BT = np.broadcast_to(np.arange(40), token_BT.shape)
+    hidden_BTD, _ = result.model(token_BT, place_BT, tree_attend(jnp.asarray(40 - place_BT)))
+    with torch.no_grad():
+        theirs = LlamaForCausalLM.from_pretrained(tmp_path / "hf")(torch.from_numpy(token_BT)).logits
+    np.testing.assert_allclose(hidden_BTD @ result.model.output_VD().T, theirs.numpy(), atol=1e-4)
+
+
 def test_a_trained_model_is_exported_with_its_tokenizer(shared, tmp_path):
     tokenizer = load_tokenizer(shared / "llama3_tokenizer")
     model = Llama(LlamaConfig(len(tokenizer), 4, 4, 1, 1, 1, 2, tie_embeddings=True), rngs=nnx.Rngs(0))
