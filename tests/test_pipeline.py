@@ -88,9 +88,7 @@ class Killed(Exception):
 SLOW = pytest.mark.slow
 
 
-@pytest.mark.parametrize(
-    "calls", [pytest.param(1, marks=SLOW), pytest.param(3, marks=SLOW), pytest.param(6, marks=SLOW), 12]
-)
+@pytest.mark.parametrize("calls", [*(pytest.param(n, marks=SLOW) for n in (1, 3, 6)), 12])
 def test_a_run_that_was_cut_off_ends_like_one_that_was_not(finished, tmp_path, monkeypatch, calls):
     left = calls
     generate = Engine.generate

@@ -434,7 +434,8 @@ def test_a_trained_export_gives_the_same_logits_in_transformers(tied, tmp_path):
     assert len(list((tmp_path / "hf").glob("*.safetensors"))) > 1
     token_BT = np.random.default_rng(0).integers(2, 64, (2, 40))
     place_BT = np.broadcast_to(np.arange(40), token_BT.shape)
-    hidden_BTD, _ = result.model(token_BT, place_BT, tree_attend(jnp.asarray(40 - place_BT)))
+    ours, causal = (jnp.asarray(token_BT), jnp.asarray(place_BT)), tree_attend(jnp.asarray(40 - place_BT))
+    hidden_BTD, _ = result.model(*ours, causal)
     with torch.no_grad():
         theirs = LlamaForCausalLM.from_pretrained(tmp_path / "hf")(torch.from_numpy(token_BT)).logits
     np.testing.assert_allclose(hidden_BTD @ result.model.output_VD().T, theirs.numpy(), atol=1e-4)

@@ -13,6 +13,7 @@ import jax
 from flax import nnx
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
 
 from rationalyst_jax.lm.settings import FSDP, REPLICA, ROWS, TENSOR, MeshShape
 
@@ -107,6 +108,15 @@ def shard_state(state: Any, mesh: Mesh) -> Any:
         return leaf.replace(NamedSharding(mesh, PartitionSpec(*axes) if fits else PartitionSpec()))
 
     return jax.tree.map(of, state, is_leaf=lambda x: isinstance(x, nnx.Variable))
+
+
+def placed(tree: Any, shardings: Any, dtype: DTypeLike | None = None) -> Any:
+    """Shapes of arrays with these shardings, in `dtype` or that which they have."""
+
+    def one(x: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, dtype or x.dtype, sharding=sharding)
+
+    return jax.tree.map(one, tree, shardings)
 
 
 def by_row(mesh: Mesh, leading: int = 0) -> NamedSharding:

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.experimental import topologies
-from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 from jax.stages import Lowered
 from jax.typing import DTypeLike
 
@@ -33,7 +33,7 @@ from rationalyst_jax.lm.llama import Llama
 from rationalyst_jax.lm.lora import Adapters
 from rationalyst_jax.lm.program import Collective, TimeFloor, collectives, memory, time_floor
 from rationalyst_jax.lm.settings import MeshShape
-from rationalyst_jax.lm.sharding import by_row, mesh_of, row_shards, shard_weights
+from rationalyst_jax.lm.sharding import by_row, mesh_of, placed, row_shards, shard_weights
 from rationalyst_jax.mine.config import FilterConfig
 from rationalyst_jax.train import batches
 from rationalyst_jax.train.config import TrainConfig
@@ -248,8 +248,8 @@ def training(model: LlamaConfig, config: TrainConfig, mesh: Mesh) -> Step:
 
     parts = take_apart(nnx.eval_shape(build))
     divided = shard_weights(parts.trained, mesh)
-    trained = _placed(parts.trained, divided, config.master_dtype)
-    frozen = _placed(parts.frozen, shard_weights(parts.frozen, mesh), config.dtype)
+    trained = placed(parts.trained, divided, config.master_dtype)
+    frozen = placed(parts.frozen, shard_weights(parts.frozen, mesh), config.dtype)
     state = abstract_state(config, _STEPS, trained, mesh)
 
     B, T = config.microbatch_rows * row_shards(mesh), config.row_length
@@ -263,7 +263,7 @@ def training(model: LlamaConfig, config: TrainConfig, mesh: Mesh) -> Step:
     held = {f"parameters, {config.master_dtype}": bytes_of_chip(state.weights)}
     if config.lora is not None:
         held[f"frozen parameters, {config.dtype}"] = bytes_of_chip(frozen)
-    held["gradients, float32"] = bytes_of_chip(_placed(parts.trained, divided, jnp.float32))
+    held["gradients, float32"] = bytes_of_chip(placed(parts.trained, divided, jnp.float32))
     held["optimizer"] = bytes_of_chip(state.optimizer)
     operations = training_flops(model, B * T, B * T * (T + 1) // 2, lora=config.lora is not None)
     lower = partial(train_step.lower, parts.graph, config, _STEPS, mesh, state, frozen, batch, number)
@@ -276,7 +276,7 @@ def filtering(model: LlamaConfig, config: FilterConfig, mesh: Mesh) -> Step:
     if B % G:
         raise ValueError(f"{B} rows a batch cannot be divided among {G} shards")
     graph, weights = nnx.split(nnx.eval_shape(lambda: Llama(model, rngs=nnx.Rngs(0))))
-    weights = _placed(weights, shard_weights(weights, mesh), jnp.bfloat16)
+    weights = placed(weights, shard_weights(weights, mesh), jnp.bfloat16)
 
     def array(shape: tuple[int, int], dtype: DTypeLike = jnp.int32) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=by_row(mesh))
@@ -293,12 +293,3 @@ def filtering(model: LlamaConfig, config: FilterConfig, mesh: Mesh) -> Step:
 def bytes_of_chip(tree: Any) -> int:
     """The bytes of one chip's part of all arrays."""
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
-
-
-def _placed(tree: Any, shardings: Any, dtype: DTypeLike | None = None) -> Any:
-    """Shapes with their shardings, in `dtype` or that which they have."""
-
-    def one(x: Any, sharding: Sharding) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(x.shape, dtype or x.dtype, sharding=sharding)
-
-    return jax.tree.map(one, tree, shardings)

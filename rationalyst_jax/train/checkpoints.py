@@ -112,7 +112,7 @@ class Checkpoints:
         """Makes room for the steps that will be saved again."""
         for step, problem in damaged.items():
             aside = self.folder.parent / "damaged"
-            names = itertools.chain([str(step)], (f"{step}.{again}" for again in itertools.count(1)))
+            names = (f"{step}.{again}" if again else str(step) for again in itertools.count())
             free = next(path for name in names if not (path := aside / name).exists())
             self.note(f"{problem}; put aside as {free}, going on from the checkpoint before")
             if is_main():

@@ -167,8 +167,9 @@ def fit(
                     report(*waiting)  # while this step runs
                 last = step == steps
                 stop = preemption.reached(step) and not last
-                validate = len(validation) and (step % config.validate_every == 0 or last)
-                if validate := validate and not stop:  # who is told to stop may have seconds left
+                due = step % config.validate_every == 0 or last
+                validate = due and len(validation) > 0 and not stop  # who has to stop may have seconds left
+                if validate:
                     jax.block_until_ready(metrics)
                     start = time.perf_counter()
                     metrics |= {VALIDATION_LOSS: _validate(parts, config, mesh, state, validation)}

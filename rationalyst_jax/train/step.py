@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from rationalyst_jax.lm.llama import Llama, tree_attend
 from rationalyst_jax.lm.logprobs import token_logprobs
 from rationalyst_jax.lm.lora import LoraParam
-from rationalyst_jax.lm.sharding import shard_state
+from rationalyst_jax.lm.sharding import placed, shard_state
 from rationalyst_jax.train.batches import Batch
 from rationalyst_jax.train.config import TrainConfig
 from rationalyst_jax.train.optimizer import as_float32, learning_rate, optimizer, rounded
@@ -56,11 +56,7 @@ def start_state(config: TrainConfig, steps: int, weights: nnx.State) -> TrainSta
 def abstract_state(config: TrainConfig, steps: int, weights: nnx.State, mesh: Mesh) -> TrainState:
     """The shapes of that state, with how the mesh divides them."""
     state = jax.eval_shape(partial(start_state, config, steps), weights)
-
-    def one(x: Any, sharding: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-
-    return jax.tree.map(one, state, shard_state(state, mesh))
+    return placed(state, shard_state(state, mesh))
 
 
 def batch_loss(

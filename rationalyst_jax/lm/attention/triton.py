@@ -218,7 +218,7 @@ def key_value_gradient_kernel(
     dv_SH = tl.zeros([S, H], tl.float32)
     for visit in range(tl.load(count_ptr + row) * (N // K)):  # every query block, for every head of the group
         i = tl.load(block_ptr + row * (T // Q) + visit // (N // K))
-        n = k * (N // K) + visit % (N // K)
+        n = k * (N // K) + visit % (N // K)  # pyright: ignore[reportOperatorIssue]
         query_Q = i * Q + tl.arange(0, Q)
         at_QH = places(b, query_Q, n, T, N, H)
         q_QH, dout_QH = tl.load(q_ptr + at_QH), tl.load(dout_ptr + at_QH)
