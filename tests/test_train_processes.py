@@ -55,12 +55,12 @@ def start(folder: Path, run_dir: str, steps: int, processes: int, mesh: str) -> 
 
 
 def finish(started: list[subprocess.Popen[str]], code: int = 0) -> list[str]:
-    """What each process printed, without the lines of Gloo; all must end with that status."""
+    """What each process printed (Gloo's threads cut up each other's lines); all must end with that status."""
     texts = []
     for process in started:
         out, error = process.communicate(timeout=300)
         assert process.returncode == code, error
-        texts.append("".join(line for line in out.splitlines(True) if not line.startswith("[Gloo]")))
+        texts.append(out)
     return texts
 
 
@@ -76,7 +76,7 @@ def test_two_processes_of_four_devices_train_as_one_of_eight(mesh, folder):
     name = f"run{len(mesh)}"
     finish(start(folder, f"{name}/one", 6, 1, mesh))
     first, second = finish(start(folder, f"{name}/two", 6, 2, mesh))
-    assert "loss (nats a token)" in first and second == ""  # process 0 alone prints
+    assert "loss" in first and "loss" not in second  # process 0 alone prints
     one, two = folder / name / "one", folder / name / "two"
     assert len(losses(one)) > 6
     np.testing.assert_allclose(losses(two), losses(one), rtol=0, atol=1e-5)
