@@ -33,9 +33,11 @@ install: .venv/installed
 demo: .venv/installed
 	$(BIN)/rationalyst demo --config configs/demo.yaml
 
-# Models this small compile longer than they run: here they are compiled with few optimizations, elsewhere as ever.
+# Models this small compile longer than they run: here they are compiled with few optimizations, elsewhere as ever,
+# and what one process has compiled the others load.
+COMPILED = JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.pytest_cache/jax JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.3
 test: .venv/installed-test
-	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(BIN)/pytest -q -rs -n 2 --dist loadfile
+	$(COMPILED) JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(BIN)/pytest -q -rs -n 2 --dist loadfile
 
 # Compilers for TPUs and GPUs that are not here. JAX then looks for a TPU, and says that there is none.
 .venv/installed-aot: .venv/installed-test

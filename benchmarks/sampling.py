@@ -17,7 +17,8 @@ from flax import nnx
 from measure import arguments, best_of, compilations, matmul_peak, peak_memory, print_json, print_table
 from transformers import AutoModelForCausalLM
 
-from rationalyst_jax.lm.generate import Engine, GenerateRequest
+from rationalyst_jax.lm.engine.engine import Engine
+from rationalyst_jax.lm.engine.requests import GenerateRequest
 from rationalyst_jax.lm.hf import load_llama
 from rationalyst_jax.lm.tokenizer import load_tokenizer
 from rationalyst_jax.world.checkpoint import checkpoint_path
@@ -73,7 +74,7 @@ def main() -> None:
     prompts = [[tokenizer.bos_token_id, *ids] for ids in encoded]
     end = cast(int, tokenizer.eos_token_id)
     suppress = (end,)  # nobody stops early
-    engine = Engine(model, tokenizer, batch_size=BATCH)
+    engine = Engine(model, tokenizer, rows=96)
     peer = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
 
     with compilations() as compiled:

@@ -18,7 +18,7 @@ from rationalyst_jax.lm.hf import save_llama
 from rationalyst_jax.lm.llama import Llama
 from rationalyst_jax.mine.likelihood_filter import FilteredTriple
 from rationalyst_jax.mine.store import Provenance, write_filtered
-from rationalyst_jax.reason.traces import Trace, append_traces
+from rationalyst_jax.reason.traces import Trace, append_trace
 from rationalyst_jax.world.vocabulary import make_tokenizer
 
 QUESTION = "Ann has 3 apples. Ben has 1 more than Ann. How many apples do they have?"
@@ -71,8 +71,9 @@ def write_files(root: Path) -> None:
     # The gold answers are 0 1 2 3.
     answers = {"random": ["0", "2", "9", "9"], "guided": ["0", "1", "2", None], "short": ["0", "1"]}
     for name, given in answers.items():
-        traces = [Trace(f"q{i}", name, answer, "answer", (), (), {}) for i, answer in enumerate(given)]
-        append_traces(root / f"{name}.jsonl", traces)
+        traces = [Trace(f"q{i}", name, answer, "answer", (), (), {}, 0.0) for i, answer in enumerate(given)]
+        for trace in traces:
+            append_trace(root / f"{name}.jsonl", trace)
     numbers = pq.read_table(root / "filtered.parquet")
     place = numbers.column_names.index("preceding")
     pq.write_table(numbers.set_column(place, "preceding", [[3] * 4]), root / "number.parquet")

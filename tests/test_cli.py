@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from itertools import count
 from pathlib import Path
 
 import cli_files
@@ -14,7 +15,8 @@ from cli_files import ANNOTATED, rationalyst
 
 from rationalyst_jax.cli import evaluate, score
 from rationalyst_jax.cli.main import COMMANDS, main
-from rationalyst_jax.lm.generate import Engine, Generation
+from rationalyst_jax.lm.engine.engine import Engine
+from rationalyst_jax.lm.engine.requests import Generation, Handle, ScoreRequest
 from rationalyst_jax.mine import likelihood_filter
 from rationalyst_jax.mine.store import Provenance, read_filtered, read_triples, write_filtered
 from rationalyst_jax.reason.traces import read_traces
@@ -90,8 +92,8 @@ def test_an_unexpected_exception_is_not_hidden(monkeypatch):
 def test_mine_imports_annotated_text(capsys):
     assert rationalyst("mine --annotations annotations.jsonl --prompts world --out imported") == 0
     out = capsys.readouterr().out
-    for name, count in {"documents": 3, "faithful": 2, "triples": 2, "document: changed": 1}.items():
-        assert re.search(rf"{name} +│ +{count} ", out)
+    for name, number in {"documents": 3, "faithful": 2, "triples": 2, "document: changed": 1}.items():
+        assert re.search(rf"{name} +│ +{number} ", out)
     triples = read_triples("imported/triples.parquet")
     assert [(t.document_id, t.rationale) for t in triples] == [("a", "add"), ("b", "done")]
     assert triples[1].following == "The answer is 7."
@@ -344,19 +346,20 @@ def test_convert_takes_the_model_out_of_a_training_run(trained, capsys):
 
 
 def test_reason_writes_a_trace_per_question_and_models_in_one_folder_share_an_engine(capsys, monkeypatch):
-    engines = set()
+    engines, places = set(), count()
 
-    def generate(self, requests):
+    def submit(self, request):
         engines.add(self)
-        step = [Generation((1,), np.zeros(1), f"The answer is {i}.", "stop") for i in (5, 6)]
-        return [step[: request.n] for request in requests]
+        handle = Handle(request, done=True)
+        if isinstance(request, ScoreRequest):
+            handle.result = np.array([float(next(places))])
+        else:
+            step = [Generation((1,), np.zeros(1), f"The answer is {i}.", "stop") for i in (5, 6)]
+            handle.result = step[: request.n]
+        self._finished.append(handle)
+        return handle
 
-    def score(self, requests):
-        engines.add(self)
-        return [np.array([float(i)]) for i, _ in enumerate(requests)]
-
-    monkeypatch.setattr(Engine, "generate", generate)
-    monkeypatch.setattr(Engine, "score", score)
+    monkeypatch.setattr(Engine, "submit", submit)
     roles = "--agent model --rationalyst model --scorer ./model --reason.candidates 2"
     command = f"reason --task gsm8k --questions questions.jsonl {roles} --prompts world --out r/traces.jsonl"
     assert rationalyst(f"{command} --limit 1") == 0

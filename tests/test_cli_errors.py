@@ -77,7 +77,7 @@ BAD_INPUT = {
     RANDOM.replace("questions.jsonl", "no_answer.jsonl"): "no_answer.jsonl:1: 'answer' must end in",
     RANDOM.replace("questions.jsonl", "nowhere.jsonl"): "nowhere.jsonl: No such file",
     f"{REASON} --reason.strategy guess": "no strategy 'guess'",
-    REASON: "strategy 'implicit' needs a rationalyst",
+    REASON: "strategy 'implicit' by implicit needs a rationalyst",
     f"{REASON} --rationalyst nowhere": "nowhere: no such checkpoint folder",
     f"{EVALUATE} nowhere.jsonl": "nowhere.jsonl: No such file",
     f"{EVALUATE} text.jsonl": "text.jsonl:1: not JSON",

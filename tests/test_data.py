@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from jax.sharding import Mesh
 from test_train import random_examples
 
-from rationalyst_jax.lm.generate import Generation
+from rationalyst_jax.lm.engine.requests import Generation
 from rationalyst_jax.lm.prompt import load_prompts
 from rationalyst_jax.lm.sharding import by_row, make_mesh
 from rationalyst_jax.lm.tokenizer import load_tokenizer
@@ -31,7 +31,7 @@ from rationalyst_jax.lm.tree import best_fit, pack
 from rationalyst_jax.mine.likelihood_filter import filter_pairs
 from rationalyst_jax.mine.triples import Triple
 from rationalyst_jax.reason.config import ReasonConfig
-from rationalyst_jax.reason.roles import Call, Role, Roles
+from rationalyst_jax.reason.roles import Role, Roles
 from rationalyst_jax.reason.traces import Step
 from rationalyst_jax.reason.trajectory import Question, Setting, Trajectory
 from rationalyst_jax.train.batches import Batch, Batches, held_rows, loader, ordered_steps, shuffled_steps
@@ -629,11 +629,10 @@ def test_files_without_rationales_are_named(llama3, tmp_path):
 
 
 def asked_of(coroutine) -> tuple:
-    """The requests of the first call that a trajectory makes."""
-    call = coroutine.send(None)
+    """The first requests that a trajectory makes."""
+    calls = coroutine.send(None)
     coroutine.close()
-    assert isinstance(call, Call)
-    return call.requests
+    return tuple(request for _, request in calls)
 
 
 def test_training_filter_and_inference_render_the_same_bytes(shared, llama3, tmp_path):
@@ -645,9 +644,9 @@ def test_training_filter_and_inference_render_the_same_bytes(shared, llama3, tmp
     real = [json.loads(line) for line in lines]
     rows = [row for row in real if row["preceeding"].startswith(head) and between in row["preceeding"]]
     assert prompts.document == document and len(rows) > 20
-    role = Role(engine=cast(Any, None), tokenizer=llama3)  # nothing is computed
+    role = Role(model=cast(Any, None), tokenizer=llama3)  # nothing is computed
     setting = Setting(Roles(role, role, role), prompts, ReasonConfig(), lambda text: None)
-    stop = setting.config.step_stop
+    stop = "\n"
 
     preceding, trajectories = [], []
     for row in rows:

@@ -35,7 +35,7 @@ def operations(jaxpr) -> int:
     return total
 
 
-def attend(q_BTNH, k_BTKH, v_BTKH, cache):
+def attend(q_BTNH, k_BTKH, v_BTKH, layer, cache):
     """Every place sees every place of its row."""
     B, T, N, H = q_BTNH.shape
     q_BTKGH = q_BTNH.reshape(B, T, k_BTKH.shape[2], -1, H)

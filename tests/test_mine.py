@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from scipy.stats import norm
 
-from rationalyst_jax.lm.generate import Engine
+from rationalyst_jax.lm.engine.engine import Engine
 from rationalyst_jax.lm.hf import load_llama
 from rationalyst_jax.lm.prompt import Prompt, PromptSet, load_prompts
 from rationalyst_jax.lm.tokenizer import load_tokenizer
@@ -125,6 +125,9 @@ class CopyingEngine:
         self.model = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=positions))
         self.patience = patience
         self.requests = []
+
+    def forget(self):
+        pass
 
     def generate(self, requests):
         if self.patience == 0:

@@ -204,7 +204,7 @@ def test_shipped_prompts_name_their_target_and_closing():
     for file, closing in (("llama3", ""), ("world", "<EOT>")):
         prompts = load_prompts(file)
         assert set(prompts.prompts) == {
-            "annotate", "rationale", "follow", "follow_guided", "step", "step_guided",
+            "annotate", "rationale", "follow", "follow_guided", "step", "judge", "step_guided",
         }  # fmt: skip
         assert prompts["rationale"].target == "rationale"
         assert prompts["rationale"].closing == closing

@@ -12,7 +12,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from rationalyst_jax.lm.config import LlamaConfig
-from rationalyst_jax.lm.generate import Engine, Generation
+from rationalyst_jax.lm.engine.engine import Engine
+from rationalyst_jax.lm.engine.requests import GenerateRequest, Generation, Handle
 from rationalyst_jax.lm.likelihood import Pair, score
 from rationalyst_jax.lm.llama import Llama
 from rationalyst_jax.lm.prompt import load_prompts, render
@@ -21,6 +22,7 @@ from rationalyst_jax.reason.config import ReasonConfig
 from rationalyst_jax.reason.roles import Role, Roles
 from rationalyst_jax.reason.solve import solve
 from rationalyst_jax.reason.strategies import STRATEGIES
+from rationalyst_jax.reason.traces import Usage
 from rationalyst_jax.reason.trajectory import Question
 
 PROMPTS = """
@@ -32,6 +34,7 @@ prompts:
   follow: {messages: [{role: assistant, content: "{preceding}{following}"}]}
   follow_guided: {messages: [{role: assistant, content: "{preceding}<BOT>{rationale}<EOT>{following}"}]}
   step: {messages: [{role: assistant, content: "{preceding}{step}"}]}
+  judge: {messages: [{role: assistant, content: "{preceding}<rate>{rating}"}]}
   step_guided: {messages: [{role: assistant, content: "{preceding}<BOT>{rationale}<EOT>{step}"}]}
 """
 QUESTIONS = [Question(f"q{i}", f"how many, {i}? The answer is {i}.") for i in range(7)]
@@ -63,21 +66,58 @@ class Scripted:
         self.tokenizer = tokenizer
         self.write = write
         self.calls = []
+        self.waiting = []
 
     def text(self, ids):
         return self.tokenizer.decode(ids, clean_up_tokenization_spaces=False).removeprefix("<s>")
 
-    def generate(self, requests):
-        self.calls.append(("generate", list(requests)))
-        return [[self.generation(request, i) for i in range(request.n)] for request in requests]
+    repeatable = True
+
+    @property
+    def busy(self):
+        return bool(self.waiting)
+
+    def submit(self, request):
+        self.waiting.append(Handle(request))
+        return self.waiting[-1]
+
+    def step(self):
+        """Answers all that waits, as one call of each kind."""
+        handles, self.waiting = self.waiting, []
+        for kind, answer in (("generate", self.generate), ("score", self.score)):
+            chosen = [h for h in handles if isinstance(h.request, GenerateRequest) == (kind == "generate")]
+            if chosen:
+                self.calls.append((kind, [handle.request for handle in chosen]))
+            for handle in chosen:
+                handle.result = answer(handle.request)
+                handle.usage.prefilled = len(handle.request.context)
+                if kind == "score":
+                    handle.usage.scored = len(handle.request.continuation)
+                else:
+                    handle.usage.generated = sum(len(g.tokens) for g in handle.result)
+        return handles
+
+    def generate(self, request):
+        return [self.generation(request, i) for i in range(request.n)]
 
     def generation(self, request, place):
         text, finish = self.write(self.text(request.context), request.seed, place)
-        return Generation((0,) * len(text), np.zeros(len(text)), text, finish)
+        stop = request.stop[0] if finish == "stop" and request.stop else ""
+        if finish in request.stop:  # a script may say which
+            text, finish, stop = text.removesuffix(finish), "stop", finish
+        return Generation((0,) * len(text), np.zeros(len(text)), text, finish, stop)
 
-    def score(self, requests):
-        self.calls.append(("score", list(requests)))
-        return [logprobs_of(self.text(r.context), self.text(r.continuation)) for r in requests]
+    def score(self, request):
+        return logprobs_of(self.text(request.context), self.text(request.continuation))
+
+    def cancel(self, handle):
+        self.waiting = [other for other in self.waiting if other is not handle]
+
+    def flops(self, handle):
+        return 7
+
+    def forget(self):
+        pass
 
     def requests(self, method):
         return [request for name, requests in self.calls if name == method for request in requests]
@@ -112,14 +152,29 @@ def prompts(tmp_path_factory):
 def run(tokenizer, prompts, tmp_path):
     """Solves with scripted roles; `run.roles` are those of the last run."""
 
-    def run(strategy, questions=QUESTIONS, *, agent=agent_writes, rationalyst=rationalyst_writes, **config):
-        engines = [Scripted(tokenizer, agent), Scripted(tokenizer, rationalyst), Scripted(tokenizer)]
+    def run(
+        strategy,
+        questions=QUESTIONS,
+        *,
+        agent=agent_writes,
+        rationalyst=rationalyst_writes,
+        scorer=rationalyst_writes,
+        engine=Scripted,
+        **config,
+    ):
+        engines = [engine(tokenizer, write) for write in (agent, rationalyst, scorer)]
         run.roles = Roles(*(Role(engine, tokenizer) for engine in engines))
         run.agent, run.rationalyst, run.scorer = engines
         run.path = tmp_path / f"{len(list(tmp_path.iterdir()))}.jsonl"
-        return solve(questions, run.roles, prompts, ReasonConfig(strategy, **config), extract, run.path)
+        traces = solve(questions, run.roles, prompts, ReasonConfig(strategy, **config), extract, run.path)
+        return [replace(trace, seconds=0.0) for trace in traces]
 
     return run
+
+
+def lines(path):
+    """The rows of a file of traces, without the seconds."""
+    return [{**json.loads(line), "seconds": 0.0} for line in path.read_text().splitlines()]
 
 
 def document(question, steps):
@@ -271,9 +326,11 @@ def test_an_empty_candidate_is_scored_by_its_line_break(run):
     ids=["majority", "tie goes to the first seen", "unanswered don't vote", "nobody answers"],
 )
 def test_self_consistency_takes_the_majority_of_whole_solutions(run, answers, majority):
+    ways: dict[int, int] = {}
+
     def sample(context, seed, place):
         if context.count("\n") == 1:
-            return f"way {place}", "stop"
+            return f"way {ways.setdefault(seed, len(ways))}", "stop"
         way = int(context.rstrip("\n").rsplit(" ", 1)[1])
         return (f"The answer is {answers[way]}." if answers[way] != "?" else "lost"), "end"
 
@@ -282,36 +339,35 @@ def test_self_consistency_takes_the_majority_of_whole_solutions(run, answers, ma
     assert [s.answer for s in trace.samples] == [None if a == "?" else a for a in answers]
     winner = answers.index(majority or "?")
     assert trace.samples[winner].steps == tuple(step.text for step in trace.steps)
-    # All solutions share the first request; different ones draw different noise afterwards.
-    first, *later = run.agent.requests("generate")
-    assert first.n == len(answers) and len({request.seed for request in later}) == len(answers)
+    assert len(ways) == len(answers)  # each solution draws noise of its own
 
 
 def test_tokens_are_counted_per_role(run):
     [trace] = run("implicit", QUESTIONS[:1])
     opening = 1 + len(document(QUESTIONS[0], []))  # with BOS
-    agent = rationalyst = scored = scoring = 0
+    agent = rationalyst = scored = scoring = requests = 0
     for step in trace.steps:
         rationalyst += opening + 1
         agent += opening
         if step.scores is not None:
-            scoring += opening + len(step.rationale or "") + 2
-            scored += sum(len(text) + 1 for text in set(step.candidates))
+            for text in set(step.candidates):
+                requests += 1
+                scoring += opening + len(step.rationale or "") + 2
+                scored += len(text) + 1
         opening += len(step.text) + 1
+    steps = len(trace.steps)
     generated = sum(len(text) for step in trace.steps for text in step.candidates)
-    assert vars(trace.tokens["agent"]) == {"generated": generated, "prefilled": agent, "scored": 0}
-    assert vars(trace.tokens["scorer"]) == {"generated": 0, "prefilled": scoring, "scored": scored}
+    assert trace.tokens["agent"] == Usage(steps, generated, prefilled=agent, flops=7 * steps)
+    assert trace.tokens["scorer"] == Usage(requests, 0, scoring, 0, scored, 7 * requests)
     wrote = sum(len(step.rationale or "") for step in trace.steps)
-    assert vars(trace.tokens["rationalyst"]) == {"generated": wrote, "prefilled": rationalyst, "scored": 0}
+    assert trace.tokens["rationalyst"] == Usage(steps, wrote, prefilled=rationalyst, flops=7 * steps)
 
 
 def test_the_driver_asks_for_all_questions_at_once(run):
     traces = run("implicit")
     assert len(run.rationalyst.calls[0][1]) == len(run.agent.calls[0][1]) == len(QUESTIONS)
-    # Questions that skip scoring wait for the others: one batch of each kind per step, no more.
     longest = max(len(trace.steps) for trace in traces)
-    assert len(run.agent.calls) == len(run.rationalyst.calls) == longest
-    assert len(run.scorer.calls) <= longest
+    assert len(run.agent.calls) <= 2 * longest  # those that skip scoring run ahead
 
 
 def test_markers_are_suppressed_for_agent_and_scorer_but_not_rationalyst(run, tokenizer):
@@ -325,41 +381,184 @@ def test_markers_are_suppressed_for_agent_and_scorer_but_not_rationalyst(run, to
         run("greedy", QUESTIONS[:1], suppress=("<NOPE>",))
 
 
+def test_rationale_confidence_takes_the_step_after_which_rationalyst_is_surest(run, tokenizer):
+    def write(context, seed, place):
+        return f"so think of {noise(context) % 100}", "stop"
+
+    class Sure(Scripted):
+        def generation(self, request, place):
+            generation = super().generation(request, place)
+            return replace(generation, logprobs=logprobs_of(self.text(request.context), generation.text))
+
+    traces = run("rationale_confidence", rationalyst=write, engine=Sure, max_steps=4)
+    ranked = 0
+    for question, trace in zip(QUESTIONS, traces, strict=True):
+        for i, step in enumerate(trace.steps):
+            if step.scores is None:
+                continue
+            ranked += 1
+            preceding = document(question, [s.text for s in trace.steps[:i]])
+            contexts = [f"{preceding}{text}\n<BOT>" for text in step.candidates]
+            wrote = [write(context, 0, 0)[0] for context in contexts]
+            assert step.notes == tuple(wrote) and not step.guided and step.rationale is None
+            sure = [logprobs_of(c, text).mean() for c, text in zip(contexts, wrote, strict=True)]
+            assert step.scores == pytest.approx(sure) and step.choice == int(np.argmax(sure))
+    assert ranked > 5
+
+
+@pytest.mark.parametrize(
+    ("words", "rating"),
+    [("2", 2), (" 3 of 3", 3), ("Rating: 1.", 1), ("10", -1), ("4", -1), ("none", -1), ("2.5", -1), ("", -1)],
+)
+def test_a_judge_rates_from_0_to_3_and_what_cannot_be_read_is_not_guessed(run, words, rating):
+    def judged(context, seed, place):
+        return ("0" if "bad" in context else words), "stop"
+
+    def agent(context, seed, place):
+        return ("good" if place else "bad"), "stop"
+
+    [trace] = run("judge", QUESTIONS[:1], agent=agent, scorer=judged, candidates=2, max_steps=1)
+    [step] = trace.steps
+    assert step.scores == (0, rating) and step.notes == ("0", words)
+    assert step.text == ("good" if rating > 0 else "bad")
+    [context] = {
+        run.scorer.text(r.context)
+        for r in run.scorer.requests("generate")
+        if "good" in run.scorer.text(r.context)
+    }
+    assert context == document(QUESTIONS[0], ["good"]) + "<rate>"
+
+
+def solution_scores(question, steps):
+    """The scripted score of each step of a solution, without rationales."""
+    scores = []
+    for i, text in enumerate(steps):
+        scores += decayed_means(document(question, steps[:i]), [text])
+    return scores
+
+
+def test_best_of_n_takes_the_whole_solution_with_the_best_mean_score(run):
+    for question, trace in zip(QUESTIONS, run("best_of_n", guide="likelihood"), strict=True):
+        means = [np.mean(solution_scores(question, list(sample.steps))) for sample in trace.samples]
+        assert len(means) == 3
+        assert tuple(step.text for step in trace.steps) == trace.samples[int(np.argmax(means))].steps
+        assert [step.scores[0] for step in trace.steps] == pytest.approx(
+            solution_scores(question, [step.text for step in trace.steps])
+        )
+
+
+def test_beam_of_all_paths_finds_the_best_one(run):
+    """With as many beams as there are paths nothing is lost: the winner is the best of all of them."""
+
+    def agent(context, seed, place):
+        if context.count("\n") < 3:
+            return "ab"[place], "stop"
+        return f"The answer is {'xy'[place]}.", "end"
+
+    [trace] = run("beam", QUESTIONS[:1], agent=agent, candidates=2, beams=8, guide="likelihood")
+    paths = [(a, b, f"The answer is {c}.") for a in "ab" for b in "ab" for c in "xy"]
+    assert {sample.steps for sample in trace.samples} == set(paths)
+
+    def value(path):
+        *before, last = path
+        means = solution_scores(QUESTIONS[0], before)
+        logprobs = logprobs_of(document(QUESTIONS[0], before), last)  # the end of a turn has no line break
+        return np.mean([*means, np.average(logprobs, weights=0.9 ** np.arange(len(logprobs)))])
+
+    assert tuple(step.text for step in trace.steps) == max(paths, key=value)
+    assert [s.steps for s in trace.samples] == sorted(paths, key=value, reverse=True)
+
+
+def test_a_narrow_beam_keeps_the_best_partial_solutions(run):
+    [trace] = run("beam", QUESTIONS[:1], candidates=3, beams=1, guide="implicit")
+    for step in trace.steps:
+        assert step.scores is not None and step.choice == int(np.argmax(step.scores)) and step.guided
+
+
+def test_explicit_can_keep_the_rationales_of_earlier_steps(run, tokenizer):
+    [trace] = run("explicit", QUESTIONS[:1], keep_rationales=True)
+    history = document(QUESTIONS[0], [])
+    for step, request in zip(trace.steps, run.agent.requests("generate"), strict=True):
+        history += f"<BOT>{step.rationale}<EOT>"
+        assert run.agent.text(request.context) == history
+        assert tokenizer.convert_tokens_to_ids("<BOT>") in request.context  # the marker, not its spelling
+        history += step.text + "\n"
+    for request in run.rationalyst.requests("generate"):
+        assert run.rationalyst.text(request.context).count("<BOT>") == 1
+
+
+def test_a_step_may_be_a_sentence_or_a_turn(run):
+    def sentences(context, seed, place):
+        assert context.endswith(("\n", " "))
+        return ("So it is. ", ". ") if context.count(".") < 4 else ("The answer is 1", "\n")
+
+    [trace] = run("greedy", QUESTIONS[:1], agent=sentences, step_end="sentence")
+    *before, last = trace.steps
+    assert [(step.text, step.end) for step in before] == [("So it is.", " ")] * len(before)
+    assert (last.text, last.end, trace.answer) == ("The answer is 1", "\n", "1")
+
+    def turns(context, seed, place):
+        return ("Let me see.\nTwo lines." if "Two" not in context else "The answer is 2."), "end"
+
+    [trace] = run("greedy", QUESTIONS[:1], agent=turns, step_end="turn")
+    assert [step.text for step in trace.steps] == ["Let me see.\nTwo lines.", "The answer is 2."]
+    assert (trace.answer, run.agent.requests("generate")[0].stop) == ("2", ())
+
+
+def test_a_request_that_a_model_refuses_fails_its_question_alone(run, prompts):
+    whole = run("greedy")
+    refusing = run.agent.submit
+
+    def submit(request):
+        if QUESTIONS[2].text in run.agent.text(request.context) and "is" in run.agent.text(request.context):
+            raise ValueError("the request may need 9 pages, the cache has 8")
+        return refusing(request)
+
+    run.agent.submit = submit
+    path = run.path.with_name("refused.jsonl")
+    arguments = QUESTIONS, run.roles, prompts, ReasonConfig("greedy"), extract, path
+    with pytest.raises(ValueError, match=r"1 of 7 questions failed, as question q2: the request may need 9"):
+        solve(*arguments)
+    assert {row["id"] for row in lines(path)} == {trace.id for trace in whole} - {"q2"}
+    run.agent.submit = refusing
+    assert [replace(trace, seconds=0.0) for trace in solve(*arguments)] == whole
+
+
 class Killed(Exception):
     pass
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_a_killed_run_resumes_to_the_same_bytes(strategy, run, prompts):
+def test_a_killed_run_resumes_to_the_same_lines(strategy, run, prompts):
     def die_on_the_second_step_of_q4(context, seed, place):
         if context.startswith(f"Q: {QUESTIONS[4].text}") and context.count("\n") > 1:
             raise Killed
         return agent_writes(context, seed, place)
 
     run(strategy, block=3)
-    whole = run.path.read_bytes()
+    whole = lines(run.path)
     with pytest.raises(Killed):
         run(strategy, block=3, agent=die_on_the_second_step_of_q4)
-    assert run.path.read_bytes() == b"".join(whole.splitlines(keepends=True)[:3])
+    assert 3 <= len(lines(run.path)) < 6 and lines(run.path) == whole[: len(lines(run.path))]
     run.agent.write = agent_writes
     done: list[int] = []
     solve(QUESTIONS, run.roles, prompts, ReasonConfig(strategy, block=3), extract, run.path, done.append)
-    assert run.path.read_bytes() == whole
-    assert done[0] == 3 and done[-1] == len(QUESTIONS) and done == sorted(done)
+    assert lines(run.path) == whole
+    assert done[0] >= 3 and done[-1] == len(QUESTIONS) and done == sorted(done)
 
 
 def test_part_of_a_block_or_of_a_line_is_redone(run, prompts, tmp_path):
     run("implicit", block=3)
-    whole = run.path.read_bytes()
-    lines = whole.splitlines(keepends=True)
+    whole, expected = run.path.read_bytes(), lines(run.path)
+    rows = whole.splitlines(keepends=True)
     config = ReasonConfig("implicit", block=3)
-    for left in (b"".join(lines[:5]), b"".join(lines[:3]) + lines[3][:40], whole[:-1], b""):
+    for left in (b"".join(rows[:5]), b"".join(rows[:3]) + rows[3][:40], whole[:-1], b""):
         run.path.write_bytes(left)
         asked = len(run.agent.requests("generate"))
         done: list[int] = []
         solve(QUESTIONS, run.roles, prompts, config, extract, run.path, done.append)
-        assert run.path.read_bytes() == whole
-        assert done[0] == left.count(b"\n") // 3 * 3
+        assert lines(run.path) == expected
+        assert done[0] == left.count(b"\n") and done[-1] == len(QUESTIONS)
         assert len(run.agent.requests("generate")) > asked
     run.agent.calls.clear()
     assert len(solve(QUESTIONS, run.roles, prompts, config, extract, run.path)) == 7
@@ -369,7 +568,9 @@ def test_part_of_a_block_or_of_a_line_is_redone(run, prompts, tmp_path):
 def test_traces_are_one_json_line_per_question(run):
     traces = run("implicit")
     rows = [json.loads(line) for line in run.path.read_text().splitlines()]
+    rows.sort(key=lambda row: row["id"])
     assert [row["id"] for row in rows] == [question.id for question in QUESTIONS]
+    assert [trace.id for trace in traces] == [question.id for question in QUESTIONS]
     assert rows[0]["steps"][0]["candidates"] == list(traces[0].steps[0].candidates)
     assert rows[0]["tokens"]["agent"]["generated"] == traces[0].tokens["agent"].generated
 
@@ -403,9 +604,18 @@ def test_bad_requests_are_refused_before_any_work(run, prompts):
         run("greedy", [QUESTIONS[0], QUESTIONS[0]])
     run("greedy", QUESTIONS[:1])
     alone = replace(run.roles, rationalyst=None)
-    with pytest.raises(ValueError, match="'implicit' needs a rationalyst; without one: greedy, random"):
+    with pytest.raises(
+        ValueError, match="'implicit' by implicit needs a rationalyst; without one there are greedy"
+    ):
         solve(QUESTIONS, alone, prompts, ReasonConfig("implicit"), extract, run.path)
-    bad = {"candidates": 0, "temperature": -1.0, "top_p": 0.0, "decay": 1.1, "step_stop": ""}
+    bad = {
+        "candidates": 0,
+        "temperature": -1.0,
+        "top_p": 0.0,
+        "decay": 1.1,
+        "step_end": "page",
+        "guide": "map",
+    }
     for key, value in bad.items():
         with pytest.raises(ValueError, match=key):
             ReasonConfig(**{key: value})
@@ -415,9 +625,11 @@ def test_bad_requests_are_refused_before_any_work(run, prompts):
 
 def test_a_score_that_is_no_number_is_reported_not_ranked(run, prompts):
     run("likelihood", QUESTIONS[:1])
-    run.scorer.score = lambda requests: [np.array([np.nan]) for _ in requests]
+    run.scorer.score = lambda request: np.array([np.nan])
     path = run.path.with_name("nan.jsonl")
-    with pytest.raises(ValueError, match="question q0: the scorer gives nan to step"):
+    with pytest.raises(
+        ValueError, match="1 of 1 questions failed, as question q0: the scorer gives nan to step"
+    ):
         solve(QUESTIONS[:1], run.roles, prompts, ReasonConfig("likelihood"), extract, path)
 
 
@@ -426,7 +638,7 @@ def test_the_real_parts_take_a_real_question_together(shared, tmp_path):
     tokenizer = load_tokenizer(shared / "llama3_tokenizer")
     shape = LlamaConfig(128256, 8, 8, 1, 2, 1, 4, max_position_embeddings=1024, eos_token_id=128001)
     model = Llama(shape, rngs=nnx.Rngs(0))
-    role = Role(Engine(model, tokenizer, batch_size=1, row_length=512), tokenizer)
+    role = Role(Engine(model, tokenizer, rows=8), tokenizer)
     roles, prompts = Roles(role, role, role), load_prompts("llama3")
     with open(shared / "gsm8k" / "test.jsonl") as lines:
         question = Question("0", json.loads(next(lines))["question"])

@@ -72,7 +72,7 @@ def _annotate(
     path: Path, model: str, prompts: "PromptSet", config: AnnotateConfig, out: Path, console: Console
 ) -> "list[Annotation]":
     from rationalyst_jax.files.settings import claim
-    from rationalyst_jax.lm.generate import Engine
+    from rationalyst_jax.lm.engine.engine import Engine
     from rationalyst_jax.mine.annotate import annotate
     from rationalyst_jax.mine.documents import read_documents
     from rationalyst_jax.pipeline.checkpoint import open_checkpoint

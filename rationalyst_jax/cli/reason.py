@@ -3,14 +3,18 @@
 from collections import Counter
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jsonargparse.typing import PositiveInt
 from rich.console import Console
 
-from rationalyst_jax.reason.config import ReasonConfig
+from rationalyst_jax.reason.config import EndpointConfig, ReasonConfig
 from rationalyst_jax.report.progress import so_far, track
-from rationalyst_jax.report.tables import counts_table
+from rationalyst_jax.report.tables import counts_table, ledger_table
 from rationalyst_jax.world.checkpoint import checkpoint_path
+
+if TYPE_CHECKING:
+    from rationalyst_jax.reason.roles import Role
 
 
 def run(
@@ -22,6 +26,7 @@ def run(
     reason: ReasonConfig,
     rationalyst: str | None = None,
     scorer: str | None = None,
+    endpoint: EndpointConfig | None = None,
     limit: PositiveInt | None = None,  # pyright: ignore[reportInvalidTypeForm]
 ) -> None:
     """Solve a task's questions with one strategy.
@@ -29,30 +34,36 @@ def run(
     Args:
         task: The benchmark, which knows how questions are read and answers are found (gsm8k).
         questions: Its file of questions.
-        agent: Checkpoint folder of the model that proposes steps ("world": the one shipped).
+        agent: The model that proposes steps: a checkpoint folder ("world": the one shipped), or the
+        address of an OpenAI-compatible endpoint (http://host:port/v1); so for the other roles.
         prompts: A shipped prompt set (llama3, world) or a YAML file.
         out: JSONL file of traces, one per question; a killed run continues.
-        rationalyst: Checkpoint folder of the model that writes rationales, where the strategy needs one.
-        scorer: Checkpoint folder of the model that ranks steps; the agent's by default.
+        rationalyst: The model that writes rationales, where the strategy needs one.
+        scorer: The model that ranks steps; the agent's by default.
+        endpoint: How addresses are asked.
         limit: Only so many questions, the first ones.
     """
     from rationalyst_jax.evaluate.tasks import task_named
-    from rationalyst_jax.lm.generate import Engine
+    from rationalyst_jax.lm.engine.engine import Engine
     from rationalyst_jax.lm.prompt import load_prompts
     from rationalyst_jax.pipeline.checkpoint import open_checkpoint
     from rationalyst_jax.reason.roles import Role, Roles
-    from rationalyst_jax.reason.solve import check_strategy, solve
+    from rationalyst_jax.reason.solve import solve
+    from rationalyst_jax.reason.strategies import check_strategy
+    from rationalyst_jax.reason.traces import mean_ledger
     from rationalyst_jax.reason.trajectory import Question
 
     console = Console()
-    check_strategy(reason.strategy, has_rationalyst=rationalyst is not None)
+    check_strategy(reason, has_rationalyst=rationalyst is not None)
     benchmark, prompt_set = task_named(task), load_prompts(prompts)
     asked = [Question(q.id, q.text) for q in benchmark.read(questions)[:limit]]
-    names = {name: checkpoint_path(name).resolve() for name in (agent, rationalyst, scorer) if name}
+    names = {name: _place(name) for name in (agent, rationalyst, scorer) if name}
 
     @cache
-    def role(path: Path) -> Role:  # models that are the same folder share one engine
-        checkpoint = open_checkpoint(str(path))
+    def role(place: Path | str) -> Role:  # models that are the same folder share one engine
+        if isinstance(place, str):
+            return _at_endpoint(place, endpoint or EndpointConfig())
+        checkpoint = open_checkpoint(str(place))
         engine = Engine(checkpoint.load_for_inference(), checkpoint.tokenizer)
         return Role(engine, checkpoint.tokenizer, checkpoint.fingerprint)
 
@@ -69,10 +80,21 @@ def run(
         "steps a question": sum(len(trace.steps) for trace in traces) / len(traces),
     }
     rows |= {f"ended by: {finish}": n for finish, n in Counter(t.finish for t in traces).most_common()}
-    for part in ("agent", "rationalyst", "scorer"):
-        used = [trace.tokens[part] for trace in traces if part in trace.tokens]
-        if used:
-            rows[f"tokens generated / scored, {part}"] = (
-                f"{sum(u.generated for u in used)} / {sum(u.scored for u in used)}"
-            )
     console.print(counts_table(f"solved: {reason.strategy}", rows))
+    console.print(ledger_table("ledger, means of a question", {reason.strategy: mean_ledger(traces)}))
+
+
+def _place(name: str) -> Path | str:
+    """A folder, or an address."""
+    return name if name.startswith(("http://", "https://")) else checkpoint_path(name).resolve()
+
+
+def _at_endpoint(address: str, config: EndpointConfig) -> "Role":
+    from rationalyst_jax.lm.tokenizer import load_tokenizer
+    from rationalyst_jax.reason.endpoint import ChatRole, Endpoint
+    from rationalyst_jax.reason.roles import Role
+
+    name = f"{config.model} at {address}"
+    if config.tokenizer is None:
+        return ChatRole(Endpoint(address, config), name=name)
+    return Role(Endpoint(address, config), load_tokenizer(config.tokenizer), name)

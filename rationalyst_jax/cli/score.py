@@ -14,7 +14,7 @@ from rationalyst_jax.report.tables import counts_table
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from rationalyst_jax.lm.generate import ScoreRequest
+    from rationalyst_jax.lm.engine.requests import ScoreRequest
 
 BLOCK = 256  # pairs scored, and written, at once
 
@@ -31,7 +31,7 @@ def run(model: str, pairs: Path, out: Path, decay: float = 0.9) -> None:
     """
     from rationalyst_jax.files.rows import append_rows, read_rows, resume_rows
     from rationalyst_jax.files.settings import claim, file_digest
-    from rationalyst_jax.lm.generate import Engine
+    from rationalyst_jax.lm.engine.engine import Engine
     from rationalyst_jax.pipeline.checkpoint import open_checkpoint
 
     console = Console()
@@ -65,7 +65,7 @@ def _encode(tokenizer: "PreTrainedTokenizerBase", row: Mapping[str, Any], place:
     Control tokens spelled in the text stay text. ValueError names the place of a malformed row.
     """
     from rationalyst_jax.files.rows import text_field
-    from rationalyst_jax.lm.generate import ScoreRequest
+    from rationalyst_jax.lm.engine.requests import ScoreRequest
 
     context, continuation = text_field(row, "context", place), text_field(row, "continuation", place)
     if not continuation:

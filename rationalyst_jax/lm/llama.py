@@ -28,8 +28,8 @@ from rationalyst_jax.lm.lora import Adapters
 from rationalyst_jax.lm.settings import Remat
 from rationalyst_jax.lm.sharding import by_row
 
-# (q_BTNH, k_BTKH, v_BTKH, this layer's slice of the cache) -> (out_BTNH, this layer's new cache)
-Attend = Callable[[Array, Array, Array, Any], tuple[Array, Any]]
+# (q_BTNH, k_BTKH, v_BTKH, number of the layer, cache) -> (out_BTNH, new cache)
+Attend = Callable[[Array, Array, Array, Array, Any], tuple[Array, Any]]
 
 _LAYER_INPUT = "layer_input"
 # What each kind of rematerialisation keeps.
@@ -48,7 +48,7 @@ _KEPT: dict[Remat, Any] = {
 def tree_attend(subtree_size_BT: Array, mesh: Mesh | None = None) -> Attend:
     """Attention within packed token trees, without a cache."""
 
-    def attend(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, cache: None) -> tuple[Array, None]:
+    def attend(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, layer: Array, cache: None) -> tuple[Array, None]:
         return tree_attention(q_BTNH, k_BTKH, v_BTKH, subtree_size_BT, mesh=mesh), None
 
     return attend
@@ -162,9 +162,9 @@ class Llama(nnx.Module):
     ) -> tuple[Array, Any]:
         """Hidden states after the final norm, `[B, T, D]` in the weights' dtype, and the new cache.
 
-        `tokens` and `positions` (RoPE positions) are int32 `[B, T]`. `cache` is a pytree whose leaves lead
-        with L; each layer's slice goes through `attend`, and what it returns is stacked again. `remat` is
-        what the backward pass computes again. Under a `mesh` activations are divided by their rows.
+        `tokens` and `positions` (RoPE positions) are int32 `[B, T]`. `cache`, any pytree, goes through
+        `attend` of one layer after the other. `remat` is what the backward pass computes again. Under a
+        `mesh` activations are divided by their rows.
         """
         c = self.config
         frequency_H = rope_frequencies(c.head_dim, c.rope_theta, c.rope_scaling)
@@ -175,8 +175,8 @@ class Llama(nnx.Module):
         def divided(x_BTD: Array) -> Array:
             return x_BTD if mesh is None else jax.lax.with_sharding_constraint(x_BTD, by_row(mesh))
 
-        def block(x_BTD: Array, layer_and_cache: tuple[Any, Any]) -> tuple[Array, Any]:
-            weights, layer_cache = layer_and_cache
+        def block(carry: tuple[Array, Any], numbered: tuple[Array, Any]) -> tuple[tuple[Array, Any], None]:
+            (x_BTD, cache), (layer, weights) = carry, numbered
             x_BTD = checkpoint_name(x_BTD, _LAYER_INPUT)
             w, adapters = nnx.merge(graph, weights)
             project = partial(_project, w, adapters)
@@ -184,15 +184,16 @@ class Llama(nnx.Module):
             q_BTNH = rotate(project(h_BTD, "q_DNH"), cos_BTH, sin_BTH)
             k_BTKH = rotate(project(h_BTD, "k_DKH"), cos_BTH, sin_BTH)
             v_BTKH = project(h_BTD, "v_DKH")
-            out_BTNH, layer_cache = attend(q_BTNH, k_BTKH, v_BTKH, layer_cache)
+            out_BTNH, cache = attend(q_BTNH, k_BTKH, v_BTKH, layer, cache)
             x_BTD = divided(x_BTD + project(out_BTNH, "o_NHD"))
             h_BTD = rms_norm(x_BTD, w.mlp_norm_D[...], c.rms_norm_eps)
             gated_BTF = gated(project(h_BTD, "gate_DF"), project(h_BTD, "up_DF"))
-            return divided(x_BTD + project(gated_BTF, "down_FD")), layer_cache
+            return (divided(x_BTD + project(gated_BTF, "down_FD")), cache), None
 
         body = block if remat == "none" else jax.checkpoint(block, policy=_KEPT[remat], prevent_cse=False)
         x_BTD = divided(self.embed_VD[...][tokens_BT])
-        x_BTD, cache = jax.lax.scan(body, x_BTD, (stacked, cache))
+        numbered = jnp.arange(c.num_layers), stacked
+        (x_BTD, cache), _ = jax.lax.scan(body, (x_BTD, cache), numbered)
         return rms_norm(x_BTD, self.final_norm_D[...], c.rms_norm_eps), cache
 
 

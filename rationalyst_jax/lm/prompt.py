@@ -30,10 +30,12 @@ _PLACEHOLDERS = {
     "follow": ("preceding", "following"),
     "follow_guided": ("preceding", "rationale", "following"),
     "step": ("question", "steps", "preceding", "step"),
+    "judge": ("question", "steps", "preceding", "rating"),
     "step_guided": ("question", "steps", "preceding", "rationale", "step"),
 }
 # Text, and whether it is the template's or the prompt's own, where names of added tokens count (no field).
 _Piece = tuple[str, bool]
+Field = str | list[_Piece]  # the value of a placeholder: a text, or the prompt's own words with texts between
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,13 @@ class Prompt:
     def opening(self) -> str:
         """The last message up to the target."""
         return self.messages[-1][1].removesuffix(f"{{{self.target}}}{self.closing}")
+
+    def inserted(self, name: str, value: str) -> list[_Piece]:
+        """What stands between the placeholder before `{name}` in the last message and the target, filled
+        in."""
+        parts = _PLACEHOLDER.split(self.messages[-1][1])
+        at = parts.index(name)
+        return [(parts[at - 1], True), (value, False), (parts[at + 1], True)]
 
     @property
     def closing(self) -> str:
@@ -101,7 +110,7 @@ def load_prompts(name_or_path: str | Path) -> PromptSet:
 def render(
     tokenizer: PreTrainedTokenizerBase,
     prompt: Prompt,
-    fields: Mapping[str, str],
+    fields: Mapping[str, Field],
     target: str | None,
     close: bool,
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -133,7 +142,19 @@ def render(
     return tuple(ids[:cut]), tuple(ids[cut:])
 
 
-def _fill(prompt: Prompt, content: str, fields: Mapping[str, str]) -> list[_Piece]:
+def messages(prompt: Prompt, fields: Mapping[str, Field]) -> tuple[tuple[str, str], ...]:
+    """The chat `(role, content)` that a prompt opens, for a model that renders it itself.
+
+    The assistant's unfinished message is the last one, where anything of it is written.
+    """
+    chat = []
+    for role, content in prompt.messages[:-1]:
+        chat.append((role, "".join(text for text, _ in _fill(prompt, content, fields)).strip()))
+    opening = "".join(text for text, _ in _fill(prompt, prompt.opening, fields)).lstrip()
+    return (*chat, (prompt.messages[-1][0], opening)) if opening else tuple(chat)
+
+
+def _fill(prompt: Prompt, content: str, fields: Mapping[str, Field]) -> list[_Piece]:
     """`content` in pieces: its own words, and the values of its placeholders."""
     pieces = []
     for i, part in enumerate(_PLACEHOLDER.split(content)):
@@ -142,7 +163,8 @@ def _fill(prompt: Prompt, content: str, fields: Mapping[str, str]) -> list[_Piec
         elif part not in fields:
             raise ValueError(f"prompt {prompt.name!r} needs the field {part!r}")
         else:
-            pieces.append((fields[part], False))
+            value = fields[part]
+            pieces += [(value, False)] if isinstance(value, str) else value
     return pieces
 
 

@@ -1,15 +1,13 @@
-"""Choosing the next token: noise that only the request decides, temperature and top-p.
+"""Choosing the next token: noise that only the request decides, temperature, top-k and top-p.
 
 R rows (one per sequence being generated), V vocabulary.
 """
 
-from typing import Literal
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-
-Mode = Literal["greedy", "sample", "nucleus"]
 
 
 def token_keys(seed_R: Array, candidate_R: Array, position_R: Array) -> Array:
@@ -25,29 +23,32 @@ def token_keys(seed_R: Array, candidate_R: Array, position_R: Array) -> Array:
     return jax.vmap(key)(seed_R, candidate_R, position_R)
 
 
-def nucleus(logits_RV: Array, top_p_R: Array) -> Array:
-    """Top-p (arXiv 1904.09751, section 3.1): -inf but for the fewest likeliest tokens of mass >= top_p.
+def likeliest(logits_RV: Array, top_k_R: Array, top_p_R: Array) -> Array:
+    """-inf but for the `top_k` likeliest tokens (0: all), and of these the fewest of mass >= `top_p`.
 
-    Tokens exactly as likely as the last of them stay too.
+    (Top-p: arXiv 1904.09751, section 3.1.) Tokens exactly as likely as the last of them stay too.
     """
+    V = logits_RV.shape[-1]
     sorted_RV = -jnp.sort(-logits_RV, axis=-1)
+    last_R1 = jnp.where(top_k_R > 0, jnp.minimum(top_k_R, V), V)[:, None] - 1
+    kept_RV = sorted_RV >= jnp.take_along_axis(sorted_RV, last_R1, axis=-1)
+    sorted_RV = jnp.where(kept_RV, sorted_RV, -jnp.inf)
     mass_RV = jax.nn.softmax(sorted_RV, axis=-1)
     before_RV = jnp.cumsum(mass_RV, axis=-1) - mass_RV
-    kept_RV = (before_RV < top_p_R[:, None]).at[:, 0].set(True)
+    kept_RV &= (before_RV < top_p_R[:, None]).at[:, 0].set(True)
     least_R1 = jnp.min(jnp.where(kept_RV, sorted_RV, jnp.inf), axis=-1, keepdims=True)
     return jnp.where(logits_RV >= least_R1, logits_RV, -jnp.inf)
 
 
-def choose(logits_RV: Array, key_R: Array, temperature_R: Array, top_p_R: Array, mode: Mode) -> Array:
-    """The next token of each row, int32 `[R]`.
+def draw(logits_RV: Array, key_R: Array, temperature_R: Array, top_k_R: Array, top_p_R: Array) -> Array:
+    """A token of each row, int32 `[R]`, from softmax(logits / temperature) by the Gumbel-max trick.
 
-    `mode` is what all rows need: "greedy" ignores the last three arrays; "sample" draws from
-    softmax(logits / temperature) by the Gumbel-max trick; "nucleus" applies top-p to it first.
+    Top-k and top-p are applied after the temperature, where a row asks for them. A temperature of 0 is taken
+    for 1: whoever wants the likeliest token needs no draw.
     """
-    if mode == "greedy":
-        return jnp.argmax(logits_RV, axis=-1).astype(jnp.int32)
-    logits_RV = logits_RV / temperature_R[:, None]
-    if mode == "nucleus":
-        logits_RV = nucleus(logits_RV, top_p_R)
+    logits_RV = logits_RV / jnp.where(temperature_R > 0, temperature_R, 1)[:, None]
+    restricted = (top_k_R > 0).any() | (top_p_R < 1).any()
+    restrict = partial(likeliest, logits_RV, top_k_R, top_p_R)
+    logits_RV = jax.lax.cond(restricted, restrict, lambda: logits_RV)
     noise_RV = jax.vmap(lambda key: jax.random.gumbel(key, logits_RV.shape[1:]))(key_R)
     return jnp.argmax(logits_RV + noise_RV, axis=-1).astype(jnp.int32)

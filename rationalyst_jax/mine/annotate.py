@@ -8,7 +8,8 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from rationalyst_jax.files.rows import Row, append_rows, resume_rows
-from rationalyst_jax.lm.generate import Engine, GenerateRequest
+from rationalyst_jax.lm.engine.engine import Engine
+from rationalyst_jax.lm.engine.requests import GenerateRequest
 from rationalyst_jax.lm.prompt import PromptSet, render
 from rationalyst_jax.mine.config import AnnotateConfig
 from rationalyst_jax.mine.documents import Annotation, Document, read_annotations
@@ -42,6 +43,7 @@ def annotate(
     progress(done)
     for first in range(done, len(documents), config.block):
         block = documents[first : first + config.block]
+        engine.forget()
         append_rows(path, map(_row, annotate_block(block, first, engine, tokenizer, prompts, config)))
         progress(len(block))
     return read_annotations(path)

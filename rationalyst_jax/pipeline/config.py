@@ -6,7 +6,7 @@ from typing import Literal
 
 from rationalyst_jax.files.whole import file_name
 from rationalyst_jax.mine.config import AnnotateConfig, FilterConfig
-from rationalyst_jax.reason.config import ReasonConfig
+from rationalyst_jax.reason.config import Guide, ReasonConfig
 from rationalyst_jax.train.config import TrainConfig
 from rationalyst_jax.world.pretraining import Mixture
 
@@ -36,13 +36,15 @@ class Rationalyst:
 class Run:
     """One pass over a set of questions.
 
-    strategy: of `reason`. rationalyst: a name among the experiment's. candidates: instead of `reason`'s.
-    full: only in full runs.
+    strategy: of `reason`. rationalyst: a name among the experiment's. candidates, keep_rationales and guide:
+    instead of `reason`'s. full: only in full runs.
     """
 
     strategy: str
     rationalyst: str | None = None
     candidates: int | None = None
+    keep_rationales: bool | None = None
+    guide: Guide | None = None
     questions: str = "test"
     full: bool = False
 

@@ -13,7 +13,7 @@ from rationalyst_jax.evaluate.tasks import task_named
 from rationalyst_jax.files.rows import write_rows
 from rationalyst_jax.files.settings import file_digest
 from rationalyst_jax.files.whole import write_json
-from rationalyst_jax.lm.generate import Engine
+from rationalyst_jax.lm.engine.engine import Engine
 from rationalyst_jax.lm.hf import check_llama, fingerprint, load_llama
 from rationalyst_jax.lm.prompt import load_prompts
 from rationalyst_jax.lm.tokenizer import load_tokenizer, marker_ids
@@ -28,12 +28,13 @@ from rationalyst_jax.pipeline.config import ExperimentConfig, Run
 from rationalyst_jax.pipeline.stages import RunDir
 from rationalyst_jax.reason.config import ReasonConfig
 from rationalyst_jax.reason.roles import Role, Roles
-from rationalyst_jax.reason.solve import check_strategy, solve
-from rationalyst_jax.reason.traces import read_traces
+from rationalyst_jax.reason.solve import solve
+from rationalyst_jax.reason.strategies import check_strategy
+from rationalyst_jax.reason.traces import mean_ledger, read_traces
 from rationalyst_jax.reason.trajectory import Question
 from rationalyst_jax.report.plots import accuracy_chart, loss_curve
 from rationalyst_jax.report.progress import so_far, track, track_steps
-from rationalyst_jax.report.tables import accuracy_table, counts_table
+from rationalyst_jax.report.tables import accuracy_table, counts_table, ledger_table
 from rationalyst_jax.train.export import export
 from rationalyst_jax.train.loop import fit
 from rationalyst_jax.train.rationales import read_rationales
@@ -81,9 +82,10 @@ def run(config: ExperimentConfig, *, full: bool, console: Console) -> dict[str, 
     }
     write_json(run_dir.path / "summary.json", summary)
     accuracy_chart(results, run_dir.path / "accuracy.png")
-    console.print(accuracy_table("strategies", summary["strategies"]))
-    if ablations:
-        console.print(accuracy_table("ablations", summary["ablations"]))
+    for title in ("strategies", "ablations"):
+        if summary[title]:
+            console.print(accuracy_table(title, summary[title]))
+    console.print(ledger_table("ledger, means of a question", {n: r["ledger"] for n, r in results.items()}))
     console.print(
         f"{sum(summary['seconds'].values()):.0f} s; all of it in {run_dir.path}/summary.json, accuracy.png"
     )
@@ -108,18 +110,18 @@ class Stages:
         known = QUESTION_SETS if config.world else config.questions
         for name, wanted in {**config.strategies, **config.ablations}.items():
             try:
-                check_strategy(wanted.strategy, has_rationalyst=wanted.rationalyst is not None)
+                check_strategy(self.reason_config(wanted), has_rationalyst=wanted.rationalyst is not None)
             except ValueError as error:
                 raise ValueError(f"experiment: run {name!r}: {error}") from None
-            self.reason_config(wanted)
             if wanted.questions not in known:
                 sets = ", ".join(known)
                 raise ValueError(f"experiment: run {name!r} wants questions {wanted.questions!r} of {sets}")
         self.engine = cache(self._engine)  # a model is loaded when first asked for, and once
 
     def reason_config(self, run: Run) -> ReasonConfig:
-        config = replace(self.config.reason, strategy=run.strategy)
-        return config if run.candidates is None else replace(config, candidates=run.candidates)
+        own = {name: getattr(run, name) for name in ("candidates", "keep_rationales", "guide")}
+        own = {name: value for name, value in own.items() if value is not None}
+        return replace(self.config.reason, strategy=run.strategy, **own)
 
     def settings(self) -> dict[str, Any]:
         """All that decides the results, as JSON values: the config, and fingerprints of what it names."""
@@ -266,7 +268,7 @@ class Stages:
         return self.path / "reason" / f"{name.replace(' ', '_')}.jsonl"
 
     def evaluate(self, runs: Mapping[str, Run]) -> dict[str, dict[str, Any]]:
-        """Each run's accuracy with interval, tokens per question, and paired comparisons with the baselines
+        """Each run's accuracy with interval, ledger per question, and paired comparisons with the baselines
         `random` and `likelihood` on the same questions."""
         grades = {
             name: grade(self.traces_path(name), self.task.read(self.questions_path(r.questions)), self.task)
@@ -276,7 +278,7 @@ class Stages:
         for name, r in runs.items():
             results[name] = {
                 **asdict(summarize(grades[name])),
-                "tokens": tokens_per_question(self.traces_path(name)),
+                "ledger": mean_ledger(read_traces(self.traces_path(name))),
             }
             for baseline in ("random", "likelihood"):
                 other = next(
@@ -284,21 +286,5 @@ class Stages:
                     None,
                 )
                 comparison = None if other in (None, name) else compare(grades[name], grades[other])
-                results[name][f"p_vs_{baseline}"] = comparison and comparison.p
-                results[name][f"difference_vs_{baseline}"] = comparison and asdict(comparison)
+                results[name][f"vs_{baseline}"] = comparison and asdict(comparison)
         return results
-
-
-def tokens_per_question(traces: Path) -> dict[str, float]:
-    """Mean tokens a question: generated by the agent, generated as rationales, scored."""
-    rows = read_traces(traces)
-    uses = {
-        "agent": ("agent", "generated"),
-        "rationale": ("rationalyst", "generated"),
-        "scored": ("scorer", "scored"),
-    }
-    means = {
-        use: sum(getattr(row.tokens[role], what) for row in rows if role in row.tokens) / len(rows)
-        for use, (role, what) in uses.items()
-    }
-    return {use: round(mean, 1) for use, mean in means.items() if mean}

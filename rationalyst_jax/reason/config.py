@@ -1,11 +1,19 @@
 """The choices of a reasoning run."""
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 
-from rationalyst_jax.files.ranges import ABOVE_0_TO_1, AT_LEAST_1, TEMPERATURE, require
+from rationalyst_jax.files.ranges import ABOVE_0, ABOVE_0_TO_1, AT_LEAST_0, AT_LEAST_1, TEMPERATURE, require
 from rationalyst_jax.lm.reduction import Reduction, reduce_logprobs
+
+Guide = Literal["likelihood", "implicit", "rationale_confidence", "judge"]
+STEP_ENDS: dict[str, tuple[str, ...]] = {  # the strings that end a step
+    "line": ("\n",),
+    "sentence": (". ", "! ", "? ", "\n"),
+    "turn": (),
+}
 
 
 @dataclass(frozen=True)
@@ -14,10 +22,13 @@ class ReasonConfig:
 
     `candidates`, `temperature`, `max_steps`, `reduction` and `decay` default to the paper's inference
     (section 3.4; three candidates at 0.7, at most 15 steps, decayed mean of 0.9).
-    A step ends at `step_stop`. `suppress` lists marker strings, one token each, that the agent never samples
+    A step is a line, a sentence, or a whole turn of the agent (`step_end`). `suppress` lists marker
+    strings, one token each, that the agent never samples
     and the scorer counts as impossible: a model that has seen inline rationales expects a marker at every
-    line break and would charge each step for its absence. `block` questions run at once and are written
-    together; a killed run repeats at most one block.
+    line break and would charge each step for its absence. `block` questions run at once; a killed run
+    repeats at most one block.
+    keep_rationales: `explicit` shows the agent those of earlier steps too. guide: what `best_of_n` and `beam`
+    rank by. beams: how many partial solutions `beam` keeps.
     Raises ValueError naming the key and the value that is out of range.
     """
 
@@ -32,15 +43,46 @@ class ReasonConfig:
     decay: float = 0.9
     rationale_temperature: float = 0.0
     seed: int = 0
-    step_stop: str = "\n"
+    step_end: Literal["line", "sentence", "turn"] = "line"
     suppress: tuple[str, ...] = ()
     block: int = 256
+    keep_rationales: bool = False
+    guide: Guide = "implicit"
+    beams: int = 2
 
     def __post_init__(self):
-        counts = ("candidates", "max_steps", "max_step_tokens", "max_rationale_tokens", "block")
+        counts = ("candidates", "max_steps", "max_step_tokens", "max_rationale_tokens", "block", "beams")
         require("reason", self, AT_LEAST_1, *counts)
         require("reason", self, TEMPERATURE, "temperature", "rationale_temperature")
         require("reason", self, ABOVE_0_TO_1, "top_p", "decay")
-        if not self.step_stop:
-            raise ValueError("reason: step_stop must not be empty: a step would never end")
+        for key, known in (("step_end", STEP_ENDS), ("guide", get_args(Guide))):
+            if getattr(self, key) not in known:
+                raise ValueError(
+                    f"reason: {key} must be one of {', '.join(known)}, got {getattr(self, key)!r}"
+                )
         reduce_logprobs(np.zeros(1), self.reduction)  # raises for a name it does not know
+
+
+@dataclass(frozen=True)
+class EndpointConfig:
+    """How an endpoint is asked.
+
+    model: the name it knows the model by. tokenizer: folder of the model's tokenizer; without one it is a
+    chat. continues: an unfinished message of the assistant is gone on with, as vLLM and `rationalyst serve`
+    do; else the model is asked to go on. concurrency: requests at once. retries: of a request that timed out
+    (`timeout`, seconds), was refused for a while (429), met an error of the server's or a broken answer; the
+    n-th waits `back_off` * 2^n seconds, or as long as the server asks. The key is in OPENAI_API_KEY.
+    """
+
+    model: str = ""
+    tokenizer: str | None = None
+    continues: bool = True
+    concurrency: int = 16
+    retries: int = 5
+    timeout: float = 120.0
+    back_off: float = 1.0
+
+    def __post_init__(self):
+        require("endpoint", self, AT_LEAST_1, "concurrency")
+        require("endpoint", self, AT_LEAST_0, "retries", "back_off")
+        require("endpoint", self, ABOVE_0, "timeout")

@@ -1,64 +1,147 @@
 """The roles of the method, and how a strategy asks them for something.
 
-A strategy is a coroutine without an event loop: awaiting `ask` hands a Call to whoever drives it
-(`reason/solve.py`), which answers the calls of all questions together and sends each result back.
+A strategy is a coroutine without an event loop: awaiting `ask` hands its calls to whoever drives it
+(`reason/drive.py`), which sends the finished ones back.
 """
 
 import types
-from collections.abc import Generator, Sequence
+from collections.abc import Coroutine, Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
-import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from rationalyst_jax.lm.generate import GenerateRequest, Generation, ScoreRequest
+from rationalyst_jax.lm.engine.requests import GenerateRequest, Handle, ScoreRequest
+from rationalyst_jax.lm.prompt import Field, Prompt, render
+from rationalyst_jax.lm.tokenizer import marker_ids
 
 
-class Engine(Protocol):
-    """What computes: our own engine, or anything else that answers whole batches of requests in order."""
+class NotAnswered(Exception):
+    """A question that cannot be gone on with: what a model gave is of no use, however often it was asked."""
 
-    def generate(self, requests: Sequence[GenerateRequest]) -> list[list[Generation]]:
-        """The `n` generations of each request."""
+
+class Model(Protocol):
+    """What computes: our own engine (`lm/engine`), an endpoint (`reason/endpoint.py`), or anything else."""
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether the same requests in the same order have the same results, to the last bit."""
         ...
 
-    def score(self, requests: Sequence[ScoreRequest]) -> list[np.ndarray]:
-        """Per-token log-probabilities (nats) of each request's continuation."""
+    @property
+    def busy(self) -> bool:
+        """Whether a request is not done, or is and was not told."""
+        ...
+
+    def submit(self, request: Any) -> Handle:
+        """Takes a request. Raises ValueError for one that cannot be served."""
+        ...
+
+    def step(self) -> list[Handle]:
+        """Works a moment. Gives the requests that are done now, with a result or an error."""
+        ...
+
+    def cancel(self, handle: Handle) -> None:
+        """Gives up a request that is not done."""
+        ...
+
+    def forget(self) -> None:
+        """Makes what comes then independent of what was asked before, to the last bit."""
+        ...
+
+    def flops(self, handle: Handle) -> int:
+        """Operations that a finished request took (`lm/flops.py`); 0 where nobody knows."""
         ...
 
 
 @dataclass(frozen=True)
+class Sampling:
+    """How text is to be generated: see GenerateRequest. `suppress` are marker strings, one token each."""
+
+    max_tokens: int
+    n: int = 1
+    temperature: float = 1.0
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()
+    seed: int = 0
+    suppress: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Role:
-    """A model in a part: an engine with its tokenizer. Two roles may share one engine.
+    """A model in a part, asked by token ids. Two roles may share one model.
 
     name says which model it is (its checkpoint's fingerprint, say): traces of another are not continued.
     """
 
-    engine: Engine
+    model: Model
     tokenizer: PreTrainedTokenizerBase
     name: str = ""
+
+    @property
+    def can_score(self) -> bool:
+        return True
+
+    def to_generate(self, prompt: Prompt, fields: Mapping[str, Field], how: Sampling) -> Any:
+        """The request for texts that follow a prompt, left open."""
+        context, _ = render(self.tokenizer, prompt, fields, target=None, close=False)
+        options = {name: value for name, value in vars(how).items() if name != "suppress"}
+        return GenerateRequest(context, **options, suppress=marker_ids(self.tokenizer, how.suppress))
+
+    def to_score(
+        self, prompt: Prompt, fields: Mapping[str, Field], target: str, suppress: Sequence[str]
+    ) -> Any:
+        """The request for log-probabilities of a text that follows a prompt, left open after it."""
+        pair = render(self.tokenizer, prompt, fields, target=target, close=False)
+        return ScoreRequest(*pair, marker_ids(self.tokenizer, suppress))
 
 
 @dataclass(frozen=True)
 class Roles:
     """agent proposes steps; rationalyst writes rationales (None: no strategy that needs them can run);
-    scorer ranks steps (the paper: the untuned model, often the agent's own)."""
+    scorer ranks steps, and judges them (the paper: the untuned model, often the agent's own)."""
 
     agent: Role
     rationalyst: Role | None
     scorer: Role
 
+    @property
+    def models(self) -> list[Model]:
+        """Each model once."""
+        roles = filter(None, (self.agent, self.rationalyst, self.scorer))
+        return list({id(role.model): role.model for role in roles}.values())
 
-@dataclass(frozen=True)
-class Call:
-    """Requests of one question to one engine, answered by a list of the same length."""
 
-    engine: Engine
-    method: Literal["generate", "score"]
-    requests: tuple[Any, ...]
+Call = tuple[Model, Any]
 
 
 @types.coroutine
-def ask(call: Call) -> Generator[Call, list[Any], list[Any]]:
-    """Awaits the results of a call, one per request."""
-    return (yield call)
+def ask(*calls: Call) -> Generator[tuple[Call, ...], list[Handle], list[Handle]]:
+    """Awaits the results of calls, which are worked on at once. Raises the error of the first that has
+    one."""
+    return (yield calls)
+
+
+@types.coroutine
+def together(
+    coroutines: Sequence[Coroutine[Any, Any, Any]],
+) -> Generator[tuple[Call, ...], list[Handle], list[Any]]:
+    """Awaits several coroutines: what they wait for is asked at once, round by round. Gives their results."""
+    results: dict[int, Any] = {}
+    waiting: dict[int, tuple[Call, ...]] = {}
+
+    def resume(number: int, handles: list[Handle] | None) -> None:
+        try:
+            waiting[number] = coroutines[number].send(handles)
+        except StopIteration as stop:
+            results[number] = stop.value
+
+    for number in range(len(coroutines)):
+        resume(number, None)
+    while waiting:
+        asked = list(waiting.items())
+        waiting.clear()
+        handles = iter((yield tuple(call for _, calls in asked for call in calls)))
+        for number, calls in asked:
+            resume(number, [next(handles) for _ in calls])
+    return [results[number] for number in range(len(coroutines))]

@@ -1,6 +1,7 @@
-"""The driver: thousands of questions at once, their requests answered in large batches."""
+"""A run: all questions with one strategy, in a file of traces that survives being killed."""
 
-from collections.abc import Callable, Coroutine, Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,10 @@ from typing import Any
 from rationalyst_jax.files.settings import digest
 from rationalyst_jax.lm.prompt import PromptSet
 from rationalyst_jax.reason.config import ReasonConfig
-from rationalyst_jax.reason.roles import Call, Roles
-from rationalyst_jax.reason.strategies import NEED_RATIONALYST, STRATEGIES, Outcome, Strategy
-from rationalyst_jax.reason.traces import Sample, Trace, append_traces, read_traces, resume_traces
+from rationalyst_jax.reason.drive import drive
+from rationalyst_jax.reason.roles import Roles
+from rationalyst_jax.reason.strategies import STRATEGIES, Outcome, check_strategy
+from rationalyst_jax.reason.traces import Sample, Trace, append_trace, read_traces, resume_traces
 from rationalyst_jax.reason.trajectory import Extract, Question, Setting, Trajectory
 
 
@@ -23,78 +25,75 @@ def solve(
     path: Path,
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[Trace]:
-    """Solves all questions with one strategy and returns their traces, which are also in the JSONL at `path`.
+    """Solves all questions with one strategy and returns their traces, which are also in the JSONL at `path`,
+    each since its question was finished.
 
-    Questions run in blocks of `config.block`, written as each block ends; called again with the same
-    arguments it keeps the finished blocks and ends with the same bytes as a run never interrupted.
+    Called again with the same arguments it goes on where it was killed, and ends with the same lines as a run
+    never interrupted, but for the seconds: `config.block` questions are at work at once, and a block that is
+    not complete is worked on again from its beginning, for the last bits of a score depend on what is
+    computed beside it. (Not where a model's results cannot be repeated anyway; then only what is missing is.)
     `progress` is told the number of questions done, those of an earlier run included.
+
     Raises ValueError for an unknown strategy, a strategy whose role is missing, an id given twice, or a file
-    at `path` made with other settings.
+    at `path` made with other settings; and, when all others are done, if questions failed: called again, it
+    tries them again.
     """
-    check_strategy(config.strategy, has_rationalyst=roles.rationalyst is not None)
-    seen: set[str] = set()
+    has_rationalyst = roles.rationalyst is not None
+    check_strategy(config, has_rationalyst=has_rationalyst, can_score=roles.scorer.can_score)
+    ids: set[str] = set()
     for question in questions:
-        if question.id in seen:
+        if question.id in ids:
             raise ValueError(f"reason: question id {question.id!r} is given twice")
-        seen.add(question.id)
+        ids.add(question.id)
 
-    settings = _settings(questions, roles, prompts, config)
-    done = resume_traces(path, settings, config.block, len(questions))
-    progress(done)
+    done = resume_traces(path, _settings(questions, roles, prompts, config), [q.id for q in questions])
+    progress(len(done))
     setting = Setting(roles, prompts, config, extract)
-    for start in range(done, len(questions), config.block):
-        block = [Trajectory(q, setting) for q in questions[start : start + config.block]]
-        outcomes = drive(STRATEGIES[config.strategy], block, lambda n, start=start: progress(start + n))
-        append_traces(path, [_trace(config.strategy, *outcome) for outcome in outcomes])
-    return read_traces(path) if questions else []
+    repeatable = all(model.repeatable for model in roles.models)
+    failures: dict[str, Exception] = {}
+    for start in range(0, len(questions), config.block):
+        block = questions[start : start + config.block]
+        missing = [question for question in block if question.id not in done]
+        if missing:
+            _solve_block(block if repeatable else missing, setting, path, done, failures, progress)
+    if failures:
+        name, error = next(iter(failures.items()))
+        raise ValueError(
+            f"reason: {len(failures)} of {len(questions)} questions failed, as question {name}: {error}; "
+            f"the others are in {path}, and the same run again tries these again"
+        )
+    traces = {trace.id: trace for trace in read_traces(path)} if questions else {}
+    return [traces[question.id] for question in questions]
 
 
-def check_strategy(name: str, *, has_rationalyst: bool) -> None:
-    """Raises ValueError for a strategy that isn't there, or that needs a RATIONALYST where there is none."""
-    if name not in STRATEGIES:
-        raise ValueError(f"reason: no strategy {name!r}, only {', '.join(STRATEGIES)}")
-    if name in NEED_RATIONALYST and not has_rationalyst:
-        possible = ", ".join(other for other in STRATEGIES if other not in NEED_RATIONALYST)
-        raise ValueError(f"reason: strategy {name!r} needs a rationalyst; without one: {possible}")
+def _solve_block(
+    questions: Sequence[Question],
+    setting: Setting,
+    path: Path,
+    done: set[str],
+    failures: dict[str, Exception],
+    progress: Callable[[int], None],
+) -> None:
+    """Solves questions at once; traces of those not done before go to the file, and failures to
+    `failures`."""
+    for model in setting.roles.models:
+        model.forget()
+    strategy, began = setting.config.strategy, time.monotonic()
+
+    def finished(number: int, outcome: Outcome) -> None:
+        if questions[number].id not in done:
+            append_trace(path, _trace(strategy, *outcome, time.monotonic() - began))
+            done.add(questions[number].id)
+            progress(len(done))
+
+    def failed(number: int, error: Exception) -> None:
+        failures[questions[number].id] = error
+
+    coroutines = [STRATEGIES[strategy](Trajectory(question, setting)) for question in questions]
+    drive(coroutines, setting.roles.models, finished, failed)
 
 
-def drive(
-    strategy: Strategy, trajectories: Sequence[Trajectory], progress: Callable[[int], None]
-) -> list[Outcome]:
-    """Runs one coroutine per trajectory to its end.
-
-    Every coroutine waits for one call. Again and again the engine and method most requests wait for gets all
-    of them as one batch; those ahead of the crowd wait for it, so batches stay large without a barrier.
-    """
-    coroutines: list[Coroutine[Any, Any, Outcome]] = []
-    outcomes: dict[int, Outcome] = {}
-    waiting: dict[int, Call] = {}
-
-    def send(place: int, result: Any) -> None:
-        try:
-            waiting[place] = coroutines[place].send(result)
-        except StopIteration as stop:
-            outcomes[place] = stop.value
-
-    for place, trajectory in enumerate(trajectories):
-        coroutines.append(strategy(trajectory))
-        send(place, None)
-    while waiting:
-        groups: dict[tuple[int, str], list[int]] = {}
-        for place in sorted(waiting):
-            call = waiting[place]
-            groups.setdefault((id(call.engine), call.method), []).append(place)
-        places = max(groups.values(), key=lambda group: sum(len(waiting[p].requests) for p in group))
-        calls = [waiting.pop(place) for place in places]
-        answer = getattr(calls[0].engine, calls[0].method)
-        results = iter(answer([request for call in calls for request in call.requests]))
-        for place, call in zip(places, calls, strict=True):
-            send(place, [next(results) for _ in call.requests])
-        progress(len(outcomes))
-    return [outcomes[place] for place in range(len(trajectories))]
-
-
-def _trace(strategy: str, winner: Trajectory, samples: Sequence[Trajectory]) -> Trace:
+def _trace(strategy: str, winner: Trajectory, samples: Sequence[Trajectory], seconds: float) -> Trace:
     assert winner.finish is not None
     return Trace(
         winner.question.id,
@@ -104,6 +103,7 @@ def _trace(strategy: str, winner: Trajectory, samples: Sequence[Trajectory]) -> 
         tuple(winner.steps),
         tuple(Sample(tuple(step.text for step in s.steps), s.answer, str(s.finish)) for s in samples),
         winner.usage,
+        round(seconds, 3),
     )
 
 

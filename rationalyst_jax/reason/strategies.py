@@ -1,24 +1,31 @@
 """How the next step is chosen: each strategy is a coroutine that takes a trajectory to its end.
 
 It returns the finished trajectory, and all whole solutions it chose among (none for those that choose step by
-step). To add one, write the coroutine and name it in STRATEGIES; `docs/` says more.
+step). To add one, write the coroutine and name it in STRATEGIES; `docs/extending.md` says more.
 """
 
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from rationalyst_jax.lm.generate import Generation
-from rationalyst_jax.reason.trajectory import Scores, Trajectory
+from rationalyst_jax.lm.engine.requests import Generation
+from rationalyst_jax.reason.config import ReasonConfig
+from rationalyst_jax.reason.roles import together
+from rationalyst_jax.reason.trajectory import Scores, Trajectory, mean_logprob
 
 Outcome = tuple[Trajectory, tuple[Trajectory, ...]]
 Strategy = Callable[[Trajectory], Coroutine[Any, Any, Outcome]]
 
 
+# ---- The agent alone ----
+
+
 async def greedy(trajectory: Trajectory) -> Outcome:
-    """The agent alone: one step at a time at temperature 0."""
+    """One step at a time at temperature 0."""
     while trajectory.finish is None:
         trajectory.take(await trajectory.propose(1, temperature=0), 0)
     return trajectory, ()
@@ -37,85 +44,205 @@ async def random(trajectory: Trajectory) -> Outcome:
 async def self_consistency(trajectory: Trajectory) -> Outcome:
     """N whole sampled solutions; the majority of their answers, the first seen among equals.
 
-    Solutions are sampled step by step, so that each stops at its answer as everywhere else. Unanswered ones
-    don't vote; if none votes the first stands for the question. (Wang et al. 2023, arXiv 2203.11171.)
+    Unanswered ones don't vote; if none votes the first stands for the question. (Wang et al. 2023,
+    arXiv 2203.11171.)
     """
-    config = trajectory.setting.config
-    samples = [trajectory.fork() for _ in range(config.candidates)]
-    while any(sample.finish is None for sample in samples):
-        agreeing: dict[str, list[int]] = {}  # samples with the same text so far share one request
-        for place, sample in enumerate(samples):
-            if sample.finish is None:
-                agreeing.setdefault(sample.written, []).append(place)
-        requests = [
-            samples[places[0]].step_request(len(places), config.temperature, sample=places[0])
-            for places in agreeing.values()
-        ]
-        proposals = await trajectory.generate("agent", requests)
-        for places, candidates in zip(agreeing.values(), proposals, strict=True):
-            for place, candidate in zip(places, candidates, strict=True):
-                samples[place].take([candidate], 0)
+    samples = await _solutions(trajectory, _sampled)
     votes = Counter(sample.answer for sample in samples if sample.answer is not None)
     majority = votes.most_common(1)[0][0] if votes else None  # Counter keeps the order of first sight
     return next(sample for sample in samples if sample.answer == majority), tuple(samples)
 
 
-async def likelihood(trajectory: Trajectory) -> Outcome:
-    """N candidates a step, the most likely one under the scorer taken, without any rationale."""
-    config = trajectory.setting.config
-    while trajectory.finish is None:
-        candidates = await trajectory.propose(config.candidates, config.temperature)
-        scores = await trajectory.score(candidates, rationale=None)
-        trajectory.take(candidates, _best(scores), scores=scores)
-    return trajectory, ()
+async def _sampled(number: int, sample: Trajectory) -> None:
+    """A whole solution, step by step, so that it stops at its answer as everywhere else."""
+    while sample.finish is None:
+        temperature = sample.setting.config.temperature
+        sample.take(await sample.propose(1, temperature, sample=number), 0)
 
 
-async def implicit(trajectory: Trajectory) -> Outcome:
-    """Implicit supervision (the paper, section 3.4): RATIONALYST writes a rationale, the agent proposes N
-    steps without seeing it, and the step most likely under it is taken.
+async def _solutions(
+    trajectory: Trajectory, write: Callable[[int, Trajectory], Coroutine[Any, Any, None]]
+) -> list[Trajectory]:
+    """N solutions written at once."""
+    samples = [trajectory.fork() for _ in range(trajectory.setting.config.candidates)]
+    await together([write(number, sample) for number, sample in enumerate(samples)])
+    return samples
+
+
+# ---- Guides: what candidates are worth ----
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """scores: one for each candidate. rationale: what was said before any was seen, and whether they were
+    ranked under it (`guided`). notes: what was written about each."""
+
+    scores: Scores
+    rationale: Generation | None = None
+    guided: bool = False
+    notes: tuple[str, ...] | None = None
+
+
+Guide = Callable[[Trajectory, Sequence[Generation], Generation | None], Awaitable[Ranking]]
+
+
+async def by_likelihood(
+    trajectory: Trajectory, candidates: Sequence[Generation], _: Generation | None
+) -> Ranking:
+    """The likelihood under the scorer, without any rationale."""
+    return Ranking(await trajectory.score(candidates, None))
+
+
+async def by_rationale(
+    trajectory: Trajectory, candidates: Sequence[Generation], rationale: Generation | None
+) -> Ranking:
+    """The likelihood under the scorer and a rationale that knows none of the candidates.
 
     An empty rationale says nothing: the candidates are then ranked without one.
     """
-    config = trajectory.setting.config
+    assert rationale is not None
+    says = _says(rationale)
+    return Ranking(await trajectory.score(candidates, says), rationale, says is not None)
+
+
+async def by_confidence(
+    trajectory: Trajectory, candidates: Sequence[Generation], _: Generation | None
+) -> Ranking:
+    """How sure RATIONALYST is of the rationale it writes after each candidate (the released older script).
+
+    Where there is no room left to write one, its candidate is the worst.
+    """
+    rationales = await trajectory.rationales_after(candidates)
+    sure = [mean_logprob(rationale) for rationale in rationales if rationale.tokens]
+    worst = min(sure, default=0.0) - 1
+    scores = (mean_logprob(r) if r.tokens else worst for r in rationales)
+    return Ranking(tuple(scores), notes=tuple(rationale.text for rationale in rationales))
+
+
+async def by_judge(trajectory: Trajectory, candidates: Sequence[Generation], _: Generation | None) -> Ranking:
+    """The scorer's ratings of the solution so far, from 0 to 3 (the paper's verifier baseline)."""
+    scores, words = await trajectory.judge(candidates)
+    return Ranking(scores, notes=words)
+
+
+GUIDES: dict[str, Guide] = {
+    "likelihood": by_likelihood,
+    "implicit": by_rationale,
+    "rationale_confidence": by_confidence,
+    "judge": by_judge,
+}
+
+
+async def _propose(
+    trajectory: Trajectory, guide: Guide, n: int, sample: int = 0
+) -> tuple[list[Generation], Generation | None]:
+    """n candidates, and the rationale if the guide wants one beforehand."""
+    temperature = trajectory.setting.config.temperature
+    if guide is by_rationale:
+        return await trajectory.propose_and_rationalize(n, temperature, sample)
+    return await trajectory.propose(n, temperature, sample=sample), None
+
+
+# ---- The agent guided ----
+
+
+async def stepwise(guide: Guide, trajectory: Trajectory) -> Outcome:
+    """N candidates a step, the best one taken, the first among equals. Where all are the same text nothing is
+    ranked."""
     while trajectory.finish is None:
-        rationale = await trajectory.rationalize()
-        candidates = await trajectory.propose(config.candidates, config.temperature)
-        says = _says(rationale)
-        scores = await trajectory.score(candidates, says)
-        guided = scores is not None and says is not None
-        trajectory.take(candidates, _best(scores), scores=scores, rationale=rationale, guided=guided)
+        candidates, rationale = await _propose(trajectory, guide, trajectory.setting.config.candidates)
+        if len({(c.text, c.stop, c.finish) for c in candidates}) == 1:
+            trajectory.take(candidates, 0, rationale=rationale)
+        else:
+            ranking = await guide(trajectory, candidates, rationale)
+            trajectory.take(candidates, ranking.scores.index(max(ranking.scores)), **vars(ranking))
     return trajectory, ()
 
 
 async def explicit(trajectory: Trajectory) -> Outcome:
-    """Explicit supervision: the rationale stands in the agent's own context, for this step only.
+    """Explicit supervision: the rationale stands in the agent's own context, for this step only or (the
+    config's `keep_rationales`) for all later ones too.
 
     One step is sampled at the temperature of `random`: one of N taken uniformly has the same distribution,
     so N would cost more and change nothing. An empty rationale leaves the agent's context as it is.
     """
-    config = trajectory.setting.config
     while trajectory.finish is None:
         rationale = await trajectory.rationalize()
         says = _says(rationale)
-        candidates = await trajectory.propose(1, config.temperature, says)
+        candidates = await trajectory.propose(1, trajectory.setting.config.temperature, says)
         trajectory.take(candidates, 0, rationale=rationale, guided=says is not None)
     return trajectory, ()
+
+
+async def best_of_n(trajectory: Trajectory) -> Outcome:
+    """N whole solutions; the one whose steps have the highest mean score under the config's `guide`."""
+    guide = GUIDES[trajectory.setting.config.guide]
+
+    async def write(number: int, sample: Trajectory) -> None:
+        while sample.finish is None:
+            candidates, rationale = await _propose(sample, guide, 1, number)
+            sample.take(candidates, 0, **vars(await guide(sample, candidates, rationale)))
+
+    samples = await _solutions(trajectory, write)
+    return max(samples, key=_mean_score), tuple(samples)
+
+
+async def beam(trajectory: Trajectory) -> Outcome:
+    """The `beams` best partial solutions by the mean score of their steps under the config's `guide`, each of
+    which proposes N steps; the best of those that ended (beam search as in arXiv 2305.00633, with this
+    method's scores)."""
+    config = trajectory.setting.config
+    guide, live = GUIDES[config.guide], [trajectory]
+
+    async def grow(number: int, parent: Trajectory) -> list[Trajectory]:
+        if parent.finish is not None:
+            return [parent]
+        candidates, rationale = await _propose(parent, guide, config.candidates, number)
+        ranking = await guide(parent, candidates, rationale)
+        children = {}
+        for choice in range(len(candidates)):
+            child = parent.fork()
+            child.take(candidates, choice, **vars(ranking))
+            children.setdefault((child.written, child.finish), child)
+        return list(children.values())
+
+    while any(one.finish is None for one in live):
+        grown = await together([grow(number, parent) for number, parent in enumerate(live)])
+        live = sorted((c for family in grown for c in family), key=_mean_score, reverse=True)[: config.beams]
+    return live[0], tuple(live)
 
 
 STRATEGIES: dict[str, Strategy] = {
     "greedy": greedy,
     "random": random,
     "self_consistency": self_consistency,
-    "likelihood": likelihood,
-    "implicit": implicit,
+    **{name: partial(stepwise, guide) for name, guide in GUIDES.items()},
     "explicit": explicit,
+    "best_of_n": best_of_n,
+    "beam": beam,
 }
-NEED_RATIONALYST = ("implicit", "explicit")
 
 
-def _best(scores: Scores | None) -> int:
-    """The place of the highest score, the first among equals; the first where nothing was ranked."""
-    return 0 if scores is None else scores.index(max(scores))
+def check_strategy(config: ReasonConfig, *, has_rationalyst: bool, can_score: bool = True) -> None:
+    """Raises ValueError for a strategy that isn't there, or that needs a RATIONALYST, or log-probabilities of
+    the scorer, where there are none."""
+    if config.strategy not in STRATEGIES:
+        raise ValueError(f"reason: no strategy {config.strategy!r}, only {', '.join(STRATEGIES)}")
+    by = config.guide if config.strategy in ("best_of_n", "beam") else config.strategy
+    if by in ("implicit", "rationale_confidence", "explicit") and not has_rationalyst:
+        raise ValueError(
+            f"reason: strategy {config.strategy!r} by {by} needs a rationalyst; without one there are "
+            "greedy, random, self_consistency, likelihood, judge, and best_of_n and beam with another guide"
+        )
+    if by in ("implicit", "likelihood") and not can_score:
+        raise ValueError(
+            f"reason: strategy {config.strategy!r} by {by} needs log-probabilities: the scorer must be a "
+            "checkpoint, or an endpoint with a tokenizer"
+        )
+
+
+def _mean_score(solution: Trajectory) -> float:
+    return float(np.mean([step.scores[step.choice] for step in solution.steps if step.scores]))
 
 
 def _says(rationale: Generation) -> str | None:

@@ -2,22 +2,26 @@
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Self
+from typing import Any, Self
 
-from rationalyst_jax.lm.generate import GenerateRequest, Generation, ScoreRequest
-from rationalyst_jax.lm.prompt import PromptSet, render
+import numpy as np
+
+from rationalyst_jax.lm.engine.requests import Generation, Handle
+from rationalyst_jax.lm.prompt import Field, PromptSet
 from rationalyst_jax.lm.reduction import reduce_logprobs
-from rationalyst_jax.lm.tokenizer import marker_ids
-from rationalyst_jax.reason.config import ReasonConfig
-from rationalyst_jax.reason.roles import Call, Role, Roles, ask
+from rationalyst_jax.reason.config import STEP_ENDS, ReasonConfig
+from rationalyst_jax.reason.roles import Call, NotAnswered, Roles, Sampling, ask
 from rationalyst_jax.reason.traces import Step, Usage
 
 # Finds the answer in the text of one step; None where there is none, or none that can be read.
 Extract = Callable[[str], str | None]
-# Reduced log-likelihoods (nats), one per candidate.
+# One for each candidate, the higher the better: reduced log-likelihoods (nats), or ratings.
 Scores = tuple[float, ...]
+
+JUDGE_TOKENS = 8  # more than a number needs
 
 
 @dataclass(frozen=True)
@@ -55,8 +59,8 @@ class Trajectory:
 
     @property
     def written(self) -> str:
-        """The steps so far, each with its line break."""
-        return "".join(step.text + self.setting.config.step_stop for step in self.steps)
+        """The steps so far, each with what ends it."""
+        return "".join(step.text + step.end for step in self.steps)
 
     def seed(self, purpose: str, sample: int = 0) -> int:
         """31 bits from (run seed, question, step, purpose, sample) and nothing else: strategies that share a
@@ -65,87 +69,109 @@ class Trajectory:
         key = repr((self.setting.config.seed, self.question.id, len(self.steps), purpose, sample))
         return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=4).digest(), "big") >> 1
 
-    # What can be asked.
+    # ---- What can be asked ----
 
-    def step_request(
-        self, n: int, temperature: float, rationale: str | None = None, sample: int = 0
-    ) -> GenerateRequest:
-        """n next steps from the agent; a rationale goes in the agent's own context, for this step only."""
-        setting, config = self.setting, self.setting.config
-        name = "step" if rationale is None else "step_guided"
-        context, _ = self._render(setting.roles.agent, name, rationale=rationale)
-        return GenerateRequest(
-            context,
-            max_tokens=config.max_step_tokens,
-            n=n,
-            temperature=temperature,
-            top_p=config.top_p,
-            stop=(config.step_stop,),
+    def to_propose(self, n: int, temperature: float, rationale: str | None = None, sample: int = 0) -> Call:
+        """Asks the agent for n next steps. A rationale, and those kept with earlier steps, stand in its
+        context."""
+        config, agent = self.setting.config, self.setting.roles.agent
+        how = Sampling(
+            config.max_step_tokens,
+            n,
+            temperature,
+            config.top_p,
+            stop=STEP_ENDS[config.step_end],
             seed=self.seed("step", sample),
-            suppress=marker_ids(setting.roles.agent.tokenizer, config.suppress),
+            suppress=config.suppress,
         )
+        name = "step" if rationale is None else "step_guided"
+        fields = self._fields(rationale=rationale, with_rationales=config.keep_rationales)
+        return agent.model, agent.to_generate(self.setting.prompts[name], fields, how)
 
-    async def propose(self, n: int, temperature: float, rationale: str | None = None) -> list[Generation]:
+    def to_rationalize(self, after: str = "", sample: int = 0) -> Call:
+        """Asks RATIONALYST for the rationale of what comes next, `after` these words."""
+        config, prompt = self.setting.config, self.setting.prompts["rationale"]
+        rationalyst = self.setting.roles.rationalyst
+        assert rationalyst is not None  # solve() refuses to start without
+        how = Sampling(
+            config.max_rationale_tokens,
+            temperature=config.rationale_temperature,
+            stop=(prompt.closing,) if prompt.closing else (),
+            seed=self.seed("rationale", sample),
+        )
+        return rationalyst.model, rationalyst.to_generate(prompt, self._fields(after), how)
+
+    async def propose(
+        self, n: int, temperature: float, rationale: str | None = None, sample: int = 0
+    ) -> list[Generation]:
         """n candidates for the next step."""
-        [candidates] = await self.generate("agent", [self.step_request(n, temperature, rationale)])
+        [candidates] = await self.ask("agent", [self.to_propose(n, temperature, rationale, sample)])
         return candidates
 
     async def rationalize(self) -> Generation:
         """RATIONALYST's rationale for what comes next."""
-        setting, config = self.setting, self.setting.config
-        assert setting.roles.rationalyst is not None  # solve() refuses to start without
-        closing = setting.prompts["rationale"].closing
-        context, _ = self._render(setting.roles.rationalyst, "rationale")
-        request = GenerateRequest(
-            context,
-            max_tokens=config.max_rationale_tokens,
-            temperature=config.rationale_temperature,
-            stop=(closing,) if closing else (),
-            seed=self.seed("rationale"),
-        )
-        [[rationale]] = await self.generate("rationalyst", [request])
+        [[rationale]] = await self.ask("rationalyst", [self.to_rationalize()])
         return rationale
 
-    async def score(self, candidates: Sequence[Generation], rationale: str | None) -> Scores | None:
+    async def propose_and_rationalize(
+        self, n: int, temperature: float, sample: int = 0
+    ) -> tuple[list[Generation], Generation]:
+        """Both at once: the agent does not see the rationale."""
+        calls = self.to_propose(n, temperature, sample=sample), self.to_rationalize()
+        agent, rationalyst = await ask(*calls)
+        self._count("agent", calls[0][0], agent)
+        self._count("rationalyst", calls[1][0], rationalyst)
+        return agent.result, rationalyst.result[0]
+
+    async def score(self, candidates: Sequence[Generation], rationale: str | None) -> Scores:
         """The scorer's reduced log-likelihood (nats) of each candidate, under the rationale if there is one.
 
-        A step is scored with the line break that ends it, so an early end has its price; one that ended
-        the agent's turn has none ("The answer is 7." must not pay for a line break nobody wrote). Equal
-        candidates are scored once; None, and nothing asked, where all are equal.
+        A step is scored with what ends it, so an early end has its price; one that ended the agent's turn has
+        none ("The answer is 7." must not pay for a line break nobody wrote). Equal candidates are scored
+        once.
         """
-        stop = self.setting.config.step_stop
-        written = [c.text if c.finish == "end" and c.text else c.text + stop for c in candidates]
+        config, scorer = self.setting.config, self.setting.roles.scorer
+        written = [self._scored(candidate) for candidate in candidates]
         texts = list(dict.fromkeys(written))
-        if len(texts) == 1:
-            return None
-        setting, config = self.setting, self.setting.config
-        scorer = setting.roles.scorer
-        name = "follow" if rationale is None else "follow_guided"
-        suppress = marker_ids(scorer.tokenizer, config.suppress)
-        pairs = [self._render(scorer, name, text, rationale) for text in texts]
-        requests = [ScoreRequest(context, continuation, suppress) for context, continuation in pairs]
-        results = await ask(Call(scorer.engine, "score", tuple(requests)))
-        scored = sum(len(continuation) for _, continuation in pairs)
-        self._count("scorer", Usage(prefilled=sum(map(len, {c for c, _ in pairs})), scored=scored))
-
-        values = {
-            text: reduce_logprobs(logprobs, config.reduction, config.decay)
-            for text, logprobs in zip(texts, results, strict=True)
-        }
-        for text, value in values.items():
-            if not math.isfinite(value):
-                raise ValueError(f"question {self.question.id}: the scorer gives {value} to step {text!r}")
+        prompt = self.setting.prompts["follow" if rationale is None else "follow_guided"]
+        fields = self._fields(rationale=rationale)
+        calls = [(scorer.model, scorer.to_score(prompt, fields, text, config.suppress)) for text in texts]
+        values = {}
+        for text, logprobs in zip(texts, await self.ask("scorer", calls), strict=True):
+            values[text] = reduce_logprobs(logprobs, config.reduction, config.decay)
+            if not math.isfinite(values[text]):
+                raise NotAnswered(f"the scorer gives {values[text]} to step {text!r}")
         return tuple(values[text] for text in written)
 
-    async def generate(self, role: str, requests: Sequence[GenerateRequest]) -> list[list[Generation]]:
-        """The generations of each request, in one call to the role's engine, counted."""
-        engine = getattr(self.setting.roles, role).engine
-        results = await ask(Call(engine, "generate", tuple(requests)))
-        generated = sum(len(generation.tokens) for result in results for generation in result)
-        self._count(role, Usage(generated, prefilled=sum(len(request.context) for request in requests)))
-        return results
+    async def rationales_after(self, candidates: Sequence[Generation]) -> list[Generation]:
+        """RATIONALYST's rationale for what would come after each candidate."""
+        ends = [text + end for text, end in map(self._ended, candidates)]
+        calls = [self.to_rationalize(end, sample) for sample, end in enumerate(ends)]
+        return [rationale for [rationale] in await self.ask("rationalyst", calls)]
 
-    # What can be done.
+    async def judge(self, candidates: Sequence[Generation]) -> tuple[Scores, tuple[str, ...]]:
+        """The scorer's rating of the solution with each candidate, from 0 to 3, and its words.
+
+        Words without such a number are rated -1: under all that can be read.
+        """
+        scorer, prompt = self.setting.roles.scorer, self.setting.prompts["judge"]
+        how = Sampling(JUDGE_TOKENS, temperature=0, stop=("\n",), suppress=self.setting.config.suppress)
+        calls = []
+        for candidate in candidates:
+            fields = self._fields("".join(self._ended(candidate)))
+            calls.append((scorer.model, scorer.to_generate(prompt, fields, how)))
+        words = tuple(verdict.text for [verdict] in await self.ask("scorer", calls))
+        found = (re.search(r"(?<![\w.])[0-3](?![\w]|\.\d)", text) for text in words)
+        return tuple(float(number.group()) if number else -1.0 for number in found), words
+
+    async def ask(self, role: str, calls: Sequence[Call]) -> list[Any]:
+        """The results of calls to one role, counted."""
+        handles = await ask(*calls)
+        for (model, _), handle in zip(calls, handles, strict=True):
+            self._count(role, model, handle)
+        return [handle.result for handle in handles]
+
+    # ---- What can be done ----
 
     def take(
         self,
@@ -155,37 +181,64 @@ class Trajectory:
         scores: Scores | None = None,
         rationale: Generation | None = None,
         guided: bool = False,
+        notes: tuple[str, ...] | None = None,
     ) -> None:
         """Appends the chosen candidate. The answer is looked for in this step alone; one that cannot be read
-        stays unanswered. An empty step, or the end of the agent's turn, ends the trajectory; so does the end
-        of the agent's positions ("length"), which shows in an empty step that was cut off."""
-        chosen = candidates[choice]
-        texts = tuple(candidate.text for candidate in candidates)
+        stays unanswered. An empty step, or the end of the agent's turn (where a step is not a turn), ends the
+        trajectory; so does the end of the agent's positions ("length"), which shows in an empty step that was
+        cut off."""
+        config, chosen = self.setting.config, candidates[choice]
+        texts = tuple(self._ended(candidate)[0] for candidate in candidates)
         wrote = (None, None) if rationale is None else (rationale.text, rationale.finish)
-        self.steps.append(Step(chosen.text, chosen.finish, texts, choice, scores, *wrote, guided))
-        self.answer = self.setting.extract(chosen.text)
+        text, end = self._ended(chosen)
+        step = Step(text, chosen.finish, texts, choice, scores, *wrote, guided, notes, end)
+        self.steps.append(step)
+        self.answer = self.setting.extract(text)
         if self.answer is not None:
             self.finish = "answer"
         elif chosen.finish == "length" and not chosen.tokens:
             self.finish = "length"
-        elif chosen.finish == "end" or not chosen.text.strip():
+        elif (chosen.finish == "end" and config.step_end != "turn") or not text.strip():
             self.finish = "end"
-        elif len(self.steps) == self.setting.config.max_steps:
+        elif len(self.steps) == config.max_steps:
             self.finish = "max_steps"
 
-    def _render(
-        self, role: Role, name: str, target: str | None = None, rationale: str | None = None
-    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Context and target ids of a prompt about this trajectory, left open after the target."""
-        prompts = self.setting.prompts
-        fields = {
-            "question": self.question.text,
-            "steps": self.written,
-            "preceding": prompts.document.replace("{question}", self.question.text) + self.written,
-        }
-        if rationale is not None:
-            fields["rationale"] = rationale
-        return render(role.tokenizer, prompts[name], fields, target=target, close=False)
+    def _ended(self, candidate: Generation) -> tuple[str, str]:
+        """The text of a step, with the mark that ends its sentence, and the white space after it."""
+        mark = candidate.stop.rstrip()
+        gap = candidate.stop[len(mark) :] or (" " if self.setting.config.step_end == "sentence" else "\n")
+        return candidate.text + mark, gap
 
-    def _count(self, role: str, usage: Usage) -> None:
-        self.usage[role] = self.usage.get(role, Usage()) + usage
+    def _scored(self, candidate: Generation) -> str:
+        text, end = self._ended(candidate)
+        return text if candidate.finish == "end" and text else text + end
+
+    def _fields(
+        self, after: str = "", rationale: str | None = None, with_rationales: bool = False
+    ) -> Mapping[str, Field]:
+        """The values of a prompt's placeholders, with `after` as the last words of this trajectory."""
+        prompts = self.setting.prompts
+        opening = prompts.document.replace("{question}", self.question.text)
+        steps: Field = self.written + after
+        preceding: Field = opening + steps
+        if with_rationales:
+            steps = []
+            for step in self.steps:
+                if step.guided and step.rationale is not None:
+                    steps += prompts["step_guided"].inserted("rationale", step.rationale)
+                steps.append((step.text + step.end, False))
+            preceding = [(opening, False), *steps]
+        fields = {"question": self.question.text, "steps": steps, "preceding": preceding}
+        return fields if rationale is None else fields | {"rationale": rationale}
+
+    def _count(self, role: str, model: Any, handle: Handle) -> None:
+        used = handle.usage
+        flops = model.flops(handle)
+        spent = Usage(1, used.generated, used.prefilled, used.cached, used.scored, flops)
+        self.usage[role] = self.usage.get(role, Usage()) + spent
+
+
+def mean_logprob(generation: Generation) -> float:
+    """How sure a model was of what it wrote: the mean log-probability (nats) of its tokens; there are
+    some."""
+    return float(np.mean(generation.logprobs, dtype=np.float64))

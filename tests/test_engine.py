@@ -8,14 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.stats import chisquare
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from rationalyst_jax.lm import generate
 from rationalyst_jax.lm.config import LlamaConfig
-from rationalyst_jax.lm.decode import prefill
-from rationalyst_jax.lm.generate import Engine, GenerateRequest, ScoreRequest, bucket
+from rationalyst_jax.lm.engine.engine import Engine
+from rationalyst_jax.lm.engine.requests import GenerateRequest, Handle, ScoreRequest
 from rationalyst_jax.lm.hf import load_llama
 from rationalyst_jax.lm.llama import Llama, tree_attend
 
@@ -60,10 +61,10 @@ def model() -> Llama:
 
 @pytest.fixture(scope="module")
 def engine(model, tokenizer) -> Engine:
-    return Engine(model, tokenizer, batch_size=4, chunk=8)
+    return Engine(model, tokenizer, rows=4, steps=4, pieces=4, piece=8)
 
 
-def test_greedy_tokens_equal_transformers_for_prompts_of_many_lengths(tmp_path, tokenizer):
+def test_greedy_tokens_equal_transformers_on_200_prompts_of_1_to_1000_tokens(tmp_path, tokenizer):
     torch = pytest.importorskip("torch")
     from transformers import LlamaConfig as HFConfig
     from transformers import LlamaForCausalLM
@@ -72,21 +73,25 @@ def test_greedy_tokens_equal_transformers_for_prompts_of_many_lengths(tmp_path, 
     torch.set_num_threads(1)
     config = HFConfig(
         vocab_size=257, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=512, initializer_range=0.3, bos_token_id=None,
-        eos_token_id=256,
+        num_key_value_heads=2, max_position_embeddings=1024, initializer_range=0.3, bos_token_id=None,
+        eos_token_id=256, head_dim=12, rms_norm_eps=3e-4, attention_bias=False,
+        rope_parameters={
+            "rope_type": "llama3", "rope_theta": 70_000.0, "factor": 4.0, "low_freq_factor": 1.5,
+            "high_freq_factor": 5.0, "original_max_position_embeddings": 256,
+        },
     )  # fmt: skip
     oracle = LlamaForCausalLM(config).eval()
     oracle.save_pretrained(tmp_path)
-    engine = Engine(load_llama(tmp_path), tokenizer, batch_size=4)
+    engine = Engine(load_llama(tmp_path), tokenizer, rows=32)
 
-    prompts = contexts(1, 2, 7, 31, 32, 33, 60, 100, 150)
-    results = engine.generate([GenerateRequest(prompt, max_tokens=20, temperature=0) for prompt in prompts])
-    for prompt, (result,) in zip(prompts, results, strict=True):
-        # Tokens are the greedy ones exactly when each is the likeliest after those before it.
-        with torch.no_grad():
-            logits_TV = oracle(torch.tensor([[*prompt, *result.tokens]])).logits[0, len(prompt) - 1 : -1]
-        assert result.tokens == tuple(logits_TV.argmax(-1).tolist())
-        assert len(result.tokens) == 20 or result.finish == "end"
+    rng = np.random.default_rng(0)
+    prompts = contexts(1, 2, 3, 1000, *rng.integers(1, 1000, 196))
+    requests = [GenerateRequest(prompt, max_tokens=8, temperature=0) for prompt in prompts]
+    for prompt, (result,) in zip(prompts, engine.generate(requests), strict=True):
+        with torch.inference_mode():
+            options = {"do_sample": False, "max_new_tokens": 8, "pad_token_id": 256}
+            out = oracle.generate(torch.tensor([prompt]), **options)  # pyright: ignore[reportAttributeAccessIssue]
+        assert list(result.tokens) == out[0, len(prompt) :].tolist()
 
 
 def test_a_result_does_not_depend_on_the_batch(engine, model, tokenizer):
@@ -96,7 +101,7 @@ def test_a_result_does_not_depend_on_the_batch(engine, model, tokenizer):
     ]
     together = engine.generate(requests)
     alone = [engine.generate([request])[0] for request in requests]
-    reordered = Engine(model, tokenizer, batch_size=3).generate(requests[::-1])[::-1]
+    reordered = Engine(model, tokenizer, rows=3, piece=5, page_size=3).generate(requests[::-1])[::-1]
     for others in (alone, reordered):
         for candidates, others_candidates in zip(together, others, strict=True):
             for a, b in zip(candidates, others_candidates, strict=True):
@@ -122,8 +127,8 @@ def test_a_stop_string_that_spans_tokens_cuts_text_and_tokens(model, tokenizer):
     assert whole.finish == "length" and len(whole.text) == 40
     stop = whole.text[17:20]
     at = whole.text.index(stop)
-    for chunk in (4, 32):
-        engine = Engine(model, tokenizer, chunk=chunk)
+    for steps in (1, 8):
+        engine = Engine(model, tokenizer, steps=steps)
         ((cut,),) = engine.generate([replace(free, stop=("never there", stop))])
         assert cut.finish == "stop"
         assert cut.text == whole.text[:at]
@@ -194,69 +199,60 @@ def test_logprobs_are_those_of_a_scoring_pass(engine, model):
         np.testing.assert_allclose(generation.logprobs, plain[places, generation.tokens], atol=1e-4)
 
 
-@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.6, 1.0), (1.0, 0.7), (1.7, 0.85)])
-def test_samples_follow_the_exact_distribution(tokenizer, temperature, top_p):
-    V, draws = 12, 20_000
+@pytest.mark.parametrize(
+    ("temperature", "top_p", "top_k"),
+    [(1.0, 1.0, 0), (0.6, 1.0, 0), (1.0, 0.7, 0), (1.7, 0.85, 0), (1.0, 1.0, 5), (0.8, 0.9, 6)],
+)
+def test_samples_follow_the_exact_distribution(temperature, top_p, top_k):
+    V, draws = 12, 50_000
     words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(V)}, unk_token="w0"))
     model = random_llama(V, layers=1)
-    engine = Engine(model, PreTrainedTokenizerFast(tokenizer_object=words), batch_size=1)
-    request = GenerateRequest((3, 1, 4), max_tokens=1, n=draws, temperature=temperature, top_p=top_p)
+    engine = Engine(model, PreTrainedTokenizerFast(tokenizer_object=words), rows=500)
+    request = GenerateRequest((3, 1, 4), 1, n=draws, temperature=temperature, top_p=top_p, top_k=top_k)
     counts_V = np.bincount([g.tokens[0] for g in engine.generate([request])[0]], minlength=V)
 
     exact_V = np.exp(next_logprobs(model, request.context)[-1] / temperature)
-    exact_V /= exact_V.sum()
+    order = np.argsort(-exact_V)[: top_k or V]
+    exact_V /= exact_V[order].sum()
     kept, mass = [], 0.0
-    for token in np.argsort(-exact_V):  # the nucleus by its definition
+    for token in order:  # the nucleus by its definition
         kept.append(token)
         mass += exact_V[token]
         if mass >= top_p:
             break
     assert counts_V[kept].sum() == draws
-    assert 3 < len(kept) <= V and (len(kept) < V) == (top_p < 1)
+    assert 3 < len(kept) <= V and (len(kept) < len(order)) == (top_p < 1)
     assert chisquare(counts_V[kept], draws * exact_V[kept] / mass).pvalue > 1e-3
 
 
-def test_candidates_of_a_prompt_share_one_prefill(model, tokenizer, monkeypatch):
-    prefilled = []
+def test_what_is_computed_once_is_not_computed_again(model, tokenizer):
+    engine = Engine(model, tokenizer, rows=8, page_size=4, pieces=2, piece=8, pages=200)
+    (context,) = contexts(30)
+    handles = [engine.submit(GenerateRequest(context, 4, n=6, suppress=(256,), seed=s)) for s in range(3)]
+    while engine.busy:
+        engine.step()
+    assert [h.usage.prefilled for h in handles] == [30, 2, 2]  # 28 tokens of seven pages are there
+    # The next step of a trajectory finds the tokens of the last one.
+    longer = context + handles[0].result[0].tokens
+    again = engine.submit(GenerateRequest(longer, 4))
+    scored = engine.submit(ScoreRequest(longer, (1, 2, 3)))
+    while engine.busy:
+        engine.step()
+    assert again.usage.prefilled <= 6 and scored.usage.prefilled <= 4
+    assert engine.pages.in_use == 0
 
-    def counting(graph, weights, tokens_BT, length_B, **options):
-        prefilled.append(np.asarray(length_B).tolist())
-        return prefill(graph, weights, tokens_BT, length_B, **options)
 
-    monkeypatch.setattr(generate, "prefill", counting)
-    (context,) = contexts(20)
-    request = GenerateRequest(context, max_tokens=4, n=6, suppress=(256,))
-    (candidates,) = Engine(model, tokenizer, batch_size=1).generate([request])
-    assert [len(candidate.tokens) for candidate in candidates] == [4] * 6 and prefilled == [[20]]
-
-
-def test_other_lengths_in_the_same_buckets_compile_nothing(engine, caplog):
-    def requests(lengths, max_tokens, stop, seed):
-        return [
-            GenerateRequest(c, max_tokens, n=2, stop=stop, seed=seed, suppress=(seed,))
-            for c in contexts(*lengths)
-        ]
-
-    def compilations():
-        return [r for r in caplog.records if r.getMessage().startswith("Compiling")]
-
+def test_after_warm_up_nothing_is_compiled(model, tokenizer, caplog):
+    engine = Engine(model, tokenizer, rows=8, pieces=4, piece=8, steps=4)
+    engine.warm_up()
+    requests = [
+        GenerateRequest(c, 5 + i, n=1 + i % 3, seed=i, stop=("x",) * (i % 2), top_k=i % 4, temperature=i % 3)
+        for i, c in enumerate(contexts(3, 40, 50, 60, 64, 33, 120))
+    ]
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
-        first = Engine(random_llama(257, layers=3), engine.tokenizer, batch_size=4)
-        caplog.clear()
-        first.generate(requests([40, 50, 60, 64, 33], 17, (), 0))
-        assert compilations()
-        caplog.clear()
-        first.generate(requests([35, 61, 44, 50, 57, 62, 39, 48, 41, 36], 30, ("x", "yz"), 1))
-        twin = Engine(random_llama(257, layers=3), engine.tokenizer, batch_size=4)
-        caplog.clear()  # what building a model compiles
-        twin.generate(requests([64, 34, 50, 51], 20, (), 2))
-        assert not compilations()
-
-
-def test_buckets_are_few_and_waste_little():
-    sizes = [bucket(n) for n in range(1, 8193)]
-    assert all(n <= size < n + max(32, n / 4) for n, size in enumerate(sizes, start=1))
-    assert len(set(sizes)) <= 32
+        engine.generate(requests)
+        engine.score([ScoreRequest(r.context, (5, 6, 7)) for r in requests])
+        assert not [r for r in caplog.records if r.getMessage().startswith("Compiling")]
 
 
 def test_scores_equal_a_plain_forward_pass_whatever_they_are_grouped_with(engine, model):
@@ -300,3 +296,78 @@ def test_a_bad_request_is_refused_in_one_line(engine, wrong, message):
 
 def test_nothing_asked_is_nothing_answered(engine):
     assert engine.generate([]) == [] == engine.score([])
+
+
+# ---- Whatever else is going on ----
+
+ALONE = st.fixed_dictionaries(
+    {
+        "length": st.integers(1, 90),
+        "document": st.integers(0, 2),  # requests about one document begin alike
+        "n": st.integers(1, 4),
+        "max_tokens": st.integers(1, 12),
+        "temperature": st.sampled_from([0.0, 0.8]),
+        "score": st.booleans(),
+    }
+)
+DOCUMENTS = contexts(100, 100, 100)
+# A cache that holds little more than one request, one for a few, and one for all.
+SIZES = (
+    {"rows": 4, "pieces": 1, "piece": 7, "page_size": 3, "pages": 60, "steps": 1},
+    {"rows": 6, "pieces": 3, "piece": 4, "page_size": 8, "pages": 40, "steps": 4},
+    {"rows": 5, "pieces": 4, "piece": 16, "page_size": 8, "pages": 500, "steps": 4},
+)
+
+
+@pytest.fixture(scope="module")
+def crowded_engines(model, tokenizer) -> list[Engine]:
+    """Used by all examples, one after the other: their caches are never empty."""
+    return [Engine(model, tokenizer, **sizes) for sizes in SIZES]
+
+
+def request_of(drawn: dict, seed: int) -> GenerateRequest | ScoreRequest:
+    context = DOCUMENTS[drawn["document"]][: drawn["length"]]
+    if drawn["score"]:
+        return ScoreRequest(context, DOCUMENTS[0][-drawn["max_tokens"] :])
+    options = {name: drawn[name] for name in ("n", "max_tokens", "temperature")}
+    return GenerateRequest(context, seed=seed, **options)
+
+
+def same(a, b) -> None:
+    if isinstance(a, np.ndarray):
+        np.testing.assert_allclose(a, b, atol=2e-5)
+        return
+    for one, other in zip(a, b, strict=True):
+        assert (one.tokens, one.text, one.finish) == (other.tokens, other.text, other.finish)
+        np.testing.assert_allclose(one.logprobs, other.logprobs, atol=2e-5)
+
+
+@settings(max_examples=12)
+@given(st.lists(ALONE, min_size=1, max_size=12), st.integers(0, len(SIZES) - 1), st.data())
+def test_results_are_those_of_a_request_alone(crowded_engines, engine, drawn, size, data):
+    crowded = crowded_engines[size]
+    requests = [request_of(one, seed) for seed, one in enumerate(drawn)]
+    handles: list[Handle] = []
+    cancelled = set()
+    for request in requests:
+        handles.append(crowded.submit(request))
+        if data.draw(st.booleans()):
+            crowded.step()
+        if data.draw(st.integers(0, 9)) == 0:
+            cancelled.add(place := data.draw(st.integers(0, len(handles) - 1)))
+            crowded.cancel(handles[place])
+    while crowded.busy:
+        crowded.step()
+    assert crowded.pages.in_use == 0 and crowded.pages.available == crowded.pages.number
+    for place, (request, handle) in enumerate(zip(requests, handles, strict=True)):
+        assert handle.done
+        if place in cancelled and handle.result is None:
+            continue
+        alone = engine.score if isinstance(request, ScoreRequest) else engine.generate
+        same(handle.result, alone([request])[0])
+
+
+def test_a_request_that_the_cache_could_not_hold_is_refused(model, tokenizer):
+    small = Engine(model, tokenizer, pages=4, page_size=4)
+    with pytest.raises(ValueError, match=r"the request may need 8 pages, the cache has 4"):
+        small.submit(GenerateRequest((1,) * 12, max_tokens=4, n=3))

@@ -1,0 +1,299 @@
+"""The guided loop on real GSM8K questions: our engine against the same loop on transformers, same weights.
+
+Implicit supervision (the paper's): for each step a rationale, N candidate steps, and a score of each, with
+eight few-shot examples before every question. Both sides run the package's own `solve`, so they are asked for
+the same texts in the same order; they differ in the model behind it. transformers gets its strongest plain
+form: requests that wait together in batches, sorted by length and left-padded, `generate` with n sequences, a
+forward
+pass that computes logits for the scored places alone; every call sends its whole prompt. *Apart* is our
+engine with nothing to share: the first token of each request is one of its own. Nobody stops early: a random
+model of the real tokenizer never finds an answer, and no step ends before its last token.
+
+Then decoding alone, tokens/s at batch 1, 8 and 64.
+
+The limit: two FLOPs for each weight and computed token, head included, where a token's logits are asked for.
+"""
+
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import torch
+import yaml
+from documents import shared_data
+from flax import nnx
+from measure import arguments, best_of, compilations, matmul_peak, peak_memory, print_json, print_table
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+
+from rationalyst_jax.lm.config import LlamaConfig
+from rationalyst_jax.lm.engine.engine import Engine
+from rationalyst_jax.lm.engine.requests import GenerateRequest, Generation, Handle, ScoreRequest
+from rationalyst_jax.lm.hf import save_llama
+from rationalyst_jax.lm.llama import Llama
+from rationalyst_jax.lm.prompt import PromptSet, load_prompts
+from rationalyst_jax.lm.tokenizer import load_tokenizer
+from rationalyst_jax.reason.config import ReasonConfig
+from rationalyst_jax.reason.roles import Role, Roles
+from rationalyst_jax.reason.solve import solve
+from rationalyst_jax.reason.traces import mean_ledger
+from rationalyst_jax.reason.trajectory import Question
+
+EXAMPLES, CANDIDATES, STEPS, TOKENS = 8, 3, 6, 24
+BATCH = 16  # of the peer: prompts, or sequences to be scored, at once
+PROMPT, NEW = 128, 64  # of decoding alone
+
+# 25 million weights, 20.5 of them the tied embedding of the real vocabulary.
+SHAPE = LlamaConfig(
+    128256,
+    hidden_size=160,
+    intermediate_size=640,
+    num_layers=10,
+    num_heads=10,
+    num_kv_heads=5,
+    head_dim=16,
+    tie_embeddings=True,
+    max_position_embeddings=4096,
+    bos_token_id=128000,
+    eos_token_id=128001,
+)
+
+
+class Transformers:
+    """A model of `reason/roles.py`: answers all that waits, call by call, each with its whole prompt."""
+
+    repeatable = False
+
+    def __init__(self, folder: Path, tokenizer: PreTrainedTokenizerBase):
+        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        self.tokenizer, self.filler = tokenizer, tokenizer.eos_token_id
+        self.waiting: list[Handle] = []
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.waiting)
+
+    def submit(self, request: Any) -> Handle:
+        self.waiting.append(Handle(request))
+        return self.waiting[-1]
+
+    def step(self) -> list[Handle]:
+        """The kind that most wait for, in batches; requests alike but for their context share one call."""
+        kinds: dict[Any, list[Handle]] = {}
+        for handle in self.waiting:
+            r = handle.request
+            key = None if isinstance(r, ScoreRequest) else (r.n, r.temperature, r.max_tokens, r.suppress)
+            kinds.setdefault(key, []).append(handle)
+        key = max(kinds, key=lambda key: len(kinds[key]))
+        chosen = sorted(kinds[key], key=lambda handle: len(handle.request.context))
+        self.waiting = [handle for handle in self.waiting if handle not in chosen]
+        for start in range(0, len(chosen), BATCH):
+            batch = chosen[start : start + BATCH]
+            with torch.inference_mode():
+                self._score(batch) if key is None else self._generate(batch)
+            for handle in batch:
+                handle.done = True
+        return chosen
+
+    def _padded(self, rows: list[tuple[int, ...]]) -> tuple[torch.Tensor, torch.Tensor]:
+        width = max(map(len, rows))
+        ids = torch.tensor([[self.filler] * (width - len(row)) + list(row) for row in rows])
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+        return ids, mask
+
+    def _generate(self, batch: list[Handle]) -> None:
+        r = batch[0].request
+        ids, mask = self._padded([handle.request.context for handle in batch])
+        sampled = {"do_sample": True, "temperature": r.temperature, "top_k": 0}
+        out = self.model.generate(
+            ids,
+            attention_mask=mask,
+            num_return_sequences=r.n,
+            max_new_tokens=r.max_tokens,
+            min_new_tokens=r.max_tokens,
+            suppress_tokens=list(r.suppress) or None,
+            pad_token_id=self.filler,
+            **(sampled if r.temperature else {"do_sample": False}),
+        )[:, ids.shape[1] :].tolist()
+        for place, handle in enumerate(batch):
+            rows = out[place * r.n : (place + 1) * r.n]
+            texts = [str(self.tokenizer.decode(row)) for row in rows]
+            handle.result = [
+                Generation(tuple(row), np.zeros(len(row), np.float32), text, "length")
+                for row, text in zip(rows, texts, strict=True)
+            ]
+            handle.usage.generated = r.n * r.max_tokens
+            handle.usage.prefilled = len(handle.request.context)
+
+    def _score(self, batch: list[Handle]) -> None:
+        requests = [handle.request for handle in batch]
+        ids, mask = self._padded([r.context + r.continuation for r in requests])
+        most = max(len(r.continuation) for r in requests)
+        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+        logits = self.model(ids, attention_mask=mask, position_ids=positions, logits_to_keep=most + 1).logits
+        chosen = torch.log_softmax(logits[:, :-1].float(), dim=-1).gather(2, ids[:, -most:, None])[..., 0]
+        for handle, row in zip(batch, chosen.numpy(), strict=True):
+            count = len(handle.request.continuation)
+            handle.result = row[most - count :]
+            handle.usage.prefilled, handle.usage.scored = len(handle.request.context), count
+
+    def cancel(self, handle: Handle) -> None:
+        self.waiting.remove(handle)
+
+    def forget(self) -> None: ...
+
+    def flops(self, handle: Handle) -> int:
+        return 0
+
+
+class Apart:
+    """Our engine, whose requests have nothing in common: each begins with a token of its own."""
+
+    repeatable = True
+
+    def __init__(self, engine: Engine):
+        self._engine, self._number = engine, 0
+        self.step, self.cancel, self.forget = engine.step, engine.cancel, engine.forget
+        self.flops = engine.flops
+
+    @property
+    def busy(self) -> bool:
+        return self._engine.busy
+
+    def submit(self, request: Any) -> Handle:
+        self._number += 1
+        fields = {**vars(request), "context": (self._number, *request.context[1:])}
+        return self._engine.submit(type(request)(**fields))
+
+
+def few_shot(shared: Path, folder: Path) -> PromptSet:
+    """The shipped prompts, with real solved questions before each question."""
+    prompts = load_prompts("llama3")
+    rows = [json.loads(line) for line in (shared / "gsm8k/train.jsonl").read_text().splitlines()[:EXAMPLES]]
+    chat = [{"role": "system", "content": "Solve the question step by step, one step on each line."}]
+    for row in rows:
+        chat.append({"role": "user", "content": row["question"]})
+        chat.append({"role": "assistant", "content": row["answer"].replace("{", "(").replace("}", ")")})
+    chat += [{"role": "user", "content": "{question}"}, {"role": "assistant", "content": "{steps}{step}"}]
+    sets: dict[str, Any] = {"step": {"messages": chat}}
+    for name in ("rationale", "follow", "follow_guided"):
+        sets[name] = {"messages": [{"role": r, "content": c} for r, c in prompts[name].messages]}
+    path = folder / "prompts.yaml"
+    path.write_text(yaml.safe_dump({"version": "few-shot", "document": prompts.document, "prompts": sets}))
+    return load_prompts(path)
+
+
+def guided(role: Role, questions: list[Question], prompts: PromptSet) -> tuple[float, dict[str, float]]:
+    """Seconds, and the ledger of a question."""
+    config = ReasonConfig(
+        "implicit",
+        candidates=CANDIDATES,
+        max_steps=STEPS,
+        max_step_tokens=TOKENS,
+        max_rationale_tokens=TOKENS,
+        step_end="turn",
+        suppress=("<|end_of_text|>", "<|eot_id|>"),
+        block=len(questions),
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        traces = solve(
+            questions, Roles(role, role, role), prompts, config, lambda text: None, Path(folder) / "t.jsonl"
+        )
+        seconds = time.perf_counter() - start
+    assert all(len(trace.steps) == STEPS for trace in traces)
+    return seconds, mean_ledger(traces)
+
+
+def decoding(engine: Engine, peer: Transformers, batch: int) -> tuple[float, float]:
+    """Tokens/s of both, from `batch` different prompts, greedily; the prompts are computed before, in
+    ours."""
+    rng = np.random.default_rng(batch)
+    end = (128001, 128009)
+    requests = [
+        GenerateRequest(tuple(rng.integers(0, 1000, PROMPT).tolist()), NEW, temperature=0, suppress=end)
+        for _ in range(batch)
+    ]
+    engine.forget()
+    ours, results = best_of(3, lambda: engine.generate(requests))
+    assert all(len(one.tokens) == NEW for [one] in results)
+    ids = torch.tensor([r.context for r in requests])
+
+    def theirs(new: int) -> Any:
+        with torch.inference_mode():
+            return peer.model.generate(
+                ids, do_sample=False, max_new_tokens=new, min_new_tokens=new, pad_token_id=end[0]
+            )
+
+    # transformers computes the prompts again in every run: what that takes is left out.
+    whole, _ = best_of(3, lambda: theirs(NEW))
+    prompts, _ = best_of(3, lambda: theirs(1))
+    return batch * NEW / ours, batch * (NEW - 1) / (whole - prompts)
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--questions", type=int, default=32)
+    options = parser.parse_args()
+    shared = shared_data()
+    tokenizer = load_tokenizer(shared / "llama3_tokenizer")
+    lines = (shared / "gsm8k/test.jsonl").read_text().splitlines()[: options.questions]
+    questions = [Question(str(i), json.loads(line)["question"]) for i, line in enumerate(lines)]
+    model = Llama(SHAPE, rngs=nnx.Rngs(0))
+    weights = sum(w.size for w in jax.tree.leaves(nnx.state(model)))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        prompts = few_shot(shared, folder)
+        save_llama(model, folder)
+        peer = Transformers(folder, tokenizer)
+        engine = Engine(model, tokenizer, rows=96)
+        engine.warm_up()
+        rows, rates = [], {}
+        peak = matmul_peak("float32", 2048)
+        for label, side in (("ours", engine), ("ours, apart", Apart(engine)), ("transformers", peer)):
+            with compilations() as compiled:
+                seconds, used = guided(Role(side, tokenizer), questions, prompts)
+            rates[label] = len(questions) / seconds
+            sent = used["prefilled"] + used["cached"]
+            flops = used["flops"] * len(questions) / seconds
+            rows.append(
+                (
+                    label,
+                    f"{seconds:.1f}",
+                    f"{rates[label]:.3f}",
+                    f"{sent:.0f}",
+                    f"{used['prefilled']:.0f} ({used['prefilled'] / sent:.1%})",
+                    f"{flops / peak:.0%}" if flops else "–",
+                    f"{peak_memory():.0f}",
+                    "–" if side is peer else str(len(compiled)),
+                )
+            )
+        print_table(
+            f"{len(questions)} questions, {EXAMPLES} examples, {STEPS} steps, {CANDIDATES} candidates and "
+            f"one rationale a step of {TOKENS} tokens, {weights:,} weights",
+            ("", "seconds", "questions/s", "sent", "computed", "of matmul", "peak MiB", "compiled"),
+            rows,
+            "sent, computed: context tokens of a question, in all its calls\n"
+            "peak MiB: of the process up to then",
+        )
+        print(f"ours / transformers: {rates['ours'] / rates['transformers']:.2f}")
+        print(f"ours / ours, apart: {rates['ours'] / rates['ours, apart']:.2f}")
+        alone = {batch: decoding(engine, peer, batch) for batch in (1, 8, 64)}
+        print_table(
+            f"decoding alone, {NEW} tokens after {PROMPT}",
+            ("batch", "ours, tokens/s", "transformers", "ratio"),
+            [(str(b), f"{o:.0f}", f"{t:.0f}", f"{o / t:.2f}") for b, (o, t) in alone.items()],
+        )
+    if options.json:
+        decode = {
+            f"decode_{batch}": {"ours": o, "peer": t, "ratio": o / t} for batch, (o, t) in alone.items()
+        }
+        apart = rates["ours, apart"]
+        print_json("reasoning", "questions/s", rates["ours"], rates["transformers"], apart=apart, **decode)
+
+
+if __name__ == "__main__":
+    main()

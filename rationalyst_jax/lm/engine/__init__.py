@@ -1,0 +1,1 @@
+"""The generation engine: every prefix computed once, requests of all kinds in one batch."""

@@ -1,0 +1,112 @@
+"""Attention of rows of queries over the pages of their sequences.
+
+R rows of Q queries, P pages of a table, X pages that are read at once, S = X * page size keys of them,
+Y = G * Q queries of a row that share a key-value head; the other letters as in `lm/llama.py`.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+KEYS_AT_ONCE = 256
+# What a core's cache holds; so no row waits for the longest of all, either.
+ROWS_ON_CPU, KEYS_ON_CPU = 8, 64
+UNSEEN = -1e30  # stands for the score of a masked key: exp of it is 0, and it is no infinity
+
+Softmax = tuple[Array, Array, Array]  # maximum_RKY, sum_RKY, out_RKYH: of the keys seen so far
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Trunk:
+    """Pages with which many sequences begin, read once for all of them: `[P]`, of which `count` are there."""
+
+    page_P: Any
+    count: Any
+
+
+def paged_attention(
+    q_RQNH: Array, cache: Array, page_RP: Array, position_RQ: Array, trunk: Trunk, member_R: Array
+) -> Array:
+    """Attention of each query over the tokens of its row at its own position and before: `[R, Q, N, H]`.
+
+    `cache` is `[pages, page size, 2 K, H]`, keys and values of a head side by side; `page` names the pages
+    of each row from its first token on, and they hold what is seen. A position of -1 sees nothing,
+    and its output may be anything. A member's pages begin with those of the trunk, and its queries stand
+    after them. Pages are read in blocks, with the softmax accumulated in float32 (arXiv 2205.14135).
+    """
+    R, Q, N, H = q_RQNH.shape
+    size, K = cache.shape[1], cache.shape[2] // 2
+    G, Y = N // K, N // K * Q
+    q_RKYH = (q_RQNH * H**-0.5).reshape(R, Q, K, G, H).transpose(0, 2, 3, 1, 4).reshape(R, K, Y, H)
+    seen_RY = jnp.tile(position_RQ, (1, G))
+    softmax = jnp.full((R, K, Y), UNSEEN), jnp.zeros((R, K, Y)), jnp.zeros((R, K, Y, H))
+    tokens = trunk.count * size
+    # The trunk: all rows are one, whose queries see every key or none.
+    one = partial(jax.tree.map, lambda x: x.swapaxes(0, 1).reshape(1, K, R * Y, *x.shape[3:]))
+    upto_1Y = jnp.repeat(jnp.where(member_R, tokens - 1, -1), Y)[None]
+    page_1P, from_1 = trunk.page_P[None], jnp.zeros(1, jnp.int32)
+    softmax = _visit(cache, KEYS_AT_ONCE, one(q_RKYH), page_1P, from_1, upto_1Y, one(softmax))
+    softmax = jax.tree.map(lambda x: x.reshape(K, R, Y, *x.shape[3:]).swapaxes(0, 1), softmax)
+    # What a row has for itself.
+    own = q_RKYH, page_RP, jnp.where(member_R, tokens, 0), seen_RY, softmax
+    if jax.default_backend() == "cpu":
+        own = jax.tree.map(partial(_in_groups, ROWS_ON_CPU), own)
+        softmax = jax.lax.map(lambda rows: _visit(cache, KEYS_ON_CPU, *rows), own)
+        softmax = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:R], softmax)
+    else:
+        softmax = _visit(cache, KEYS_AT_ONCE, *own)
+    _, sum_RKY, out_RKYH = softmax
+    out_RKYH = out_RKYH / jnp.maximum(sum_RKY, 1e-30)[..., None]
+    out_RQNH = out_RKYH.reshape(R, K, G, Q, H).transpose(0, 3, 1, 2, 4).reshape(R, Q, N, H)
+    return out_RQNH.astype(q_RQNH.dtype)
+
+
+def _in_groups(size: int, x_R: Array) -> Array:
+    """`[R, ...]` as `[groups, size, ...]`, with copies of the last row at the end."""
+    return x_R[jnp.minimum(jnp.arange(-(-len(x_R) // size) * size), len(x_R) - 1)].reshape(
+        -1, size, *x_R.shape[1:]
+    )
+
+
+def _visit(
+    cache: Array,
+    keys: int,
+    q_RKYH: Array,
+    page_RP: Array,
+    from_R: Array,
+    last_RY: Array,
+    softmax: Softmax,
+) -> Softmax:
+    """The softmax with each row's keys from place `from` to the `last` of each query, `keys` at a time."""
+    R, K = q_RKYH.shape[:2]
+    size, P = cache.shape[1], page_RP.shape[1]
+    X = min(P, max(1, keys // size))
+    page_RP = jnp.pad(page_RP, ((0, 0), (0, -P % X)))
+
+    def block(number: Array, softmax: Softmax) -> Softmax:
+        page_RX = jax.lax.dynamic_slice_in_dim(page_RP, number * X, X, axis=1)
+        kv_RSKH = cache[page_RX].reshape(R, X * size, *cache.shape[2:])
+        place_S = number * X * size + jnp.arange(X * size)
+        seen_RYS = (place_S >= from_R[:, None, None]) & (place_S <= last_RY[..., None])
+        heads = []
+        for k in range(K):
+            maximum_RY, sum_RY, out_RYH = (x[:, k] for x in softmax)
+            k_RSH, v_RSH = kv_RSKH[:, :, 2 * k], kv_RSKH[:, :, 2 * k + 1]
+            scores_RYS = jnp.matmul(q_RKYH[:, k], k_RSH.swapaxes(1, 2), preferred_element_type=jnp.float32)
+            scores_RYS = jnp.where(seen_RYS, scores_RYS, UNSEEN)
+            new_RY = jnp.maximum(maximum_RY, scores_RYS.max(axis=2))
+            weights_RYS = jnp.where(seen_RYS, jnp.exp(scores_RYS - new_RY[..., None]), 0.0)
+            shrink_RY = jnp.exp(maximum_RY - new_RY)
+            added_RYH = jnp.matmul(weights_RYS.astype(v_RSH.dtype), v_RSH, preferred_element_type=jnp.float32)
+            out_RYH = out_RYH * shrink_RY[..., None] + added_RYH
+            heads.append((new_RY, sum_RY * shrink_RY + weights_RYS.sum(axis=2), out_RYH))
+        maximum_RKY, sum_RKY, out_RKYH = (jnp.stack(parts, axis=1) for parts in zip(*heads, strict=True))
+        return maximum_RKY, sum_RKY, out_RKYH
+
+    first, end = from_R.min() // (X * size), last_RY.max() // (X * size) + 1
+    return jax.lax.fori_loop(first, end, block, softmax)

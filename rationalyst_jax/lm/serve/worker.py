@@ -1,0 +1,119 @@
+"""The engine in a thread of its own, for callers on an event loop."""
+
+import asyncio
+import queue
+import threading
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from rationalyst_jax.lm.engine.engine import Engine
+from rationalyst_jax.lm.engine.requests import Handle, Request
+
+
+@dataclass(eq=False)
+class Asked:
+    """A request on its way. answer: its handle, or why there is none. news: the text of each candidate so
+    far, again and again and None at the end, for who wants to follow."""
+
+    request: Request
+    answer: "asyncio.Future[Handle]"
+    follow: bool
+    news: "asyncio.Queue[list[str] | None]" = field(default_factory=asyncio.Queue)
+    handle: Handle | None = None
+
+
+class Worker:
+    """Serves requests of many tasks with one engine, which only its thread touches."""
+
+    def __init__(self, engine: Engine):
+        self.engine = engine
+        self.totals: Counter[str] = Counter()  # of all finished requests: their number and their Usage
+        self._orders: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._at_work: dict[Handle, Asked] = {}
+        self._open = 0
+        self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
+        self._failure: BaseException | None = None
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive() and self._failure is None
+
+    @property
+    def at_work(self) -> int:
+        """Requests that are not done."""
+        return self._open
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._orders.put(None)
+        self._thread.join()
+
+    def ask(self, request: Request, *, follow: bool = False) -> Asked:
+        """Hands a request over. Its answer raises ValueError where the engine refuses it."""
+        loop = asyncio.get_running_loop()
+        asked = Asked(request, loop.create_future(), follow)
+        self._open += 1
+        self._orders.put(lambda: self._submit(asked))
+        return asked
+
+    def cancel(self, asked: Asked) -> None:
+        """Gives a request up; nothing happens to one that is done."""
+        self._orders.put(lambda: self.engine.cancel(asked.handle) if asked.handle in self._at_work else None)
+
+    # ---- In the thread ----
+
+    def _work(self) -> None:
+        try:
+            while True:
+                try:
+                    order = self._orders.get(block=not self.engine.busy)
+                    if order is None:
+                        return
+                    order()
+                except queue.Empty:
+                    self._step()
+        except BaseException as error:
+            self._failure = error
+            for asked in self._at_work.values():
+                _tell(asked, self._settle, asked, error)
+            raise
+
+    def _submit(self, asked: Asked) -> None:
+        try:
+            asked.handle = self.engine.submit(asked.request)
+        except ValueError as error:
+            _tell(asked, self._settle, asked, error)
+        else:
+            self._at_work[asked.handle] = asked
+
+    def _step(self) -> None:
+        finished = self.engine.step()
+        for asked in self._at_work.values():
+            if asked.follow and asked.handle is not None and not asked.handle.done:
+                _tell(asked, asked.news.put_nowait, self.engine.written(asked.handle))
+        for handle in finished:
+            asked = self._at_work.pop(handle)
+            self.totals.update(requests=1, **vars(handle.usage))
+            _tell(asked, self._settle, asked, handle)
+
+    # ---- On the loop ----
+
+    def _settle(self, asked: Asked, outcome: Handle | BaseException) -> None:
+        self._open -= 1
+        if not asked.answer.done():
+            if isinstance(outcome, Handle):
+                asked.answer.set_result(outcome)
+            else:
+                asked.answer.set_exception(outcome)
+        asked.news.put_nowait(None)
+
+
+def _tell(asked: Asked, what: Callable[..., Any], *arguments: Any) -> None:
+    """On the loop of who asked, which may be gone."""
+    loop = asked.answer.get_loop()
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(what, *arguments)
