@@ -225,7 +225,12 @@ def decoding(engine: Engine, peer: Transformers, batch: int) -> tuple[float, flo
     def theirs(new: int) -> Any:
         with torch.inference_mode():
             return peer.model.generate(
-                ids, do_sample=False, max_new_tokens=new, min_new_tokens=new, pad_token_id=end[0]
+                ids,
+                attention_mask=torch.ones_like(ids),
+                do_sample=False,
+                max_new_tokens=new,
+                min_new_tokens=new,
+                pad_token_id=end[0],
             )
 
     # transformers computes the prompts again in every run: what that takes is left out.
@@ -236,7 +241,7 @@ def decoding(engine: Engine, peer: Transformers, batch: int) -> tuple[float, flo
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--questions", type=int, default=32)
+    parser.add_argument("--questions", type=int, default=16)
     options = parser.parse_args()
     shared = shared_data()
     tokenizer = load_tokenizer(shared / "llama3_tokenizer")

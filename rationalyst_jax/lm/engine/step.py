@@ -24,7 +24,7 @@ from rationalyst_jax.lm.engine.pages import NOWHERE
 from rationalyst_jax.lm.llama import Llama
 from rationalyst_jax.lm.sampling import draw, token_keys
 
-TILE = 64  # entries whose logits are computed at once
+TILE, TILE_ON_CPU = 64, 32  # entries whose logits are computed at once
 ENDING, SUPPRESSED = 1, 2  # what a kind of entry says of a word, as bits
 
 
@@ -239,7 +239,7 @@ def _answer(
 ) -> tuple[State, Answers]:
     """What the entries ask for, tile by tile, and the slots with their new tokens."""
     A = entries.place_A.shape[0]
-    C = min(TILE, A)
+    C = min(A, TILE_ON_CPU if jax.default_backend() == "cpu" else TILE)
     fields = {name: x for name, x in vars(entries).items() if name.endswith("_A")}
     fields = {name: jnp.pad(x, (0, -A % C), mode="edge") for name, x in fields.items()}
 
