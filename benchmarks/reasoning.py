@@ -4,10 +4,9 @@ Implicit supervision (the paper's): for each step a rationale, N candidate steps
 eight few-shot examples before every question. Both sides run the package's own `solve`, so they are asked for
 the same texts in the same order; they differ in the model behind it. transformers gets its strongest plain
 form: requests that wait together in batches, sorted by length and left-padded, `generate` with n sequences, a
-forward
-pass that computes logits for the scored places alone; every call sends its whole prompt. *Apart* is our
-engine with nothing to share: the first token of each request is one of its own. Nobody stops early: a random
-model of the real tokenizer never finds an answer, and no step ends before its last token.
+forward pass that computes logits for the scored places alone; every call sends its whole prompt. *Apart* is
+our engine with nothing to share: the first token of each request is one of its own. Nobody stops early: a
+random model of the real tokenizer never finds an answer, and no step ends before its last token.
 
 Then decoding alone, tokens/s at batch 1, 8 and 64.
 

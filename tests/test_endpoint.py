@@ -166,6 +166,9 @@ def test_scores_are_those_of_the_continuation(server, endpoint):
     with pytest.raises(ValueError, match="cannot leave out suppressed"):
         endpoint().submit(ScoreRequest((1,), (2,), suppress=(3,)))
     server.reply = lambda body, chat: [choice(0, "x", chat) | {"logprobs": {"token_logprobs": [None, -1]}}]
+    chat = ChatRequest((("user", "How many?"),), Sampling(8, suppress=("<BOT>",)))
+    with pytest.raises(ValueError, match="a chat cannot leave out suppressed"):
+        endpoint().submit(chat)
     with pytest.raises(NotAnswered, match=r"in 1 tries; the last: (a broken answer|0 log-probabilities)"):
         answered(endpoint(retries=0), ScoreRequest((1, 2, 3), (4, 5)))
 

@@ -242,6 +242,16 @@ def test_what_is_computed_once_is_not_computed_again(model, tokenizer):
     assert engine.pages.in_use == 0
 
 
+def test_candidates_that_take_turns_are_counted_once_each(model, tokenizer):
+    engine = Engine(model, tokenizer, rows=4, page_size=4, pieces=2, piece=8)
+    handle = engine.submit(GenerateRequest(contexts(30)[0], 2, n=11, suppress=(256,)))
+    while engine.busy:
+        engine.step()
+    assert vars(handle.usage) | {"attended": 0} == {
+        "generated": 22, "prefilled": 34, "cached": 56, "scored": 0, "attended": 0,
+    }  # fmt: skip
+
+
 def test_after_warm_up_nothing_is_compiled(model, tokenizer, caplog):
     engine = Engine(model, tokenizer, rows=8, pieces=4, piece=8, steps=4)
     engine.warm_up()

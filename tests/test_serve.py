@@ -6,6 +6,8 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import jax
 import numpy as np
@@ -13,6 +15,7 @@ import openai
 import pytest
 import torch
 import uvicorn
+from starlette.applications import Starlette
 from transformers import AutoModelForCausalLM
 
 from rationalyst_jax.lm.engine.engine import Engine
@@ -40,17 +43,24 @@ def engine():
     return engine
 
 
-@pytest.fixture(scope="module")
-def port(engine):
-    config = uvicorn.Config(make_app(engine, "world", LIMITS, "secret"), port=0, log_level="warning")
-    listening = config.bind_socket()
-    server = uvicorn.Server(config)
+@contextmanager
+def served(app: Starlette) -> Iterator[int]:
+    """The port where it is served meanwhile."""
+    config = uvicorn.Config(app, port=0, log_level="critical")
+    listening, server = config.bind_socket(), uvicorn.Server(config)
+    listening.listen()
     thread = threading.Thread(target=server.run, args=([listening],))
     thread.start()
     yield listening.getsockname()[1]
     server.should_exit = True
     thread.join()
     listening.close()
+
+
+@pytest.fixture(scope="module")
+def port(engine):
+    with served(make_app(engine, "world", LIMITS, "secret")) as port:
+        yield port
 
 
 @pytest.fixture(scope="module")
@@ -341,6 +351,19 @@ def test_health_and_metrics(port, client):
     after = metrics(port)
     assert after["rationalyst_requests_total"] - before["rationalyst_requests_total"] == 1
     assert 1 <= after["rationalyst_generated_total"] - before["rationalyst_generated_total"] <= 7
+
+
+def test_an_engine_that_fails_is_reported_to_everybody(tokenizer, monkeypatch, caplog):
+    engine = Engine(load_llama(FOLDER), tokenizer, rows=2)
+    monkeypatch.setattr(engine, "step", lambda: 1 / 0)
+    with served(make_app(engine, "world", LIMITS)) as port:
+        for _ in range(2):  # the one at work, and one that comes later
+            code, answer = post(port, "/v1/completions", {"prompt": [2, 3], "max_tokens": 4})
+            assert (code, answer["error"]["type"]) == (500, "server_error")
+        with pytest.raises(urllib.error.HTTPError, match="503") as caught:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/health")
+        caught.value.close()
+    assert "the engine failed" in caplog.text
 
 
 def test_an_endpoint_guides_as_the_engine_itself(port, engine, tokenizer, monkeypatch, tmp_path):

@@ -1,6 +1,7 @@
 """`rationalyst reason`: solves questions with one strategy and writes a trace of each."""
 
 from collections import Counter
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,9 +25,9 @@ def run(
     prompts: str,
     out: Path,
     reason: ReasonConfig,
+    endpoint: EndpointConfig,
     rationalyst: str | None = None,
     scorer: str | None = None,
-    endpoint: EndpointConfig | None = None,
     limit: PositiveInt | None = None,  # pyright: ignore[reportInvalidTypeForm]
 ) -> None:
     """Solve a task's questions with one strategy.
@@ -59,21 +60,24 @@ def run(
     asked = [Question(q.id, q.text) for q in benchmark.read(questions)[:limit]]
     names = {name: _place(name) for name in (agent, rationalyst, scorer) if name}
 
+    opened = ExitStack()
+
     @cache
     def role(place: Path | str) -> Role:  # models that are the same folder share one engine
         if isinstance(place, str):
-            return _at_endpoint(place, endpoint or EndpointConfig())
+            return _at_endpoint(place, endpoint, opened)
         checkpoint = open_checkpoint(str(place))
         engine = Engine(checkpoint.load_for_inference(), checkpoint.tokenizer)
         return Role(engine, checkpoint.tokenizer, checkpoint.fingerprint)
 
-    roles = Roles(
-        agent=role(names[agent]),
-        rationalyst=role(names[rationalyst]) if rationalyst else None,
-        scorer=role(names[scorer or agent]),
-    )
-    with track(console, f"questions ({reason.strategy})", len(asked)) as advance:
-        traces = solve(asked, roles, prompt_set, reason, benchmark.extract, out, so_far(advance))
+    with opened:
+        roles = Roles(
+            agent=role(names[agent]),
+            rationalyst=role(names[rationalyst]) if rationalyst else None,
+            scorer=role(names[scorer or agent]),
+        )
+        with track(console, f"questions ({reason.strategy})", len(asked)) as advance:
+            traces = solve(asked, roles, prompt_set, reason, benchmark.extract, out, so_far(advance))
     rows: dict[str, object] = {
         "questions": len(traces),
         "answered": sum(trace.answer is not None for trace in traces),
@@ -89,12 +93,15 @@ def _place(name: str) -> Path | str:
     return name if name.startswith(("http://", "https://")) else checkpoint_path(name).resolve()
 
 
-def _at_endpoint(address: str, config: EndpointConfig) -> "Role":
+def _at_endpoint(address: str, config: EndpointConfig, opened: ExitStack) -> "Role":
+    """The role of a model at an address, which is left when what was `opened` is closed."""
     from rationalyst_jax.lm.tokenizer import load_tokenizer
     from rationalyst_jax.reason.endpoint import ChatRole, Endpoint
     from rationalyst_jax.reason.roles import Role
 
-    name = f"{config.model} at {address}"
-    if config.tokenizer is None:
-        return ChatRole(Endpoint(address, config), name=name)
-    return Role(Endpoint(address, config), load_tokenizer(config.tokenizer), name)
+    if not config.model:
+        raise ValueError(f"reason: endpoint.model is missing: which model shall be asked at {address}?")
+    tokenizer = None if config.tokenizer is None else load_tokenizer(config.tokenizer)
+    name, endpoint = f"{config.model} at {address}", Endpoint(address, config)
+    opened.callback(endpoint.close)
+    return ChatRole(endpoint, name=name) if tokenizer is None else Role(endpoint, tokenizer, name)

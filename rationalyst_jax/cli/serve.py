@@ -48,5 +48,6 @@ def run(
         make_app(engine, served, Limits(), key), host=host, port=port, log_level="warning"
     )
     listening = config.bind_socket()
+    listening.listen()  # whoever reads the address may connect
     console.print(f"{served} at http://{host}:{listening.getsockname()[1]}/v1", soft_wrap=True)
     uvicorn.Server(config).run([listening])

@@ -6,7 +6,7 @@ from typing import Literal
 
 from rationalyst_jax.files.whole import file_name
 from rationalyst_jax.mine.config import AnnotateConfig, FilterConfig
-from rationalyst_jax.reason.config import Guide, ReasonConfig
+from rationalyst_jax.reason.config import GuideName, ReasonConfig
 from rationalyst_jax.train.config import TrainConfig
 from rationalyst_jax.world.pretraining import Mixture
 
@@ -44,7 +44,7 @@ class Run:
     rationalyst: str | None = None
     candidates: int | None = None
     keep_rationales: bool | None = None
-    guide: Guide | None = None
+    guide: GuideName | None = None
     questions: str = "test"
     full: bool = False
 

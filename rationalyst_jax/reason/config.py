@@ -8,7 +8,7 @@ import numpy as np
 from rationalyst_jax.files.ranges import ABOVE_0, ABOVE_0_TO_1, AT_LEAST_0, AT_LEAST_1, TEMPERATURE, require
 from rationalyst_jax.lm.reduction import Reduction, reduce_logprobs
 
-Guide = Literal["likelihood", "implicit", "rationale_confidence", "judge"]
+GuideName = Literal["likelihood", "implicit", "rationale_confidence", "judge"]
 STEP_ENDS: dict[str, tuple[str, ...]] = {  # the strings that end a step
     "line": ("\n",),
     "sentence": (". ", "! ", "? ", "\n"),
@@ -22,11 +22,10 @@ class ReasonConfig:
 
     `candidates`, `temperature`, `max_steps`, `reduction` and `decay` default to the paper's inference
     (section 3.4; three candidates at 0.7, at most 15 steps, decayed mean of 0.9).
-    A step is a line, a sentence, or a whole turn of the agent (`step_end`). `suppress` lists marker
-    strings, one token each, that the agent never samples
-    and the scorer counts as impossible: a model that has seen inline rationales expects a marker at every
-    line break and would charge each step for its absence. `block` questions run at once; a killed run
-    repeats at most one block.
+    A step is a line, a sentence, or a whole turn of the agent (`step_end`). `suppress` lists marker strings,
+    one token each, that the agent never samples and the scorer counts as impossible: a model that has seen
+    inline rationales expects a marker at every line break and would charge each step for its absence.
+    `block` questions run at once; a killed run repeats at most one block.
     keep_rationales: `explicit` shows the agent those of earlier steps too. guide: what `best_of_n` and `beam`
     rank by. beams: how many partial solutions `beam` keeps.
     Raises ValueError naming the key and the value that is out of range.
@@ -47,7 +46,7 @@ class ReasonConfig:
     suppress: tuple[str, ...] = ()
     block: int = 256
     keep_rationales: bool = False
-    guide: Guide = "implicit"
+    guide: GuideName = "implicit"
     beams: int = 2
 
     def __post_init__(self):
@@ -55,7 +54,7 @@ class ReasonConfig:
         require("reason", self, AT_LEAST_1, *counts)
         require("reason", self, TEMPERATURE, "temperature", "rationale_temperature")
         require("reason", self, ABOVE_0_TO_1, "top_p", "decay")
-        for key, known in (("step_end", STEP_ENDS), ("guide", get_args(Guide))):
+        for key, known in (("step_end", STEP_ENDS), ("guide", get_args(GuideName))):
             if getattr(self, key) not in known:
                 raise ValueError(
                     f"reason: {key} must be one of {', '.join(known)}, got {getattr(self, key)!r}"
@@ -71,7 +70,8 @@ class EndpointConfig:
     chat. continues: an unfinished message of the assistant is gone on with, as vLLM and `rationalyst serve`
     do; else the model is asked to go on. concurrency: requests at once. retries: of a request that timed out
     (`timeout`, seconds), was refused for a while (429), met an error of the server's or a broken answer; the
-    n-th waits `back_off` * 2^n seconds, or as long as the server asks. The key is in OPENAI_API_KEY.
+    n-th waits `back_off` * 2^n seconds, or as long as the server asks. The key, where one is needed, is in
+    OPENAI_API_KEY.
     """
 
     model: str = ""

@@ -5,6 +5,7 @@ route, which vLLM and `rationalyst serve` take; without one (`ChatRole`) it is s
 """
 
 import json
+import os
 import random
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ from rationalyst_jax.reason.config import EndpointConfig
 from rationalyst_jax.reason.roles import NotAnswered, Role, Sampling
 
 LONGEST_WAIT = 60.0  # seconds between two tries
-MOMENT = 0.01  # seconds that a step waits for an answer
+MOMENT = 0.001  # seconds that a step waits for an answer
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,8 @@ class Endpoint:
 
     def __init__(self, base_url: str, config: EndpointConfig):
         self.config = config
-        self._client = openai.OpenAI(base_url=base_url, timeout=config.timeout, max_retries=0)
+        key = os.environ.get("OPENAI_API_KEY", "none")  # servers that ask for none take any
+        self._client = openai.OpenAI(base_url=base_url, api_key=key, timeout=config.timeout, max_retries=0)
         self._threads = ThreadPoolExecutor(config.concurrency, thread_name_prefix="endpoint")
         self._asked: dict[Future[tuple[Any, Usage]], Handle] = {}
         self._gone = threading.Event()
@@ -65,9 +67,11 @@ class Endpoint:
         return bool(self._asked)
 
     def submit(self, request: GenerateRequest | ScoreRequest | ChatRequest) -> Handle:
-        """Raises ValueError for scores without suppressed tokens, which no endpoint gives."""
+        """Raises ValueError where words are to be suppressed and the endpoint cannot be told so."""
         if isinstance(request, ScoreRequest) and request.suppress:
             raise ValueError("an endpoint cannot leave out suppressed words from scores")
+        if isinstance(request, ChatRequest) and request.how.suppress:
+            raise ValueError("a chat cannot leave out suppressed words: give the endpoint's tokenizer")
         handle = Handle(request)
         self._asked[self._threads.submit(self._answer, request)] = handle
         return handle
@@ -133,20 +137,14 @@ class Endpoint:
         response = self._client.completions.create(
             model=self.config.model,
             prompt=list(request.context),
-            n=request.n,
-            max_tokens=request.max_tokens,
-            temperature=request.temperature,
-            top_p=request.top_p,
-            stop=list(request.stop) or None,
-            seed=request.seed,
+            **_sampling(request),
             logprobs=1,
             logit_bias={str(token): -100 for token in request.suppress},
             extra_body={name: value for name, value in extra.items() if value is not None},
         )
         with _reading():
-            return [_generation(c, c.text, request.stop) for c in _in_order(response, request.n)], _usage(
-                response
-            )
+            choices = _in_order(response, request.n)
+            return [_generation(c, c.text, request.stop) for c in choices], _usage(response)
 
     def _score(self, request: ScoreRequest) -> tuple[np.ndarray, Usage]:
         response = self._client.completions.create(
@@ -172,21 +170,22 @@ class Endpoint:
             extra = {"continue_final_message": True, "add_generation_prompt": False}
         elif said[-1]["role"] == "assistant":
             said.append({"role": "user", "content": "Go on with the next step alone."})
-        response = self._client.chat.completions.create(
+        response = self._client.chat.completions.create(  # pyright: ignore[reportCallIssue]
             model=self.config.model,
             messages=said,  # pyright: ignore[reportArgumentType]
-            n=how.n,
-            max_tokens=how.max_tokens,
-            temperature=how.temperature,
-            top_p=how.top_p,
-            stop=list(how.stop) or None,
-            seed=how.seed,
+            **_sampling(how),
             logprobs=True,
             extra_body=extra,
         )
         with _reading():
             choices = _in_order(response, how.n)
             return [_generation(c, c.message.content or "", how.stop) for c in choices], _usage(response)
+
+
+def _sampling(how: GenerateRequest | Sampling) -> dict[str, Any]:
+    """The parameters that both routes have."""
+    same = {name: getattr(how, name) for name in ("n", "max_tokens", "temperature", "top_p", "seed")}
+    return {**same, "stop": list(how.stop) or None}
 
 
 class _Broken(Exception):
@@ -218,7 +217,7 @@ def _generation(choice: Any, text: str, stop: Sequence[str]) -> Generation:
     if hasattr(choice.logprobs, "content"):
         logprobs = [token.logprob for token in choice.logprobs.content or ()]
     else:
-        logprobs = [value for value in (choice.logprobs.token_logprobs if choice.logprobs else ())]
+        logprobs = choice.logprobs.token_logprobs if choice.logprobs else ()
     values = np.array(logprobs, np.float32)
     tokens = (-1,) * (len(values) or int(bool(text)))
     if choice.finish_reason == "length":

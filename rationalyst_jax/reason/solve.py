@@ -46,7 +46,7 @@ def solve(
             raise ValueError(f"reason: question id {question.id!r} is given twice")
         ids.add(question.id)
 
-    done = resume_traces(path, _settings(questions, roles, prompts, config), [q.id for q in questions])
+    done = resume_traces(path, _settings(questions, roles, prompts, config), ids)
     progress(len(done))
     setting = Setting(roles, prompts, config, extract)
     repeatable = all(model.repeatable for model in roles.models)
@@ -74,8 +74,7 @@ def _solve_block(
     failures: dict[str, Exception],
     progress: Callable[[int], None],
 ) -> None:
-    """Solves questions at once; traces of those not done before go to the file, and failures to
-    `failures`."""
+    """Solves questions at once: traces of those not done before go to the file, errors to `failures`."""
     for model in setting.roles.models:
         model.forget()
     strategy, began = setting.config.strategy, time.monotonic()

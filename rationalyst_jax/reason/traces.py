@@ -4,7 +4,7 @@ Beside `traces.jsonl` stands `traces.jsonl.config.json`: what the run was asked,
 settings never continues it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
@@ -123,7 +123,7 @@ def append_trace(path: Path, trace: Trace) -> None:
     append_rows(path, [asdict(trace)])
 
 
-def resume_traces(path: Path, settings: Mapping[str, Any], ids: Sequence[str]) -> set[str]:
+def resume_traces(path: Path, settings: Mapping[str, Any], ids: Set[str]) -> set[str]:
     """The questions of a run, among `ids`, that the file has traces of.
 
     Half a line at its end is cut off. A new file gets `settings` (JSON values) beside it; an old one must

@@ -161,8 +161,7 @@ class Engine:
         self._close(handle)
 
     def flops(self, handle: Handle) -> int:
-        """Operations that a request took, by `lm/flops.py`; a token that ended a candidate was not
-        computed."""
+        """Operations a request took, by `lm/flops.py`; a token that ended a candidate was not computed."""
         used, n = handle.usage, len(handle.result)
         scored = isinstance(handle.request, ScoreRequest)
         tokens = used.prefilled + max(0, used.scored - 1 if scored else used.generated - n)
@@ -283,7 +282,7 @@ class Engine:
         complete, copies = [], []
         for b, (run, start, stop) in enumerate(parts):
             place = D + b * self._piece - start
-            run.handle.usage.prefilled += max(0, min(stop, run.asked + 1) - start)
+            run.computed += max(0, min(stop, run.asked + 1) - start)
             run.handle.usage.attended += _attended(start, stop)
             if isinstance(run.handle.request, ScoreRequest):
                 for i in range(max(run.asked, start), stop):
@@ -307,7 +306,8 @@ class Engine:
             branch.left -= 1
         for run in complete:
             self._prefilling.remove(run)
-            run.handle.usage.cached = len(run.handle.request.context) - run.handle.usage.prefilled
+            run.handle.usage.prefilled += run.computed
+            run.handle.usage.cached += len(run.handle.request.context) - run.computed
             for branch in run.branches:
                 branch.left -= 1
                 self._branches[branch.slot] = branch

@@ -32,6 +32,7 @@ class Run:
     kind: int = 0
     own: list[int] = field(default_factory=list)
     own_done: int = 0
+    computed: int = 0  # tokens of the context, for this run
     begun: int = 0  # nodes of the path that need no look any more: all their tokens were given to the device
     branches: list["Branch"] = field(default_factory=list)
     left: bool = False

@@ -125,7 +125,7 @@ def copy_pages(state: State, source_N: Array, target_N: Array, layers: Array) ->
     """Pages of all layers (int32 `[L]`, first page of each) copied; NOWHERE may stand on both sides."""
     source_LN, target_LN = layers[:, None] + source_N, layers[:, None] + target_N
     cache = state.cache.at[target_LN].set(state.cache[source_LN])
-    return State(cache, state.token_S, state.running_S)
+    return replace(state, cache=cache)
 
 
 @partial(jax.jit, static_argnames=("graph", "Z"), donate_argnames="state")
@@ -143,8 +143,7 @@ def mixed_step(
 ) -> tuple[State, Answers]:
     """One step. An entry of a slot that does not run any more changes nothing."""
     model: Llama = nnx.merge(graph, weights)
-    hidden_MD, cache = _forward(model, state, trunk, singles, pieces)
-    state = State(cache, state.token_S, state.running_S)
+    hidden_MD, state = _forward(model, state, trunk, singles, pieces)
     return _answer(model, state, kinds_EV, hidden_MD, entries, Z)
 
 
@@ -177,8 +176,7 @@ def decode_steps(
     def advance(carry: tuple[Array, State, Answers]) -> tuple[Array, State, Answers]:
         step, state, answers = carry
         now = replace(singles, position_D=singles.position_D + step)
-        hidden_DM, cache = _forward(model, state, trunk, now, None)
-        state = State(cache, state.token_S, state.running_S)
+        hidden_DM, state = _forward(model, state, trunk, now, None)
         asked = replace(entries, left_A=entries.left_A - step, position_A=entries.position_A + step)
         state, new = _answer(model, state, kinds_EV, hidden_DM, asked, Z)
         return step + 1, state, jax.tree.map(lambda all, x: all.at[step].set(x), answers, new)
@@ -190,8 +188,8 @@ def decode_steps(
 
 def _forward(
     model: Llama, state: State, trunk: Trunk, singles: Singles, pieces: Pieces | None
-) -> tuple[Array, Array]:
-    """Hidden states of all places, `[M, D]`, and the cache with their keys and values."""
+) -> tuple[Array, State]:
+    """Hidden states of all places, `[M, D]`, and the state with their keys and values in the cache."""
     page_size = state.cache.shape[1]
     running_D = state.running_S[singles.slot_D]
     token_M = jnp.where(running_D, state.token_S[singles.slot_D], 0)
@@ -231,7 +229,7 @@ def _forward(
         return out_MNH[None], cache
 
     hidden_1MD, cache = model(token_M[None], jnp.maximum(position_M, 0)[None], attend, state.cache)
-    return hidden_1MD[0], cache
+    return hidden_1MD[0], replace(state, cache=cache)
 
 
 def _answer(

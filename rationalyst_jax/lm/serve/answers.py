@@ -55,7 +55,7 @@ class Answers:
             choice["logprobs"] = self._chat_logprobs(tokens) if self.ask.logprobs is not None else None
         else:
             choice = {"index": index, "text": text, "finish_reason": None}
-            choice["logprobs"] = self._logprobs(tokens, 0) if self.ask.logprobs is not None else None
+            choice["logprobs"] = self._logprobs(tokens) if self.ask.logprobs is not None else None
         return self._chunk([choice])
 
     def end(self, index: int, generation: Generation) -> Row:
@@ -89,12 +89,11 @@ class Answers:
                 values = score.result.tolist() if score else []
                 likeliest = score.likeliest if score and score.likeliest else [()] * len(values)
                 before = [(context[0], None, ()), *zip(context[1:], values, likeliest, strict=True)]
-            logprobs = self._logprobs([*before, *tokens], 0)
+            logprobs = self._logprobs([*before, *tokens])
         return {"index": index, "text": text, "logprobs": logprobs, **finish}
 
     def _finish(self, generation: Generation) -> Row:
-        """The reason of an end; `stop_reason` is the stop string, or the token among the request's
-        `stop_ids`."""
+        """Why it ended; `stop_reason` is the stop string, or the token among the request's `stop_ids`."""
         reason: str | int | None = None
         if generation.finish == "stop":
             reason = generation.stop
@@ -102,10 +101,11 @@ class Answers:
             reason = generation.tokens[-1]
         return {"finish_reason": "length" if generation.finish == "length" else "stop", "stop_reason": reason}
 
-    def _logprobs(self, tokens: Sequence[tuple[int, float | None, Likeliest]], offset: int) -> Row:
+    def _logprobs(self, tokens: Sequence[tuple[int, float | None, Likeliest]]) -> Row:
         """The completions route's columns. The chosen token is always among the likeliest."""
         names = "tokens", "token_logprobs", "top_logprobs", "text_offset"
         columns: dict[str, list[Any]] = {name: [] for name in names}
+        offset = 0
         for token, logprob, likeliest in tokens:
             piece = self._decode([token])
             top = None if logprob is None else {self._decode([other]): value for other, value in likeliest}
@@ -114,7 +114,7 @@ class Answers:
             columns["top_logprobs"].append(top if top is None else {piece: logprob} | top)
             columns["text_offset"].append(offset)
             offset += len(piece)
-        return dict(columns)
+        return columns
 
     def _chat_logprobs(self, tokens: Sequence[tuple[int, float, Likeliest]]) -> Row:
         content = []
@@ -131,11 +131,10 @@ class Answers:
         return str(self._tokenizer.decode(list(tokens), clean_up_tokenization_spaces=False))
 
 
-def triples(generation: Generation, start: int = 0) -> list[tuple[int, float, Likeliest]]:
-    """Token, log-probability and alternatives of each place of a generation, from `start` on."""
+def triples(generation: Generation) -> list[tuple[int, float, Likeliest]]:
+    """Token, log-probability and alternatives of each place of a generation."""
     likeliest = generation.likeliest or ((),) * len(generation.tokens)
-    rows = zip(generation.tokens, generation.logprobs.tolist(), likeliest, strict=True)
-    return list(rows)[start:]
+    return list(zip(generation.tokens, generation.logprobs.tolist(), likeliest, strict=True))
 
 
 def _computed(used: Usage) -> int:

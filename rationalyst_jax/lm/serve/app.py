@@ -63,15 +63,16 @@ def make_app(engine: Engine, model: str, limits: Limits, api_key: str | None = N
         generated = [follow(one) for one in ask.generate]
         scored = [one and worker.ask(one) for one in ask.score]
         everything = [*generated, *(one for one in scored if one)]
-        if ask.stream:
-            try:
+        try:
+            if ask.stream:
                 chunks = _chunks(answers, generated, worker)
-                first = await anext(chunks)  # a refusal is still a status
-            except BaseException:
-                _cancel(worker, everything)
-                raise
-            return StreamingResponse(_events(first, chunks), media_type="text/event-stream")
-        await _while_connected(request, everything, worker)
+                first = await _while_connected(request, asyncio.ensure_future(anext(chunks)))
+                # Until here a refusal is a status; from here on what is left is given up by the stream's end.
+                return StreamingResponse(_events(first, chunks), media_type="text/event-stream")
+            await _while_connected(request, asyncio.gather(*(one.answer for one in everything)))
+        except BaseException:
+            _cancel(worker, everything)
+            raise
         done = [one.answer.result() for one in generated]
         return JSONResponse(answers.whole(done, [one and one.answer.result() for one in scored]))
 
@@ -123,7 +124,6 @@ def make_app(engine: Engine, model: str, limits: Limits, api_key: str | None = N
         lifespan=lifespan,
         exception_handlers={
             Refused: _refusal,
-            ValueError: _refusal,
             HTTPException: _refusal,
             Exception: _refusal,
         },
@@ -143,17 +143,15 @@ async def _body(request: Request, most: int) -> Any:
         raise Refused(400, f"the body is not JSON: {error}") from None
 
 
-async def _while_connected(request: Request, everything: Sequence[Asked], worker: Worker) -> None:
-    """Waits for all answers; gives them up when the client has gone, or one of them is refused."""
-    waiting = asyncio.gather(*(one.answer for one in everything))
+async def _while_connected(request: Request, waiting: asyncio.Future[Any]) -> Any:
+    """The result of what is waited for, which is given up when the client has gone."""
     try:
         while not (await asyncio.wait([waiting], timeout=WATCH))[0]:
             if await request.is_disconnected():
                 raise Refused(499, "the client has gone")
-        waiting.result()
+        return waiting.result()
     finally:
         waiting.cancel()
-        _cancel(worker, everything)
 
 
 def _cancel(worker: Worker, everything: Sequence[Asked]) -> None:
@@ -187,8 +185,7 @@ async def _chunks(
 
 
 async def _follow(answers: Answers, asked: Asked, first: int) -> AsyncIterator[dict[str, Any]]:
-    """The pieces of one context's candidates: text that no stop string and no later byte can change any
-    more."""
+    """The pieces of one context's candidates, of text that nothing to come can change."""
     sent = [""] * answers.ask.n
     while (texts := await asked.news.get()) is not None:
         for place, text in enumerate(texts):
@@ -222,16 +219,13 @@ def _error(message: str, kind: str, parameter: str | None = None, code: str | No
 
 
 async def _refusal(_: Request, error: Exception) -> Response:
-    """OpenAI's shape of an error: a Refused, what the engine refuses, a route that is not there, or a
-    mistake."""
+    """OpenAI's shape of an error: a Refused, a route that is not there, or a failure."""
     match error:
         case Refused():
             status, parameter, code = error.status, error.parameter, error.code
             message = error.message
         case HTTPException():
             status, parameter, code, message = error.status_code, None, None, error.detail
-        case ValueError():
-            status, parameter, code, message = 400, None, None, str(error)
         case _:
             status, parameter, code, message = 500, None, None, "the engine failed"
     kinds = {401: "authentication_error", 429: "rate_limit_error"}
