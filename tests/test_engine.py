@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from rationalyst_jax.lm.engine.engine import Engine
 from rationalyst_jax.lm.engine.requests import GenerateRequest, Handle, ScoreRequest
 from rationalyst_jax.lm.hf import load_llama
 from rationalyst_jax.lm.llama import Llama, tree_attend
+from rationalyst_jax.lm.sharding import created, make_mesh
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
@@ -252,6 +254,40 @@ def test_candidates_that_take_turns_are_counted_once_each(model, tokenizer):
     }  # fmt: skip
 
 
+def test_heads_and_vocabulary_divided_among_devices_change_nothing(tokenizer, caplog):
+    """Sampled, restricted, suppressed, scored, with forks and shared prefixes: as on one device."""
+    config = LlamaConfig(260, 32, 48, 2, 8, 4, 8)
+    requests = [
+        GenerateRequest(context, 9, n=3, temperature=t, top_k=k, seed=5, suppress=(7,), alternatives=2)
+        for context in contexts(3, 41, 70)
+        for t, k in ((0.0, 0), (1.0, 0), (0.7, 4))
+    ]
+    scores = [ScoreRequest(context, (5, 6, 7) * 9) for context in contexts(41, 70)]
+    sizes: dict[str, Any] = {"rows": 9, "pieces": 2, "piece": 8, "steps": 4, "pages": 200, "alternatives": 2}
+    want = Engine(Llama(config, rngs=nnx.Rngs(0)), tokenizer, **sizes)
+    mesh = make_mesh(1, 1, 4, jax.devices()[:4])
+    got = Engine(created(lambda: Llama(config, rngs=nnx.Rngs(0)), mesh), tokenizer, mesh=mesh, **sizes)
+    got.warm_up()
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+        mine = got.generate(requests), got.score(scores)
+    assert not [r for r in caplog.records if r.getMessage().startswith("Compiling")]
+    for one, other in zip(mine[0], want.generate(requests), strict=True):
+        assert [g.tokens for g in one] == [g.tokens for g in other]
+        for g, h in zip(one, other, strict=True):
+            np.testing.assert_allclose(g.logprobs, h.logprobs, atol=1e-5)
+            assert [[t for t, _ in place] for place in g.likeliest] == [
+                [t for t, _ in p] for p in h.likeliest
+            ]
+    for one, other in zip(mine[1], want.score(scores), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+    assert {shard.data.shape[2] for shard in got._state.cache.addressable_shards} == {2}
+
+
+def test_a_mesh_of_rows_is_refused(model, tokenizer):
+    with pytest.raises(ValueError, match="only the axis tensor of a mesh can be more than 1"):
+        Engine(model, tokenizer, mesh=make_mesh(1, 2, 2, jax.devices()[:4]))
+
+
 def test_after_warm_up_nothing_is_compiled(model, tokenizer, caplog):
     engine = Engine(model, tokenizer, rows=8, pieces=4, piece=8, steps=4)
     engine.warm_up()
@@ -322,7 +358,7 @@ ALONE = st.fixed_dictionaries(
 )
 DOCUMENTS = contexts(100, 100, 100)
 # A cache that holds little more than one request, one for a few, and one for all.
-SIZES = (
+SIZES: tuple[dict[str, Any], ...] = (
     {"rows": 4, "pieces": 1, "piece": 7, "page_size": 3, "pages": 60, "steps": 1},
     {"rows": 6, "pieces": 3, "piece": 4, "page_size": 8, "pages": 40, "steps": 4},
     {"rows": 5, "pieces": 4, "piece": 16, "page_size": 8, "pages": 500, "steps": 4},

@@ -1,13 +1,17 @@
 """Attention over pages against its definition in float64."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.pallas.ops.tpu.ragged_paged_attention import (
+    dynamic_validate_inputs,
+    ref_ragged_paged_attention,
+)
 
-from rationalyst_jax.lm.engine import attention
-from rationalyst_jax.lm.engine.attention import Trunk, paged_attention
+from rationalyst_jax.lm.engine.attention import Rows, Trunk, ragged, xla
 
-SIZE = 4
+SIZE, P = 4, 12
 
 
 def exact(q_QNH, keys_SKH, values_SKH, position_Q):
@@ -19,38 +23,60 @@ def exact(q_QNH, keys_SKH, values_SKH, position_Q):
     return np.einsum("nqs,snh->qnh", weights / weights.sum(axis=2, keepdims=True), values)
 
 
-@pytest.mark.parametrize("groups", [True, False], ids=["few rows at once", "all rows at once"])
-@pytest.mark.parametrize(("rows", "queries", "trunk"), [(1, 1, 0), (5, 1, 3), (11, 3, 7), (8, 2, 0)])
-def test_every_query_sees_its_own_tokens_and_those_before(rows, queries, trunk, groups, monkeypatch):
-    if not groups:
-        monkeypatch.setattr(attention.jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(attention, "KEYS_ON_CPU", 2 * SIZE)
-    monkeypatch.setattr(attention, "KEYS_AT_ONCE", 3 * SIZE)
-    rng, K, N, H, P = np.random.default_rng(rows), 2, 6, 8, 12
-    cache = rng.normal(size=(rows * P + 1, SIZE, 2 * K, H)).astype(np.float32)
-    page_RP = rng.permutation(rows * P).reshape(rows, P) + 1
-    member_R = rng.random(rows) < 0.7 * (trunk > 0)
+def as_documented(*inputs, sm_scale, **blocks):
+    """JAX's own reference of its kernel, which its interpreter cannot run."""
+    dynamic_validate_inputs(*inputs, **blocks)
+    return ref_ragged_paged_attention(*inputs, sm_scale=sm_scale)
+
+
+def rows_of(rng, count, queries, trunk, spare, K, H):
+    """Rows whose pages are their own but for a trunk; what is exact for them is computed from their cache."""
+    page_RP = spare[: count * P].reshape(count, P)
+    member_R = rng.random(count) < 0.7 * (trunk > 0)
     page_RP[member_R, :trunk] = np.arange(trunk) + 1  # wherever else these pages are read: that is allowed
-    last_R = rng.integers(trunk * SIZE + queries, P * SIZE, rows)
+    last_R = rng.integers(trunk * SIZE + queries, P * SIZE, count)
     last_R[-1] = np.where(member_R[-1], last_R[-1], queries - 1)  # a row shorter than the trunk
-    position_RQ = last_R[:, None] - np.arange(queries)[::-1]
-    q_RQNH = rng.normal(size=(rows, queries, N, H)).astype(np.float32)
+    return Rows(last_R[:, None] - np.arange(queries)[::-1], page_RP, member_R)
+
+
+@pytest.mark.parametrize("implementation", ["cpu", "gpu", "tpu"])
+@pytest.mark.parametrize(("singles", "pieces", "trunk"), [(1, 0, 0), (5, 2, 3), (11, 3, 7), (8, 1, 0)])
+def test_every_query_sees_its_own_tokens_and_those_before(
+    singles, pieces, trunk, implementation, monkeypatch
+):
+    monkeypatch.setattr(xla, "KEYS_ON_CPU", 2 * SIZE)
+    monkeypatch.setattr(xla, "KEYS_AT_ONCE", 3 * SIZE)
+    rng, K, N, H = np.random.default_rng(singles), 2, 6, 128 if implementation == "tpu" else 8
+    count = (singles + pieces) * P
+    cache = rng.normal(size=(count + 1, SIZE, 2 * K, H)).astype(np.float32)
+    spare = rng.permutation(count) + 1
+    rows = [rows_of(rng, singles, 1, trunk, spare, K, H)]
+    if pieces:
+        rows.append(rows_of(rng, pieces, 3, trunk, spare[singles * P :], K, H))
+    q_MNH = rng.normal(size=(singles + 3 * pieces, N, H)).astype(np.float32)
     page_P = np.zeros(P, np.int32)
     page_P[:trunk] = np.arange(trunk) + 1
-    shared, member = Trunk(jnp.array(page_P), jnp.int32(trunk)), jnp.array(member_R)
-    pages, positions = jnp.array(page_RP, jnp.int32), jnp.array(position_RQ, jnp.int32)
-    got = np.asarray(paged_attention(jnp.array(q_RQNH), jnp.array(cache), pages, positions, shared, member))
-    for r in range(rows):
-        kv = cache[page_RP[r]].reshape(P * SIZE, 2 * K, H).astype(np.float64)
-        want = exact(q_RQNH[r].astype(np.float64), kv[:, 0::2], kv[:, 1::2], position_RQ[r])
-        np.testing.assert_allclose(got[r], want, atol=2e-6)
+    inputs = jnp.array(q_MNH), jnp.array(cache), Trunk(jnp.array(page_P), jnp.int32(trunk))
+    on_device = [
+        jax.tree.map(lambda x: jnp.array(x, bool if x.dtype == bool else jnp.int32), r) for r in rows
+    ]
+    if implementation == "tpu":
+        monkeypatch.setattr(ragged, "ragged_paged_attention", as_documented)
+        got = np.asarray(ragged.attention(*inputs, on_device, "tpu"))
+    else:
+        got = np.asarray(xla.attention(*inputs, on_device, implementation))
+    start = 0
+    for position_Q, page_P in ((p, t) for r in rows for p, t in zip(r.position_RQ, r.page_RP, strict=True)):
+        q_QNH = q_MNH[start : start + len(position_Q)].astype(np.float64)
+        kv = cache[page_P].reshape(P * SIZE, 2 * K, H).astype(np.float64)
+        want = exact(q_QNH, kv[:, 0::2], kv[:, 1::2], position_Q)
+        np.testing.assert_allclose(got[start : start + len(position_Q)], want, atol=2e-6)
+        start += len(position_Q)
 
 
 def test_a_filler_reads_nothing_and_is_no_nan():
     cache = jnp.full((3, SIZE, 2, 8), np.nan)
-    q = jnp.ones((2, 1, 2, 8))
     nothing = Trunk(jnp.zeros(2, jnp.int32), jnp.int32(0))
-    out = paged_attention(
-        q, cache, jnp.ones((2, 2), jnp.int32), jnp.full((2, 1), -1), nothing, jnp.zeros(2, bool)
-    )
+    fillers = Rows(jnp.full((2, 1), -1), jnp.ones((2, 2), jnp.int32), jnp.zeros(2, bool))
+    out = xla.attention(jnp.ones((2, 2, 8)), cache, nothing, [fillers], "cpu")
     assert np.isfinite(np.asarray(out)).all()

@@ -1,6 +1,7 @@
 """`rationalyst serve`: a checkpoint behind an OpenAI-compatible HTTP server."""
 
 import os
+from pathlib import Path
 
 from jsonargparse.typing import PositiveInt
 from rich.console import Console
@@ -19,7 +20,7 @@ def run(
 
     Args:
         model: Checkpoint folder ("world": the one shipped).
-        name: What clients call the model; the folder's name by default.
+        name: What clients call the model; by default the folder's name, or the one given for a shipped model.
         host: Address to listen at; by default only this machine can connect.
         port: Port to listen at; 0 takes a free one.
         rows: Candidates that are generated at once.
@@ -43,7 +44,7 @@ def run(
     engine = Engine(weights, checkpoint.tokenizer, rows=rows, pages=pages, alternatives=most)
     with console.status("compiling"):
         engine.warm_up()
-    served = name or checkpoint.path.name
+    served = name or Path(model).resolve().name
     config = uvicorn.Config(
         make_app(engine, served, Limits(), key), host=host, port=port, log_level="warning"
     )

@@ -1,10 +1,11 @@
 """Choosing the next token: noise that only the request decides, temperature, top-k and top-p.
 
-R rows (one per sequence being generated), V vocabulary, in B blocks of S.
+R rows (one per sequence being generated), V vocabulary.
 """
 
 import math
-from functools import partial
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -41,31 +42,83 @@ def likeliest(logits_RV: Array, top_k_R: Array, top_p_R: Array) -> Array:
     return jnp.where(logits_RV >= least_R1, logits_RV, -jnp.inf)
 
 
-def draw(logits_RV: Array, key_R: Array, temperature_R: Array, top_k_R: Array, top_p_R: Array) -> Array:
-    """A token of each row, int32 `[R]`, from softmax(logits / temperature) by the Gumbel-max trick.
+def block_size(V: int) -> int:
+    """How many words a block of the vocabulary has: about the square root of all.
 
-    In two levels, since noise is dear: one of B blocks of S words by the mass of each, then a word of it. The
-    largest of several Gumbel variables is one too, at the logarithm of their summed masses, so the
-    distribution is the same, and B + S numbers are drawn instead of V. A difference in rounding changes the
-    token only where two perturbed masses are that close.
-
-    Top-k and top-p are applied after the temperature, where a row asks for them. A temperature of 0 is taken
-    for 1: whoever wants the likeliest token needs no draw.
+    A divisor of V where one is near, since filling up the last block copies all logits; else a power of two.
     """
+    near = [S for S in range(1, V + 1) if V % S == 0 and V <= 4 * S * S <= 16 * V]
+    return min(near, key=lambda S: max(S, V // S), default=2 ** math.ceil(math.log2(V) / 2))
+
+
+def in_blocks(logits_RV: Array, S: int) -> Array:
+    """`[R, B, S]`, the last block filled up with -inf."""
     R, V = logits_RV.shape
-    logits_RV = logits_RV / jnp.where(temperature_R > 0, temperature_R, 1)[:, None]
-    restricted = (top_k_R > 0).any() | (top_p_R < 1).any()
-    restrict = partial(likeliest, logits_RV, top_k_R, top_p_R)
-    logits_RV = jax.lax.cond(restricted, restrict, lambda: logits_RV)
+    return jnp.pad(logits_RV, ((0, 0), (0, -V % S)), constant_values=-jnp.inf).reshape(R, -1, S)
 
-    S = 2 ** math.ceil(math.log2(V) / 2)
-    logits_RBS = jnp.pad(logits_RV, ((0, 0), (0, -V % S)), constant_values=-jnp.inf).reshape(R, -1, S)
-    keys_R2 = jax.vmap(jax.random.split)(key_R)
 
-    def likeliest_with_noise(logits_RX: Array, key_R: Array) -> Array:
-        noise_RX = jax.vmap(lambda key: jax.random.gumbel(key, logits_RX.shape[1:]))(key_R)
-        return jnp.argmax(logits_RX + noise_RX, axis=-1)
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Logits:
+    """Logits of R rows (float32): T parts of the vocabulary one after the other, each in B blocks of S words.
 
-    block_R = likeliest_with_noise(jax.nn.logsumexp(logits_RBS, axis=-1), keys_R2[:, 0])
-    word_R = likeliest_with_noise(logits_RBS[jnp.arange(R), block_R], keys_R2[:, 1])
-    return (block_R * S + word_R).astype(jnp.int32)
+    best, mass, heated `[R, T * B]`: the largest of a block, their logsumexp, and that at the temperatures.
+    """
+
+    parts_TRBS: Array
+    best_RX: Array
+    mass_RX: Array
+    heated_RX: Array
+
+    def block(self, block_R: Array) -> Array:
+        """A block of each row, `[R, S]`."""
+        _, R, B, _ = self.parts_TRBS.shape
+        return self.parts_TRBS[block_R // B, jnp.arange(R), block_R % B]
+
+    def whole(self) -> Array:
+        """`[R, V]`, with what fills up the last block."""
+        return self.parts_TRBS.swapaxes(0, 1).reshape(self.parts_TRBS.shape[1], -1)
+
+    def of(self, token_R: Array) -> Array:
+        """The logit of one token of each row, `[R]`."""
+        S = self.parts_TRBS.shape[3]
+        return jnp.take_along_axis(self.block(token_R // S), token_R[:, None] % S, axis=1)[:, 0]
+
+    def argmax(self) -> Array:
+        """The likeliest token of each row, int32 `[R]`."""
+        block_R = jnp.argmax(self.best_RX, axis=1)
+        word_R = jnp.argmax(self.block(block_R), axis=1)
+        return (block_R * self.parts_TRBS.shape[3] + word_R).astype(jnp.int32)
+
+    def draw(self, key_R: Array, temperature_R: Array, top_k_R: Array, top_p_R: Array) -> Array:
+        """A token of each row, int32 `[R]`, from softmax(logits / temperature) by the Gumbel-max trick.
+
+        In two levels, since noise is dear: a block by the mass of each, then a word of it. The largest of
+        several Gumbel variables is one too, at the logarithm of their summed masses, so the distribution is
+        the same, and far fewer numbers are drawn. A difference in rounding changes the token only where two
+        perturbed masses are that close.
+
+        Top-k and top-p are applied after the temperature, where a row asks for them.
+        """
+        _, R, _, S = self.parts_TRBS.shape
+        keys_R2 = jax.vmap(jax.random.split)(key_R)
+
+        def likeliest_with_noise(logits_RX: Array, key_R: Array) -> Array:
+            noise_RX = jax.vmap(lambda key: jax.random.gumbel(key, logits_RX.shape[1:]))(key_R)
+            return jnp.argmax(logits_RX + noise_RX, axis=1)
+
+        def drawn(mass_RX: Array, words: Callable[[Array], Array]) -> Array:
+            block_R = likeliest_with_noise(mass_RX, keys_R2[:, 0])
+            return block_R * S + likeliest_with_noise(words(block_R), keys_R2[:, 1])
+
+        def of_all() -> Array:
+            return drawn(self.heated_RX, lambda block_R: self.block(block_R) / temperature_R[:, None])
+
+        def of_likeliest() -> Array:
+            kept_RV = likeliest(self.whole() / temperature_R[:, None], top_k_R, top_p_R)
+            kept_RXS = kept_RV.reshape(R, -1, S)
+            mass_RX = jax.nn.logsumexp(kept_RXS, axis=2)
+            return drawn(mass_RX, lambda block_R: kept_RXS[jnp.arange(R), block_R])
+
+        restricted = (top_k_R > 0).any() | (top_p_R < 1).any()
+        return jax.lax.cond(restricted, of_likeliest, of_all).astype(jnp.int32)

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from rationalyst_jax.lm.engine.attention import Trunk
+from rationalyst_jax.lm.engine.head import Answers, Entries
 from rationalyst_jax.lm.engine.pages import Node
 from rationalyst_jax.lm.engine.runs import Branch, Memory, Run
-from rationalyst_jax.lm.engine.step import Answers, Entries, Pieces, Singles
+from rationalyst_jax.lm.engine.step import Pieces, Singles
 
 _COLUMNS = {  # of Entries, after its count
     **dict.fromkeys(("place_A", "target_A", "slot_A"), np.int32),

@@ -15,9 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
 
 from rationalyst_jax.lm.engine.batch import Asked, Begin, Dispatched, pieces, singles
+from rationalyst_jax.lm.engine.head import Answers
 from rationalyst_jax.lm.engine.pages import NOWHERE, Pages
 from rationalyst_jax.lm.engine.requests import (
     GenerateRequest,
@@ -28,10 +30,12 @@ from rationalyst_jax.lm.engine.requests import (
     ScoreRequest,
 )
 from rationalyst_jax.lm.engine.runs import Branch, Memory, Run
-from rationalyst_jax.lm.engine.step import Answers, copy_pages, decode_steps, mixed_step, new_state
+from rationalyst_jax.lm.engine.step import copy_pages, decode_steps, mixed_step, new_state
 from rationalyst_jax.lm.engine.text import Kinds, Text
 from rationalyst_jax.lm.flops import forward_flops
 from rationalyst_jax.lm.llama import Llama
+from rationalyst_jax.lm.settings import TENSOR
+from rationalyst_jax.lm.sharding import row_shards
 
 CACHE_ON_CPU = 1 << 30  # bytes, where nobody says how many pages
 
@@ -50,7 +54,8 @@ class Engine:
     rows: candidates that are generated at once. A step takes at most one token of each, and `pieces` pieces
     of `piece` tokens of prompts or scored text. steps: tokens of each that are decoded in one dispatch where
     no prompt waits. pages: of `page_size` tokens; by default what fits in the free memory of the device.
-    alternatives: the most that a request may ask for.
+    alternatives: the most that a request may ask for. mesh: over whose axis `tensor` weights and heads are
+    divided; its other axes must be 1 (ValueError).
     """
 
     repeatable = True  # equal requests in equal order, after `forget`, have equal results
@@ -67,18 +72,23 @@ class Engine:
         page_size: int = 16,
         pages: int | None = None,
         alternatives: int = 0,
+        mesh: Mesh | None = None,
     ):
+        if mesh is not None and row_shards(mesh) > 1:
+            raise ValueError(
+                f"engine: only the axis {TENSOR} of a mesh can be more than 1, got {dict(mesh.shape)}"
+            )
         config = model.config
         self.model, self.tokenizer = model, tokenizer
         self._graph, self._weights = nnx.split(model)
-        pages = pages or _fitting_pages(model, page_size, rows)
+        pages = pages or _fitting_pages(model, page_size, rows, mesh)
         self.pages = Pages(pages, page_size)
         self._memory = Memory(self.pages, config.max_position_embeddings)
         self._rows, self._row_sizes = rows, sorted({max(1, rows // 8), rows})
         self._piece, self._piece_sizes = piece, sorted({max(1, pieces // 8), pieces})
-        self._most_steps, self._alternatives = steps, alternatives
+        self._most_steps, self._alternatives, self._mesh = steps, alternatives, mesh
         sizes = {"pages": pages, "page_size": page_size, "slots": rows}
-        self._state = new_state(config, model.embed_VD.dtype, **sizes)
+        self._state = new_state(config, model.embed_VD.dtype, **sizes, mesh=mesh)
         self._first_pages = jnp.arange(config.num_layers, dtype=jnp.int32) * (pages + 1)
         eos = config.eos_token_id if isinstance(config.eos_token_id, tuple) else (config.eos_token_id,)
         ends = (*eos, cast("int | None", tokenizer.eos_token_id))
@@ -298,6 +308,7 @@ class Engine:
             *(self._graph, self._weights, self._state, self._kinds.on_device()),
             *(begin.trunk(self._memory.width), single, piece, asked.entries()),
             Z=self._alternatives,
+            mesh=self._mesh,
         )
         if copies:
             self._copy(copies)
@@ -327,6 +338,7 @@ class Engine:
             *(begin.trunk(self._memory.width), single, asked.entries(), np.int32(steps)),
             most=self._most_steps,
             Z=self._alternatives,
+            mesh=self._mesh,
         )
         for branch in branches:
             taken = min(steps, branch.left)
@@ -422,11 +434,12 @@ def _attended(start: int, stop: int) -> int:
     return (stop * (stop + 1) - start * (start + 1)) // 2
 
 
-def _fitting_pages(model: Llama, page_size: int, rows: int) -> int:
-    """How many pages fit in nine tenths of the device's free memory, but no more than rows can need."""
+def _fitting_pages(model: Llama, page_size: int, rows: int, mesh: Mesh | None) -> int:
+    """How many pages fit in nine tenths of the free memory of a device, but no more than rows can need."""
     config, dtype = model.config, jnp.dtype(model.embed_VD.dtype)
-    a_token = 2 * config.num_layers * config.num_kv_heads * config.head_dim * dtype.itemsize
-    stats = jax.devices()[0].memory_stats()
+    device, shards = (jax.devices()[0], 1) if mesh is None else (mesh.devices.flat[0], mesh.shape[TENSOR])
+    a_token = 2 * config.num_layers * config.num_kv_heads // shards * config.head_dim * dtype.itemsize
+    stats = device.memory_stats()
     free = 0.9 * (stats["bytes_limit"] - stats["bytes_in_use"]) if stats else CACHE_ON_CPU
     most = rows * -(-config.max_position_embeddings // page_size)
     return max(1, min(most, int(free) // (a_token * page_size) - 1))

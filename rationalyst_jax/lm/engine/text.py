@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from rationalyst_jax.lm.engine.head import ENDING, SUPPRESSED
 from rationalyst_jax.lm.engine.requests import GenerateRequest, Generation, Likeliest, Request
-from rationalyst_jax.lm.engine.step import ENDING, SUPPRESSED
 
 
 class Text:

@@ -1,16 +1,17 @@
-"""Attention of rows of queries over the pages of their sequences.
+"""Attention over pages in plain XLA, for any device. The trunk is read once, for all of its members.
 
-R rows of Q queries, P pages of a table, X pages that are read at once, S = X * page size keys of them,
-Y = G * Q queries of a row that share a key-value head; the other letters as in `lm/llama.py`.
+X pages that are read at once, S = X * page size keys of them, Y = G * Q queries of a row that share a
+key-value head.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+
+from rationalyst_jax.lm.engine.attention import Rows, Trunk
 
 KEYS_AT_ONCE = 256
 # What a core's cache holds; so no row waits for the longest of all, either.
@@ -20,25 +21,24 @@ UNSEEN = -1e30  # stands for the score of a masked key: exp of it is 0, and it i
 Softmax = tuple[Array, Array, Array]  # maximum_RKY, sum_RKY, out_RKYH: of the keys seen so far
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Trunk:
-    """Pages with which many sequences begin, read once for all of them: `[P]`, of which `count` are there."""
-
-    page_P: Any
-    count: Any
+def refusal(H: int) -> None:
+    """It can serve every call."""
 
 
-def paged_attention(
-    q_RQNH: Array, cache: Array, page_RP: Array, position_RQ: Array, trunk: Trunk, member_R: Array
-) -> Array:
-    """Attention of each query over the tokens of its row at its own position and before: `[R, Q, N, H]`.
+def attention(q_MNH: Array, cache: Array, trunk: Trunk, rows: Sequence[Rows], platform: str) -> Array:
+    """See `paged_attention`. Pages are read in blocks, with the softmax accumulated in float32
+    (arXiv 2205.14135)."""
+    outputs, start = [], 0
+    for some in rows:
+        stop = start + some.position_RQ.size
+        q_RQNH = q_MNH[start:stop].reshape(*some.position_RQ.shape, *q_MNH.shape[1:])
+        outputs.append(_of_rows(q_RQNH, cache, trunk, some, platform).reshape(-1, *q_MNH.shape[1:]))
+        start = stop
+    return jnp.concatenate(outputs)
 
-    `cache` is `[pages, page size, 2 K, H]`, keys and values of a head side by side; `page` names the pages
-    of each row from its first token on, and they hold what is seen. A position of -1 sees nothing,
-    and its output may be anything. A member's pages begin with those of the trunk, and its queries stand
-    after them. Pages are read in blocks, with the softmax accumulated in float32 (arXiv 2205.14135).
-    """
+
+def _of_rows(q_RQNH: Array, cache: Array, trunk: Trunk, rows: Rows, platform: str) -> Array:
+    position_RQ, page_RP, member_R = rows.position_RQ, rows.page_RP, rows.member_R
     R, Q, N, H = q_RQNH.shape
     size, K = cache.shape[1], cache.shape[2] // 2
     G, Y = N // K, N // K * Q
@@ -54,10 +54,12 @@ def paged_attention(
     softmax = jax.tree.map(lambda x: x.reshape(K, R, Y, *x.shape[3:]).swapaxes(0, 1), softmax)
     # What a row has for itself.
     own = q_RKYH, page_RP, jnp.where(member_R, tokens, 0), seen_RY, softmax
-    if jax.default_backend() == "cpu":
-        own = jax.tree.map(partial(_in_groups, ROWS_ON_CPU), own)
+    if platform == "cpu":
+        order_R = jnp.lexsort((seen_RY.max(axis=1), own[2]))  # rows that read the same places stand together
+        own = jax.tree.map(lambda x: _in_groups(ROWS_ON_CPU, x[order_R]), own)
         softmax = jax.lax.map(lambda rows: _visit(cache, KEYS_ON_CPU, *rows), own)
-        softmax = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:R], softmax)
+        back_R = jnp.argsort(order_R)
+        softmax = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[back_R], softmax)
     else:
         softmax = _visit(cache, KEYS_AT_ONCE, *own)
     _, sum_RKY, out_RKYH = softmax

@@ -1,0 +1,71 @@
+"""Attention of a step's tokens over the pages of their sequences.
+
+Each implementation is a module with `attention(q, cache, trunk, rows, platform)` and `refusal(H)`, the reason
+why it cannot serve. To add one, write its module and name it in the table below.
+
+M places of a step, R rows of Q places each, P pages of a table; the other letters as in `lm/llama.py`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.sharding import Mesh, PartitionSpec
+
+from rationalyst_jax.lm.settings import TENSOR
+from rationalyst_jax.lm.sharding import platform_of
+
+# What is tried on each platform, in this order; the first that does not refuse serves.
+CHOICE = {"tpu": ("ragged", "xla")}
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Trunk:
+    """Pages with which many sequences begin, read once for all of them: `[P]`, of which `count` are there."""
+
+    page_P: Any
+    count: Any
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Rows:
+    """R rows of Q queries: their positions one after the other, then -1 for fillers; their pages.
+
+    member (bool): the pages begin with those of the trunk, and all the row's queries stand after them.
+    """
+
+    position_RQ: Any
+    page_RP: Any
+    member_R: Any
+
+    def pages_of_queries(self, page_size: int) -> Array:
+        """In which page each query's own token is: `[R, Q]`, anything for a filler."""
+        return jnp.take_along_axis(self.page_RP, jnp.maximum(self.position_RQ, 0) // page_size, axis=1)
+
+
+def paged_attention(
+    q_MNH: Array, cache: Array, trunk: Trunk, rows: Sequence[Rows], mesh: Mesh | None = None
+) -> Array:
+    """Attention of each query over the tokens of its row at its own position and before: `[M, N, H]`.
+
+    `cache` is `[pages, page size, 2 K, H]`, keys and values of a head side by side; the pages of a row, from
+    its first token on, hold what is seen. The M queries are those of all rows, one row after the other. A
+    filler's output may be anything. Under a `mesh` heads are divided by its axis `TENSOR`.
+    """
+    platform = platform_of(mesh)
+    modules = (import_module(f"{__name__}.{name}") for name in CHOICE.get(platform, ("xla",)))
+    module = next(m for m in modules if not m.refusal(q_MNH.shape[2]))
+    attention = partial(module.attention, platform=platform)
+    if mesh is None:
+        return attention(q_MNH, cache, trunk, rows)
+    heads, alike = PartitionSpec(None, TENSOR), PartitionSpec()
+    inputs = heads, PartitionSpec(None, None, TENSOR), alike, alike
+    on_shards = jax.shard_map(attention, mesh=mesh, in_specs=inputs, out_specs=heads, check_vma=False)
+    return on_shards(q_MNH, cache, trunk, tuple(rows))

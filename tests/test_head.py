@@ -1,0 +1,87 @@
+"""What entries ask of hidden states, with the vocabulary in parts and blocks, against its definition."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import log_softmax
+
+from rationalyst_jax.lm.engine import head
+from rationalyst_jax.lm.sampling import block_size
+
+A, D = 7, 16
+
+
+def asked(target, temperature, *, top_k=0, top_p=1.0, count=A):
+    ints, floats = np.zeros(A, np.int32), np.zeros(A, np.float32)
+    entries = head.Entries(
+        *(np.int32(count), np.bool_(True), np.arange(A, dtype=np.int32), ints + target, ints, ints > 0),
+        *(
+            np.arange(A, dtype=np.int32) % 2,
+            ints + 9,
+            np.zeros(A, np.uint32),
+            ints,
+            np.arange(A, dtype=np.int32),
+        ),
+        *(floats + np.float32(temperature), floats + np.float32(top_p), ints + top_k),
+    )
+    return jax.tree.map(jnp.asarray, entries)
+
+
+def compiled():
+    """`head.answer`, compiled anew: its constants are changed here."""
+    answer = jax.jit(lambda *inputs, Z: head.answer(*inputs, Z), static_argnames="Z")  # pyright: ignore
+    return lambda inputs, entries, Z: answer(*map(jnp.asarray, inputs), entries, Z=Z)
+
+
+def model(V):
+    rng = np.random.default_rng(V)
+    kinds = np.zeros((2, V), np.uint8)
+    kinds[1, rng.permutation(V)[: V // 3]] = head.SUPPRESSED
+    return rng.normal(size=(A, D)).astype(np.float32), rng.normal(size=(V, D)).astype(np.float32), kinds
+
+
+@pytest.mark.parametrize(("V", "words"), [(1, 9), (2, 9), (257, 300), (1200, 2000), (1200, 300), (1200, 40)])
+def test_log_probabilities_are_those_of_the_softmax(V, words, monkeypatch):
+    monkeypatch.setattr(head, "WORDS_ON_CPU", words)
+    monkeypatch.setattr(head, "ENTRIES_AT_ONCE", 3)
+    hidden, table, kinds = model(V)
+    logits = hidden.astype(np.float64) @ table.T.astype(np.float64)
+    exact = log_softmax(np.where(kinds[np.arange(A) % 2] == head.SUPPRESSED, -np.inf, logits), axis=1)
+    answers = compiled()
+    likeliest = answers((hidden, table, kinds), asked(-1, 0.0), min(V, 4))
+    np.testing.assert_array_equal(likeliest.token_A, exact.argmax(axis=1))
+    np.testing.assert_allclose(likeliest.logprob_A, exact.max(axis=1), atol=1e-5)
+    np.testing.assert_array_equal(likeliest.likeliest_AZ[:, 0], likeliest.token_A)
+    np.testing.assert_allclose(
+        likeliest.likeliest_logprob_AZ, -np.sort(-exact, axis=1)[:, : min(V, 4)], atol=1e-5
+    )
+    for target in {0, V // 2, V - 1}:
+        given = answers((hidden, table, kinds), asked(target, 0.0), 0)
+        np.testing.assert_array_equal(given.token_A, target)
+        np.testing.assert_allclose(given.logprob_A, exact[:, target], atol=1e-5)
+
+
+@pytest.mark.parametrize("how", [{}, {"top_k": 3}, {"top_p": 0.4}], ids=["all", "top-k", "top-p"])
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_parts_do_not_change_what_is_drawn(how, temperature, monkeypatch):
+    inputs = model(1200)
+    whole = compiled()(inputs, asked(-1, temperature, **how), 0)
+    monkeypatch.setattr(head, "WORDS_ON_CPU", 300)
+    monkeypatch.setattr(head, "ENTRIES_AT_ONCE", 2)
+    parts = compiled()(inputs, asked(-1, temperature, **how), 0)
+    np.testing.assert_array_equal(parts.token_A, whole.token_A)
+    np.testing.assert_allclose(parts.logprob_A, whole.logprob_A, atol=1e-5)
+
+
+def test_entries_behind_the_count_are_not_computed():
+    inputs = model(257)
+    nothing = compiled()(inputs, asked(-1, 0.0, count=0), 2)
+    assert not any(np.asarray(x).any() for x in jax.tree.leaves(nothing))
+
+
+@pytest.mark.parametrize(
+    ("V", "S"), [(128256, 334), (32000, 160), (151936, 512), (257, 32), (472, 32), (1, 1)]
+)
+def test_blocks_are_about_the_square_root_of_the_vocabulary(V, S):
+    assert block_size(V) == S
