@@ -1,10 +1,26 @@
 """What the engine shares, counted; and that nothing is lost in it."""
 
+import json
+import logging
+from collections import Counter
+
+import jax
 import numpy as np
+import yaml
+from flax import nnx
 from test_engine import byte_tokenizer, random_llama
 
+from rationalyst_jax.lm.config import LlamaConfig
 from rationalyst_jax.lm.engine.engine import Engine
-from rationalyst_jax.lm.engine.requests import GenerateRequest, Handle, ScoreRequest
+from rationalyst_jax.lm.engine.requests import GenerateRequest, Handle, Request, ScoreRequest
+from rationalyst_jax.lm.llama import Llama
+from rationalyst_jax.lm.prompt import load_prompts
+from rationalyst_jax.lm.tokenizer import load_tokenizer
+from rationalyst_jax.reason.config import ReasonConfig
+from rationalyst_jax.reason.roles import Role, Roles
+from rationalyst_jax.reason.solve import solve
+from rationalyst_jax.reason.traces import mean_ledger
+from rationalyst_jax.reason.trajectory import Question
 
 
 def test_no_page_is_lost_in_ten_thousand_random_operations():
@@ -46,3 +62,81 @@ def test_no_page_is_lost_in_ten_thousand_random_operations():
     assert engine.pages.in_use == 0 and engine.pages.available == engine.pages.number
     engine.forget()
     assert sorted(engine.pages._free) == list(range(1, engine.pages.number + 1))
+
+
+class Watched(Engine):
+    """Compares its pages in use with what the open requests need, each beginning once, after every step."""
+
+    def __init__(self, *args, **sizes):
+        super().__init__(*args, **sizes)
+        self.beginnings: Counter[int] = Counter()  # full pages of contexts, by all tokens up to their end
+        self.own: dict[Handle, int] = {}
+        self.most = 0
+
+    def _beginnings(self, request: Request) -> list[int]:
+        size, found = self.pages.size, [0]
+        for start in range(0, len(request.context) - size, size):
+            found.append(hash((found[-1], request.context[start : start + size])))
+        return found[1:]
+
+    def submit(self, request: Request) -> Handle:
+        shared = self._beginnings(request)
+        rest = len(request.context) - len(shared) * self.pages.size
+        n, new = (
+            (request.n, request.max_tokens)
+            if isinstance(request, GenerateRequest)
+            else (1, len(request.continuation))
+        )
+        handle = super().submit(request)
+        self.beginnings.update(shared)
+        self.own[handle] = n * -(-(rest + new - 1) // self.pages.size)
+        return handle
+
+    def step(self) -> list[Handle]:
+        finished = super().step()
+        self.most = max(self.most, self.pages.in_use)
+        assert self.pages.in_use <= len(self.beginnings) + sum(self.own.values())
+        for handle in finished:
+            del self.own[handle]
+            self.beginnings -= Counter(self._beginnings(handle.request))
+        return finished
+
+
+def test_a_guided_loop_computes_a_tenth_of_what_it_sends(shared, tmp_path, caplog):
+    """50 questions of GSM8K with 8 examples before each: N = 3 candidates, 6 steps, a rationale for each."""
+    tokenizer, shipped = load_tokenizer(shared / "llama3_tokenizer"), load_prompts("llama3")
+    chat = [("system", "Solve it step by step, one step a line.")]
+    for line in (shared / "gsm8k" / "train.jsonl").read_text(encoding="utf-8").splitlines()[:8]:
+        row = json.loads(line)
+        chat += [("user", row["question"]), ("assistant", row["answer"].replace("{", "(").replace("}", ")"))]
+    chat += [("user", "{question}"), ("assistant", "{steps}{step}")]
+    kinds = {
+        "step": chat,
+        **{kind: shipped[kind].messages for kind in ("rationale", "follow", "follow_guided")},
+    }
+    messages = {k: {"messages": [{"role": r, "content": c} for r, c in m]} for k, m in kinds.items()}
+    path = tmp_path / "prompts.yaml"
+    path.write_text(
+        yaml.safe_dump({"version": "8 examples", "document": shipped.document, "prompts": messages})
+    )
+    lines = (shared / "gsm8k" / "test.jsonl").read_text(encoding="utf-8").splitlines()[:50]
+    questions = [Question(str(i), json.loads(line)["question"]) for i, line in enumerate(lines)]
+
+    shape = LlamaConfig(128256, 8, 8, 1, 2, 1, 4, max_position_embeddings=2048, eos_token_id=128001)
+    engine = Watched(Llama(shape, rngs=nnx.Rngs(0)), tokenizer, rows=64)
+    engine.warm_up()
+    role = Role(engine, tokenizer)
+    config = ReasonConfig(
+        "implicit", candidates=3, max_steps=6, max_step_tokens=6, max_rationale_tokens=6, step_end="turn"
+    )
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+        traces = solve(
+            questions, Roles(role, role, role), load_prompts(path), config, lambda text: None, tmp_path / "t"
+        )
+    assert not [r for r in caplog.records if r.getMessage().startswith("Compiling")]
+    assert len(traces) == 50 and all(len(trace.steps) == 6 for trace in traces)
+    used = mean_ledger(traces)
+    sent = used["prefilled"] + used["cached"]
+    assert sent > 9000
+    assert used["prefilled"] <= 0.1 * sent
+    assert engine.most > 100

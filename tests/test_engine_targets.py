@@ -1,0 +1,69 @@
+"""The engine's programs for Llama-3-8B, compiled for TPUs that are not there: compiled, not run."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
+
+from rationalyst_jax.lm.chips import CHIPS, GIB
+from rationalyst_jax.lm.config import LlamaConfig
+from rationalyst_jax.lm.engine.batch import Asked, Begin, pieces, singles
+from rationalyst_jax.lm.engine.pages import Pages
+from rationalyst_jax.lm.engine.runs import Memory
+from rationalyst_jax.lm.engine.step import State, cache_sharding, decode_steps, mixed_step
+from rationalyst_jax.lm.llama import Llama
+from rationalyst_jax.lm.program import collectives, memory
+from rationalyst_jax.lm.sharding import make_mesh, shard_weights
+
+pytestmark = pytest.mark.aot
+
+# The engine's defaults.
+ROWS, PIECES, PIECE, PAGE, STEPS = 64, 16, 32, 16, 16
+
+
+@pytest.mark.parametrize("kind", ["mixed", "decode"])
+@pytest.mark.parametrize(("topology", "tensor"), [("v5e:2x4", 8), ("v6e:2x2", 4), ("v5p:2x2x1", 4)])
+def test_a_step_of_llama_3_8b_fits(tpu_topology, topology, tensor, kind):
+    chip, config = CHIPS[topology.split(":")[0]], LlamaConfig.llama3_8b()
+    mesh = make_mesh(1, 1, tensor, tpu_topology(topology))
+
+    def placed(x: Any, sharding: Any) -> Any:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    def alike(tree: Any) -> Any:
+        return jax.tree.map(lambda x: placed(jnp.asarray(x), NamedSharding(mesh, PartitionSpec())), tree)
+
+    graph, weights = nnx.split(nnx.eval_shape(lambda: Llama(config, rngs=nnx.Rngs(0), dtype=jnp.bfloat16)))
+    weights = jax.tree.map(placed, weights, shard_weights(weights, mesh))
+    on_a_chip = 2 * sum(w.size for w in jax.tree.leaves(weights)) // tensor
+    a_token = 2 * config.num_layers * config.num_kv_heads // tensor * config.head_dim * 2
+    pages = int(0.9 * (chip.memory - on_a_chip)) // (a_token * PAGE)
+    shape = config.num_layers * (pages + 1), PAGE, 2 * config.num_kv_heads, config.head_dim
+    slots = alike((jnp.zeros(ROWS + 1, jnp.int32), jnp.zeros(ROWS + 1, bool)))
+    cache: Any = jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=cache_sharding(mesh))
+    state = State(cache, *slots)
+
+    host, nothing = Memory(Pages(pages, PAGE), config.max_position_embeddings), Begin([])
+    kinds = jnp.zeros((8, config.vocab_size), jnp.uint8)
+    inputs = kinds, nothing.trunk(host.width), singles([], nothing, host, ROWS, 1, nobody=ROWS)
+    if kind == "mixed":
+        parts = pieces([], nothing, host, PIECES, PIECE), Asked(ROWS + PIECES * PIECE).entries()
+        lowered = mixed_step.lower(graph, weights, state, *alike((*inputs, *parts)), Z=0, mesh=mesh)
+    else:
+        rest = alike((*inputs, Asked(ROWS).entries(), jnp.int32(STEPS)))
+        lowered = decode_steps.lower(graph, weights, state, *rest, most=STEPS, Z=0, mesh=mesh)
+    compiled = lowered.compile()
+
+    needed, of_cache = memory(compiled), a_token * PAGE * (pages + 1)
+    exchanged = collectives(compiled)
+    sums = sum(c.count for c in exchanged if c.kind == "all-reduce" and c.received > 100_000)
+    cells = f"{(needed.arguments - of_cache) / GIB:.2f}", f"{needed.temporary / GIB:.2f}", f"{of_cache / GIB:.2f}"
+    rest = f"{needed.peak / GIB:.2f} of {chip.memory // GIB}", f"{pages * PAGE:,}", str(sums)
+    print(" | ".join(("", topology, str(tensor), kind, *cells, *rest, "")))
+    assert needed.peak < chip.memory
+    assert needed.aliased >= of_cache  # donated: nowhere is there a second one
+    assert needed.temporary < 0.02 * chip.memory
+    assert "tpu_custom_call" in str(compiled.as_text())  # the ragged kernel, not its reference
