@@ -60,7 +60,11 @@ def test_a_step_of_llama_3_8b_fits(tpu_topology, topology, tensor, kind):
     needed, of_cache = memory(compiled), a_token * PAGE * (pages + 1)
     exchanged = collectives(compiled)
     sums = sum(c.count for c in exchanged if c.kind == "all-reduce" and c.received > 100_000)
-    cells = f"{(needed.arguments - of_cache) / GIB:.2f}", f"{needed.temporary / GIB:.2f}", f"{of_cache / GIB:.2f}"
+    cells = (
+        f"{(needed.arguments - of_cache) / GIB:.2f}",
+        f"{needed.temporary / GIB:.2f}",
+        f"{of_cache / GIB:.2f}",
+    )
     rest = f"{needed.peak / GIB:.2f} of {chip.memory // GIB}", f"{pages * PAGE:,}", str(sums)
     print(" | ".join(("", topology, str(tensor), kind, *cells, *rest, "")))
     assert needed.peak < chip.memory

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from rationalyst_jax.lm.settings import EngineConfig
 from rationalyst_jax.mine.config import AnnotateConfig
 from rationalyst_jax.report.progress import track
 from rationalyst_jax.report.tables import counts_table
@@ -20,6 +21,7 @@ def run(
     out: Path,
     prompts: str,
     annotate: AnnotateConfig,
+    engine: EngineConfig,
     documents: Path | None = None,
     annotations: Path | None = None,
     model: str | None = None,
@@ -32,6 +34,7 @@ def run(
         prompts: A shipped prompt set (llama3, world) or a YAML file.
         documents: JSONL of documents to annotate: text, and id and source where there are any.
         annotations: JSONL of annotated documents to import instead: input, output.
+        engine: How the annotator generates.
         model: Checkpoint folder of the annotator ("world": the one shipped); for an import only its name.
         min_similarity: How similar a copy must be to its document (0 to 1) to be used.
     """
@@ -46,14 +49,14 @@ def run(
     if documents is not None and annotations is None:
         if model is None:
             raise ArgumentError(None, "--documents needs a --model to annotate them")
-        annotated = _annotate(documents, model, prompt_set, annotate, out, console)
+        annotated = _annotate(documents, model, prompt_set, annotate, engine, out, console)
     elif annotations is not None and documents is None:
         annotated = read_annotations(annotations)
     else:
         raise ArgumentError(None, "give either --documents or --annotations")
     extraction = extract(annotated, min_similarity)
     config = {
-        "annotate": asdict(annotate) if documents else None,
+        "annotate": asdict(annotate) | {"int8": engine.int8} if documents else None,
         "annotations": str(annotations) if annotations else None,
         "min_similarity": min_similarity,
     }
@@ -69,18 +72,27 @@ def run(
 
 
 def _annotate(
-    path: Path, model: str, prompts: "PromptSet", config: AnnotateConfig, out: Path, console: Console
+    path: Path,
+    model: str,
+    prompts: "PromptSet",
+    config: AnnotateConfig,
+    engine: EngineConfig,
+    out: Path,
+    console: Console,
 ) -> "list[Annotation]":
     from rationalyst_jax.files.settings import claim
-    from rationalyst_jax.lm.engine.engine import Engine
     from rationalyst_jax.mine.annotate import annotate
     from rationalyst_jax.mine.documents import read_documents
-    from rationalyst_jax.pipeline.checkpoint import open_checkpoint
+    from rationalyst_jax.pipeline.checkpoint import open_checkpoint, open_engines
 
     documents, checkpoint = read_documents(path), open_checkpoint(model)
-    asked = {"model": checkpoint.fingerprint, "prompts": prompts.version, "annotate": asdict(config)}
+    asked = {
+        "model": engine.weights(checkpoint.fingerprint),
+        "prompts": prompts.version,
+        "annotate": asdict(config),
+    }
     file = out / "annotations.jsonl"
     claim(out / "annotations.config.json", asked, file)
-    engine = Engine(checkpoint.load_for_inference(), checkpoint.tokenizer)
+    [annotator] = open_engines([checkpoint], engine)
     with track(console, "documents annotated", len(documents)) as advance:
-        return annotate(documents, engine, checkpoint.tokenizer, prompts, config, file, advance)
+        return annotate(documents, annotator, checkpoint.tokenizer, prompts, config, file, advance)

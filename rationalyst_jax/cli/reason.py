@@ -2,13 +2,13 @@
 
 from collections import Counter
 from contextlib import ExitStack
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jsonargparse.typing import PositiveInt
 from rich.console import Console
 
+from rationalyst_jax.lm.settings import EngineConfig
 from rationalyst_jax.reason.config import EndpointConfig, ReasonConfig
 from rationalyst_jax.report.progress import so_far, track
 from rationalyst_jax.report.tables import counts_table, ledger_table
@@ -25,6 +25,7 @@ def run(
     prompts: str,
     out: Path,
     reason: ReasonConfig,
+    engine: EngineConfig,
     endpoint: EndpointConfig,
     rationalyst: str | None = None,
     scorer: str | None = None,
@@ -41,13 +42,13 @@ def run(
         out: JSONL file of traces, one per question; a killed run continues.
         rationalyst: The model that writes rationales, where the strategy needs one.
         scorer: The model that ranks steps; the agent's by default.
+        engine: How folders generate.
         endpoint: How addresses are asked.
         limit: Only so many questions, the first ones.
     """
     from rationalyst_jax.evaluate.tasks import task_named
-    from rationalyst_jax.lm.engine.engine import Engine
     from rationalyst_jax.lm.prompt import load_prompts
-    from rationalyst_jax.pipeline.checkpoint import open_checkpoint
+    from rationalyst_jax.pipeline.checkpoint import open_checkpoint, open_engines
     from rationalyst_jax.reason.roles import Role, Roles
     from rationalyst_jax.reason.solve import solve
     from rationalyst_jax.reason.strategies import check_strategy
@@ -60,21 +61,19 @@ def run(
     asked = [Question(q.id, q.text) for q in benchmark.read(questions)[:limit]]
     names = {name: _place(name) for name in (agent, rationalyst, scorer) if name}
 
-    opened = ExitStack()
-
-    @cache
-    def role(place: Path | str) -> Role:  # models that are the same folder share one engine
-        if isinstance(place, str):
-            return _at_endpoint(place, endpoint, opened)
-        checkpoint = open_checkpoint(str(place))
-        engine = Engine(checkpoint.load_for_inference(), checkpoint.tokenizer)
-        return Role(engine, checkpoint.tokenizer, checkpoint.fingerprint)
-
-    with opened:
+    # Models that are the same folder share one engine.
+    folders = {place: open_checkpoint(str(place)) for place in names.values() if isinstance(place, Path)}
+    with ExitStack() as opened:
+        found: dict[Path | str, Role] = {
+            place: _at_endpoint(place, endpoint, opened) for place in names.values() if isinstance(place, str)
+        }
+        engines = open_engines(list(folders.values()), engine)
+        for (place, checkpoint), own in zip(folders.items(), engines, strict=True):
+            found[place] = Role(own, checkpoint.tokenizer, engine.weights(checkpoint.fingerprint))
         roles = Roles(
-            agent=role(names[agent]),
-            rationalyst=role(names[rationalyst]) if rationalyst else None,
-            scorer=role(names[scorer or agent]),
+            agent=found[names[agent]],
+            rationalyst=found[names[rationalyst]] if rationalyst else None,
+            scorer=found[names[scorer or agent]],
         )
         with track(console, f"questions ({reason.strategy})", len(asked)) as advance:
             traces = solve(asked, roles, prompt_set, reason, benchmark.extract, out, so_far(advance))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from rich.console import Console
 
+from rationalyst_jax.lm.settings import EngineConfig
 from rationalyst_jax.report.progress import track
 from rationalyst_jax.report.tables import counts_table
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 BLOCK = 256  # pairs scored, and written, at once
 
 
-def run(model: str, pairs: Path, out: Path, decay: float = 0.9) -> None:
+def run(model: str, pairs: Path, out: Path, engine: EngineConfig, decay: float = 0.9) -> None:
     """Score pairs of texts as they are: BOS, the context, the continuation; no chat template.
 
     Args:
@@ -27,27 +28,27 @@ def run(model: str, pairs: Path, out: Path, decay: float = 0.9) -> None:
         pairs: JSONL of pairs: context (may be empty), continuation; other keys are passed on.
         out: JSONL file to write: each pair with tokens, logprobs (nats) and the named reductions. Until it is
             whole it is called <out>.unfinished, and a killed run continues there.
+        engine: How the model scores.
         decay: Weight of a token relative to the one before it, in the decayed reductions.
     """
     from rationalyst_jax.files.rows import append_rows, read_rows, resume_rows
     from rationalyst_jax.files.settings import claim, file_digest
-    from rationalyst_jax.lm.engine.engine import Engine
-    from rationalyst_jax.pipeline.checkpoint import open_checkpoint
+    from rationalyst_jax.pipeline.checkpoint import open_checkpoint, open_engines
 
     console = Console()
     checkpoint = open_checkpoint(model)
     rows = list(read_rows(pairs))
     requests = [_encode(checkpoint.tokenizer, row, place) for place, row in rows]
     unfinished, settings = (out.with_name(f"{out.name}.{end}") for end in ("unfinished", "config.json"))
-    asked = {"model": checkpoint.fingerprint, "pairs": file_digest(pairs), "decay": decay}
+    asked = {"model": engine.weights(checkpoint.fingerprint), "pairs": file_digest(pairs), "decay": decay}
     claim(settings, asked, unfinished)
     done = resume_rows(unfinished, BLOCK, len(rows))
-    engine = Engine(checkpoint.load_for_inference(), checkpoint.tokenizer)
+    [scorer] = open_engines([checkpoint], engine)
     with track(console, "pairs scored", len(rows)) as advance:
         advance(done)
         for start in range(done, len(rows), BLOCK):
             block = rows[start : start + BLOCK], requests[start : start + BLOCK]
-            logprobs = engine.score(block[1])
+            logprobs = scorer.score(block[1])
             append_rows(unfinished, (_scored(*one, decay) for one in zip(*block, logprobs, strict=True)))
             advance(len(block[0]))
     os.replace(unfinished, out)

@@ -23,6 +23,7 @@ from rationalyst_jax.files.settings import digest
 from rationalyst_jax.lm.config import LlamaConfig
 from rationalyst_jax.lm.distributed import barrier, is_main
 from rationalyst_jax.lm.llama import Llama
+from rationalyst_jax.lm.quantize import INPUTS, Scales, quantized
 from rationalyst_jax.lm.sharding import shard_weights
 from rationalyst_jax.lm.streaming import Layout, load_parameter, stored_rows
 from rationalyst_jax.lm.tensor_files import (
@@ -101,8 +102,11 @@ def load_llama(
     path: str | Path,
     dtype: Callable[[np.dtype], DTypeLike] = lambda stored: stored,
     mesh: Mesh | None = None,
+    *,
+    int8: bool = False,
 ) -> Llama:
     """The Llama in the Hugging Face folder `path`; `dtype` turns the dtype of a stored parameter into ours.
+    With `int8` projections are rounded (`lm/quantize.py`) as soon as they are read, one after the other.
 
     With a mesh, every parameter goes straight to where `lm/sharding.py` wants it: each process (all must
     call this) reads the part of `model.safetensors` or its shards that its devices keep. Without one it goes
@@ -121,16 +125,20 @@ def load_llama(
     if config.tie_embeddings and _HEAD in stored:
         _check_tied_head(path, stored)
     _check_keys(path, config, parameters, stored)
+    scales: dict[str, nnx.Param] = {}
     for name, parameter in parameters.items():
         tensors = [tensor for tensor in _tensors(config) if tensor.parameter == name]
         parts = [stored[tensor.key] for tensor in tensors]
         ours = dtype(jnp.result_type(*{DTYPES[part.dtype] for part in parts}))
         sharding = None if mesh is None else shardings[name].get_value()
         wanted = jax.ShapeDtypeStruct(parameter.shape, jnp.dtype(ours), sharding=sharding)
-        parameters[name] = parameter.replace(
-            load_parameter(wanted, tensors[0].layout, [part.read for part in parts])
-        )
-    return nnx.merge(graph, nnx.from_flat_state(parameters))
+        loaded = parameter.replace(load_parameter(wanted, tensors[0].layout, [part.read for part in parts]))
+        if int8 and name[-1] in INPUTS:
+            loaded, scales[name[-1]] = quantized(name[-1], loaded)
+        parameters[name] = loaded
+    model = nnx.merge(graph, nnx.from_flat_state(parameters))
+    model.scales = Scales(scales) if scales else None
+    return model
 
 
 def fingerprint(path: str | Path) -> str:

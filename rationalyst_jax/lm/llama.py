@@ -25,6 +25,7 @@ from jax.typing import DTypeLike
 from rationalyst_jax.lm.attention import tree_attention
 from rationalyst_jax.lm.config import LlamaConfig, RopeScaling
 from rationalyst_jax.lm.lora import Adapters
+from rationalyst_jax.lm.quantize import Scales
 from rationalyst_jax.lm.settings import Remat
 from rationalyst_jax.lm.sharding import by_row
 
@@ -129,7 +130,8 @@ class Layers(nnx.Module):
 class Llama(nnx.Module):
     """A Llama 3 decoder. Parameters carry logical axis names in their `axes` metadata.
 
-    `adapters`, where there are any (`lm/lora.py`), add to the projections of the layers.
+    `adapters`, where there are any (`lm/lora.py`), add to the projections of the layers; `scales` multiply
+    what they give, where their weights are int8 (`lm/quantize.py`).
     """
 
     def __init__(self, config: LlamaConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
@@ -145,6 +147,7 @@ class Llama(nnx.Module):
         self.final_norm_D = nnx.Param(jnp.ones(config.hidden_size, dtype), axes=("embed",))
         self.head_VD = None if config.tie_embeddings else table()
         self.adapters: Adapters | None = nnx.data(None)
+        self.scales: Scales | None = nnx.data(None)
 
     def output_VD(self) -> Array:
         """The output projection `[V, D]`: logits are `hidden @ output_VD.T`."""
@@ -170,7 +173,7 @@ class Llama(nnx.Module):
         frequency_H = rope_frequencies(c.head_dim, c.rope_theta, c.rope_scaling)
         angle_BTH = positions_BT.astype(jnp.float32)[..., None] * frequency_H
         cos_BTH, sin_BTH = jnp.cos(angle_BTH), jnp.sin(angle_BTH)
-        graph, stacked = nnx.split((self.layers, self.adapters))
+        graph, stacked = nnx.split((self.layers, self.adapters, self.scales))
 
         def divided(x_BTD: Array) -> Array:
             return x_BTD if mesh is None else jax.lax.with_sharding_constraint(x_BTD, by_row(mesh))
@@ -178,8 +181,8 @@ class Llama(nnx.Module):
         def block(carry: tuple[Array, Any], numbered: tuple[Array, Any]) -> tuple[tuple[Array, Any], None]:
             (x_BTD, cache), (layer, weights) = carry, numbered
             x_BTD = checkpoint_name(x_BTD, _LAYER_INPUT)
-            w, adapters = nnx.merge(graph, weights)
-            project = partial(_project, w, adapters)
+            w, adapters, scales = nnx.merge(graph, weights)
+            project = partial(_project, w, adapters, scales)
             h_BTD = rms_norm(x_BTD, w.attention_norm_D[...], c.rms_norm_eps)
             q_BTNH = rotate(project(h_BTD, "q_DNH"), cos_BTH, sin_BTH)
             k_BTKH = rotate(project(h_BTD, "k_DKH"), cos_BTH, sin_BTH)
@@ -197,7 +200,9 @@ class Llama(nnx.Module):
         return rms_norm(x_BTD, self.final_norm_D[...], c.rms_norm_eps), cache
 
 
-def _project(layer: Layers, adapters: Adapters | None, x: Array, parameter: str) -> Array:
+def _project(
+    layer: Layers, adapters: Adapters | None, scales: Scales | None, x: Array, parameter: str
+) -> Array:
     """`x` through a projection, whose name ends in its axes, and through its adapter where there is one.
 
     The axes that x has beside B and T are contracted: from "BTD" and "q_DNH" comes "BTNH". B and T are one
@@ -206,7 +211,9 @@ def _project(layer: Layers, adapters: Adapters | None, x: Array, parameter: str)
     name, axes = parameter.split("_")
     inputs, outputs = axes[: x.ndim - 2], axes[x.ndim - 2 :]
     rows = x.reshape(-1, *x.shape[2:])
-    out = jnp.einsum(f"M{inputs},{axes}->M{outputs}", rows, getattr(layer, parameter)[...])
+    weight = getattr(layer, parameter)[...]
+    out = jnp.einsum(f"M{inputs},{axes}->M{outputs}", rows, weight.astype(rows.dtype))
+    out = out if scales is None else (out * getattr(scales, parameter)[...]).astype(rows.dtype)
     added = None if adapters is None else adapters(name, rows, inputs, outputs)
     out = out if added is None else out + added
     return out.reshape(*x.shape[:2], *out.shape[1:])

@@ -37,7 +37,8 @@ class Run:
     """One pass over a set of questions.
 
     strategy: of `reason`. rationalyst: a name among the experiment's. candidates, keep_rationales and guide:
-    instead of `reason`'s. full: only in full runs.
+    instead of `reason`'s. budget_of: an earlier run, whose FLOPs a question decide how many candidates this
+    one has. full: only in full runs.
     """
 
     strategy: str
@@ -45,6 +46,7 @@ class Run:
     candidates: int | None = None
     keep_rationales: bool | None = None
     guide: GuideName | None = None
+    budget_of: str | None = None
     questions: str = "test"
     full: bool = False
 
@@ -91,7 +93,19 @@ class ExperimentConfig:
             files = [file_name(name) for name in names]  # one name, one file
             if twice := [name for name, file in zip(names, files, strict=True) if files.count(file) > 1]:
                 raise ValueError(f"experiment: {' and '.join(map(repr, twice))} would share their files")
-        for name, run in {**self.strategies, **self.ablations}.items():
+        runs = {**self.strategies, **self.ablations}
+        for place, (name, run) in enumerate(runs.items()):
+            if run.budget_of is not None:
+                before = [
+                    other
+                    for other, its in list(runs.items())[:place]
+                    if its.questions == run.questions and (run.full or not its.full)
+                ]
+                if run.budget_of not in before:
+                    raise ValueError(
+                        f"experiment: run {name!r} wants the budget of {run.budget_of!r}; "
+                        f"on the same questions there are before it: {', '.join(before) or 'none'}"
+                    )
             if run.rationalyst is not None and run.rationalyst not in self.rationalysts:
                 raise ValueError(
                     f"experiment: run {name!r} wants rationalyst {run.rationalyst!r}, "

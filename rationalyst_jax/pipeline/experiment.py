@@ -1,6 +1,6 @@
 """The whole method, stage after stage: documents → rationales → RATIONALYST → trajectories → accuracy."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
@@ -30,7 +30,7 @@ from rationalyst_jax.reason.config import ReasonConfig
 from rationalyst_jax.reason.roles import Role, Roles
 from rationalyst_jax.reason.solve import solve
 from rationalyst_jax.reason.strategies import check_strategy
-from rationalyst_jax.reason.traces import mean_ledger, read_traces
+from rationalyst_jax.reason.traces import Trace, mean_ledger, read_traces
 from rationalyst_jax.reason.trajectory import Question
 from rationalyst_jax.report.plots import accuracy_chart, loss_curve
 from rationalyst_jax.report.progress import so_far, track, track_steps
@@ -40,6 +40,8 @@ from rationalyst_jax.train.loop import fit
 from rationalyst_jax.train.rationales import read_rationales
 from rationalyst_jax.train.store import open_store
 from rationalyst_jax.world.corpus import QUESTION_SETS, documents, questions
+
+PILOT = 50  # questions that tell what a candidate costs
 
 
 def run(config: ExperimentConfig, *, full: bool, console: Console) -> dict[str, Any]:
@@ -252,17 +254,22 @@ class Stages:
             trained = self.config.rationalysts[run.rationalyst].train
             rationalyst = self.role(self.path / "train" / run.rationalyst / "hf" if trained else self.base)
         asked = [Question(q.id, q.text) for q in self.task.read(self.questions_path(run.questions))]
-        roles, path = Roles(agent, rationalyst, agent), self.traces_path(name)
+        roles, config = Roles(agent, rationalyst, agent), self.reason_config(run)
+
+        def traces(
+            asked: list[Question], config: ReasonConfig, path: Path, progress: Callable[[int], None]
+        ) -> list[Trace]:
+            return solve(asked, roles, self.prompts, config, self.task.extract, path, progress)
+
+        if run.budget_of is not None:
+            path = self.path / "reason" / "pilot" / self.traces_path(name).name
+            pilot = traces(asked[:PILOT], config, path, lambda done: None)
+            budget = mean_ledger(read_traces(self.traces_path(run.budget_of)))["flops"]
+            affordable = round(config.candidates * budget / mean_ledger(pilot)["flops"])
+            config = replace(config, candidates=max(1, affordable))
+            self.console.print(f"{config.candidates} candidates take what {run.budget_of} takes")
         with track(self.console, f"questions ({name})", len(asked)) as advance:
-            solve(
-                asked,
-                roles,
-                self.prompts,
-                self.reason_config(run),
-                self.task.extract,
-                path,
-                so_far(advance),
-            )
+            traces(asked, config, self.traces_path(name), so_far(advance))
 
     def traces_path(self, name: str) -> Path:
         return self.path / "reason" / f"{name.replace(' ', '_')}.jsonl"

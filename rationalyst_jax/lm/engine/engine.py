@@ -53,9 +53,9 @@ class Engine:
 
     rows: candidates that are generated at once. A step takes at most one token of each, and `pieces` pieces
     of `piece` tokens of prompts or scored text. steps: tokens of each that are decoded in one dispatch where
-    no prompt waits. pages: of `page_size` tokens; by default what fits in the free memory of the device.
-    alternatives: the most that a request may ask for. mesh: over whose axis `tensor` weights and heads are
-    divided; its other axes must be 1 (ValueError).
+    no prompt waits. pages: of `page_size` tokens; by default what fits in `memory`, a share of the device's
+    free one. alternatives: the most that a request may ask for. mesh: over whose axis `tensor` weights and
+    heads are divided; its other axes must be 1 (ValueError).
     """
 
     repeatable = True  # equal requests in equal order, after `forget`, have equal results
@@ -71,6 +71,7 @@ class Engine:
         steps: int = 16,
         page_size: int = 16,
         pages: int | None = None,
+        memory: float = 0.9,
         alternatives: int = 0,
         mesh: Mesh | None = None,
     ):
@@ -81,7 +82,7 @@ class Engine:
         config = model.config
         self.model, self.tokenizer = model, tokenizer
         self._graph, self._weights = nnx.split(model)
-        pages = pages or _fitting_pages(model, page_size, rows, mesh)
+        pages = pages or _fitting_pages(model, page_size, rows, memory, mesh)
         self.pages = Pages(pages, page_size)
         self._memory = Memory(self.pages, config.max_position_embeddings)
         self._rows, self._row_sizes = rows, sorted({max(1, rows // 8), rows})
@@ -434,12 +435,12 @@ def _attended(start: int, stop: int) -> int:
     return (stop * (stop + 1) - start * (start + 1)) // 2
 
 
-def _fitting_pages(model: Llama, page_size: int, rows: int, mesh: Mesh | None) -> int:
-    """How many pages fit in nine tenths of the free memory of a device, but no more than rows can need."""
+def _fitting_pages(model: Llama, page_size: int, rows: int, share: float, mesh: Mesh | None) -> int:
+    """How many pages fit in a share of the free memory of a device, but no more than rows can need."""
     config, dtype = model.config, jnp.dtype(model.embed_VD.dtype)
     device, shards = (jax.devices()[0], 1) if mesh is None else (mesh.devices.flat[0], mesh.shape[TENSOR])
     a_token = 2 * config.num_layers * config.num_kv_heads // shards * config.head_dim * dtype.itemsize
     stats = device.memory_stats()
-    free = 0.9 * (stats["bytes_limit"] - stats["bytes_in_use"]) if stats else CACHE_ON_CPU
+    free = share * (stats["bytes_limit"] - stats["bytes_in_use"]) if stats else CACHE_ON_CPU
     most = rows * -(-config.max_position_embeddings // page_size)
     return max(1, min(most, int(free) // (a_token * page_size) - 1))
