@@ -44,7 +44,11 @@ def small(run_dir: Path) -> ExperimentConfig:
         ),
         rationalysts={"rationalyst": Rationalyst(), "untuned": Rationalyst(train=False)},
         strategies={"random": Run("random"), "implicit": Run("implicit", rationalyst="rationalyst")},
-        ablations={"untuned": Run("implicit", rationalyst="untuned"), "greedy": Run("greedy", full=True)},
+        ablations={
+            "untuned": Run("implicit", rationalyst="untuned"),
+            "greedy": Run("greedy", full=True),
+            "as dear": Run("self_consistency", candidates=1, budget_of="implicit", full=True),
+        },
     )
 
 
@@ -117,8 +121,16 @@ def test_a_run_that_was_cut_off_ends_like_one_that_was_not(finished, tmp_path, m
 def test_a_full_run_continues_a_short_one(finished):
     run_dir, summary = finished
     full = run(small(run_dir), full=True, console=CONSOLE)
-    assert set(full["ablations"]) == {"untuned", "greedy"}
+    assert set(full["ablations"]) == {"untuned", "greedy", "as dear"}
     assert full["strategies"]["random"] == summary["strategies"]["random"]
+    [dear] = [json.loads(path.read_text()) for path in (run_dir / "reason").glob("as_dear*.config.json")]
+    one = lines(run_dir / "reason" / "pilot" / "as_dear.jsonl")
+    budget, took = (
+        full[kind][name]["ledger"]["flops"]
+        for kind, name in (("strategies", "implicit"), ("ablations", "as dear"))
+    )
+    assert dear["candidates"] > 1 and {len(trace["samples"]) for trace in one} == {1}
+    assert 0.6 < took / budget < 1.4
 
 
 def test_a_run_directory_of_another_config_is_refused_naming_what_differs(finished):
@@ -126,6 +138,15 @@ def test_a_run_directory_of_another_config_is_refused_naming_what_differs(finish
     other = replace(small(run_dir), filter=replace(small(run_dir).filter, tau=0.7))
     with pytest.raises(ValueError, match=r"made with other settings: filter.tau 0.1 -> 0.7"):
         run(other, full=False, console=CONSOLE)
+
+
+@pytest.mark.parametrize(
+    ("budget_of", "questions"), [("x", "test"), ("greedy", "test"), ("random", "longer")]
+)
+def test_a_budget_is_that_of_an_earlier_run_on_the_same_questions(tmp_path, budget_of, questions):
+    x = Run("best_of_n", budget_of=budget_of, questions=questions)
+    with pytest.raises(ValueError, match=f"run 'x' wants the budget of '{budget_of}'; on the same questions"):
+        replace(small(tmp_path), ablations={"greedy": Run("greedy", full=True), "x": x})
 
 
 def test_a_run_that_wants_a_rationalyst_nobody_makes_is_refused(tmp_path):

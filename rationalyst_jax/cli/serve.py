@@ -1,6 +1,9 @@
 """`rationalyst serve`: a checkpoint behind an OpenAI-compatible HTTP server."""
 
 import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -36,16 +39,30 @@ def run(
     if api_key_from is not None and not (key := os.environ.get(api_key_from)):
         raise ValueError(f"serve: the environment variable {api_key_from} holds no key")
     console = Console()
-    checkpoint = open_checkpoint(model)
-    most = min(MOST_ALTERNATIVES, checkpoint.config.vocab_size)
-    [serving] = open_engines([checkpoint], engine, alternatives=most)
-    with console.status("compiling"):
-        serving.warm_up()
-    served = name or Path(model).resolve().name
-    config = uvicorn.Config(
-        make_app(serving, served, Limits(), key), host=host, port=port, log_level="warning"
-    )
-    listening = config.bind_socket()
-    listening.listen()  # whoever reads the address may connect
-    console.print(f"{served} at http://{host}:{listening.getsockname()[1]}/v1", soft_wrap=True)
-    uvicorn.Server(config).run([listening])
+    with _bound(host, port) as listening:
+        checkpoint = open_checkpoint(model)
+        most = min(MOST_ALTERNATIVES, checkpoint.config.vocab_size)
+        [serving] = open_engines([checkpoint], engine, alternatives=most)
+        with console.status("compiling"):
+            serving.warm_up()
+        served = name or Path(model).resolve().name
+        config = uvicorn.Config(make_app(serving, served, Limits(), key), log_level="warning")
+        listening.listen()  # whoever reads the address may connect
+        console.print(f"{served} at http://{host}:{listening.getsockname()[1]}/v1", soft_wrap=True)
+        uvicorn.Server(config).run([listening])
+
+
+@contextmanager
+def _bound(host: str, port: int) -> Iterator[socket.socket]:
+    """A socket at the address, not listening yet: what is wrong with it is known before a model is loaded."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except (OSError, OverflowError) as error:
+        raise ValueError(f"serve: {host}:{port}: {error}") from None
+    with socket.socket(family, kind, protocol) as bound:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            bound.bind(address)
+        except (OSError, OverflowError) as error:
+            raise ValueError(f"serve: {host}:{port}: {error}") from None
+        yield bound
