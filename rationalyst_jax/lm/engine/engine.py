@@ -205,6 +205,7 @@ class Engine:
 
     def warm_up(self) -> None:
         """Compiles every program that may be needed, by computing nothing."""
+        self._decode([], 1, 0)
         for D in self._row_sizes:
             self._decode([], D, 0)
             for B in self._piece_sizes:
@@ -268,6 +269,7 @@ class Engine:
             return self._mix(branches, parts, D, B)
         if branches:
             steps = max(1, self._most_steps // 4) if self._waiting else self._most_steps
+            D = 1 if len(branches) == 1 else D
             return self._decode(branches, D, min(steps, max(branch.left for branch in branches)))
         return None
 
