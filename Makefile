@@ -54,5 +54,5 @@ lint: .venv/installed-test
 	$(BIN)/pyright
 
 bench: .venv/installed-test
-	@set -e; for name in sampling reasoning attention likelihood training; do \
+	@set -e; for name in sampling reasoning int8 attention likelihood training; do \
 		echo "$$name"; $(BIN)/python benchmarks/$$name.py; done

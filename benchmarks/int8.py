@@ -39,7 +39,8 @@ def decoded(engine: Engine, prompts: list[tuple[int, ...]]) -> float:
     """Tokens/s, prompts computed before."""
     requests = [GenerateRequest(prompt, NEW, temperature=0, suppress=(1, 2, 3)) for prompt in prompts]
     engine.generate(requests)
-    seconds, _ = best_of(3, lambda: engine.generate(requests))
+    seconds, results = best_of(3, lambda: engine.generate(requests))
+    assert all(len(one.tokens) == NEW for [one] in results)
     return len(prompts) * NEW / seconds
 
 

@@ -45,7 +45,7 @@ EXAMPLES, CANDIDATES, STEPS, TOKENS = 8, 3, 6, 24
 BATCH = 16  # of the peer: prompts, or sequences to be scored, at once
 PROMPT, NEW = 128, 64  # of decoding alone
 
-# 25 million weights, 20.5 of them the tied embedding of the real vocabulary.
+# 24 million weights, 20.5 of them the tied embedding of the real vocabulary.
 SHAPE = LlamaConfig(
     128256,
     hidden_size=160,

@@ -417,3 +417,8 @@ def test_a_request_that_the_cache_could_not_hold_is_refused(model, tokenizer):
     small = Engine(model, tokenizer, pages=4, page_size=4)
     with pytest.raises(ValueError, match=r"the request may need 8 pages, the cache has 4"):
         small.submit(GenerateRequest((1,) * 12, max_tokens=4, n=3))
+    for context in (12, 100):
+        with pytest.raises(
+            ValueError, match=f"{context} tokens and 5 new ones do not fit in the cache, 16 are"
+        ):
+            small.submit(GenerateRequest((1,) * context, max_tokens=5))

@@ -3,9 +3,11 @@
 import json
 import logging
 from collections import Counter
+from types import SimpleNamespace
 
 import jax
 import numpy as np
+import pytest
 import yaml
 from flax import nnx
 from test_engine import byte_tokenizer, random_llama
@@ -13,6 +15,7 @@ from test_engine import byte_tokenizer, random_llama
 from rationalyst_jax.lm.config import LlamaConfig
 from rationalyst_jax.lm.engine.engine import Engine
 from rationalyst_jax.lm.engine.requests import GenerateRequest, Handle, Request, ScoreRequest
+from rationalyst_jax.lm.engine.runs import fitting_pages
 from rationalyst_jax.lm.llama import Llama
 from rationalyst_jax.lm.prompt import load_prompts
 from rationalyst_jax.lm.tokenizer import load_tokenizer
@@ -140,3 +143,18 @@ def test_a_guided_loop_computes_a_tenth_of_what_it_sends(shared, tmp_path, caplo
     assert sent > 9000
     assert used["prefilled"] <= 0.1 * sent
     assert engine.most > 100
+
+
+def test_a_cache_takes_its_share_of_what_is_free(monkeypatch):
+    model, page = (
+        random_llama(257, max_position_embeddings=4096),
+        2 * 2 * 2 * 8 * 4 * 16,
+    )  # bytes: both, layers, heads, head size, float32
+    used = {"bytes_limit": 1000 * page, "bytes_in_use": 200 * page}
+    device = SimpleNamespace(memory_stats=lambda: used)
+    monkeypatch.setattr(jax, "devices", lambda: [device])
+    assert fitting_pages(model, 16, 64, 0.5, None) == 400 - 1  # and page NOWHERE
+    assert fitting_pages(model, 16, 1, 0.5, None) == model.config.max_position_embeddings // 16
+    used["bytes_in_use"] = 990 * page
+    with pytest.raises(ValueError, match="0 MiB are left for the cache: less than 1024 tokens"):
+        fitting_pages(model, 16, 64, 0.9, None)

@@ -1,5 +1,6 @@
 """The engine's programs for Llama-3-8B, compiled for TPUs that are not there: compiled, not run."""
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -25,9 +26,13 @@ ROWS, PIECES, PIECE, PAGE, STEPS = 64, 16, 32, 16, 16
 
 
 @pytest.mark.parametrize("kind", ["mixed", "decode"])
-@pytest.mark.parametrize(("topology", "tensor"), [("v5e:2x4", 8), ("v6e:2x2", 4), ("v5p:2x2x1", 4)])
-def test_a_step_of_llama_3_8b_fits(tpu_topology, topology, tensor, kind):
-    chip, config = CHIPS[topology.split(":")[0]], LlamaConfig.llama3_8b()
+@pytest.mark.parametrize(
+    ("topology", "tensor", "positions"),
+    [("v5e:2x4", 8, 8192), ("v5e:2x4", 8, 131_072), ("v6e:2x2", 4, 8192), ("v5p:2x2x1", 4, 8192)],
+)
+def test_a_step_of_llama_3_8b_fits(tpu_topology, topology, tensor, positions, kind):
+    chip = CHIPS[topology.split(":")[0]]
+    config = replace(LlamaConfig.llama3_8b(), max_position_embeddings=positions)
     mesh = make_mesh(1, 1, tensor, tpu_topology(topology))
 
     def placed(x: Any, sharding: Any) -> Any:
@@ -66,8 +71,9 @@ def test_a_step_of_llama_3_8b_fits(tpu_topology, topology, tensor, kind):
         f"{of_cache / GIB:.2f}",
     )
     rest = f"{needed.peak / GIB:.2f} of {chip.memory // GIB}", f"{pages * PAGE:,}", str(sums)
-    print(" | ".join(("", topology, str(tensor), kind, *cells, *rest, "")))
+    print(" | ".join(("", topology, str(tensor), f"{positions:,}", kind, *cells, *rest, "")))
     assert needed.peak < chip.memory
+    assert sums <= 2 * config.num_layers + 8  # two a layer; the embedding; of each word asked for
     assert needed.aliased >= of_cache  # donated: nowhere is there a second one
     assert needed.temporary < 0.02 * chip.memory
     assert "tpu_custom_call" in str(compiled.as_text())  # the ragged kernel, not its reference

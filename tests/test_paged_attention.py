@@ -62,6 +62,7 @@ def test_every_query_sees_its_own_tokens_and_those_before(
     ]
     if implementation == "tpu":
         monkeypatch.setattr(ragged, "ragged_paged_attention", as_documented)
+        monkeypatch.setattr(ragged, "TABLE", 4 * (P + 1))  # four rows a call
         got = np.asarray(ragged.attention(*inputs, on_device, "tpu"))
     else:
         got = np.asarray(xla.attention(*inputs, on_device, implementation))

@@ -147,6 +147,8 @@ def test_a_budget_is_that_of_an_earlier_run_on_the_same_questions(tmp_path, budg
     x = Run("best_of_n", budget_of=budget_of, questions=questions)
     with pytest.raises(ValueError, match=f"run 'x' wants the budget of '{budget_of}'; on the same questions"):
         replace(small(tmp_path), ablations={"greedy": Run("greedy", full=True), "x": x})
+    with pytest.raises(ValueError, match="run 'x': greedy has one candidate at any budget"):
+        replace(small(tmp_path), ablations={"x": Run("greedy", budget_of="random")})
 
 
 def test_a_run_that_wants_a_rationalyst_nobody_makes_is_refused(tmp_path):

@@ -1,5 +1,8 @@
 """Weights in eight bits: how far they may be from the stored ones, and what is computed with them."""
 
+from types import SimpleNamespace
+from typing import Any, cast
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +13,7 @@ from rationalyst_jax.lm.config import LlamaConfig
 from rationalyst_jax.lm.engine.engine import Engine
 from rationalyst_jax.lm.engine.requests import GenerateRequest, ScoreRequest
 from rationalyst_jax.lm.hf import load_llama, save_llama
-from rationalyst_jax.lm.llama import Llama
+from rationalyst_jax.lm.llama import Llama, _project
 from rationalyst_jax.lm.quantize import INPUTS
 from rationalyst_jax.lm.settings import EngineConfig
 from rationalyst_jax.lm.tokenizer import load_tokenizer
@@ -60,6 +63,8 @@ def test_the_engine_computes_with_them(folder, tensor):
     checkpoint = open_checkpoint("world")
     checkpoint = type(checkpoint)(folder, "", tokenizer, SHAPE)
     [engine] = open_engines([checkpoint], EngineConfig(rows=4, pages=60, tensor=tensor, int8=True))
+    placed = engine.model.layers.down_FD[...]
+    assert {shard.data.shape[1] for shard in placed.addressable_shards} == {SHAPE.intermediate_size // tensor}
     plain = Engine(dequantized(load_llama(folder, int8=True)), tokenizer, rows=4, pages=60)
     requests = [GenerateRequest((1, 2, 3, i), 9, temperature=0) for i in range(3)]
     for [mine], [other] in zip(engine.generate(requests), plain.generate(requests), strict=True):
@@ -67,6 +72,15 @@ def test_the_engine_computes_with_them(folder, tensor):
         np.testing.assert_allclose(mine.logprobs, other.logprobs, atol=2e-5)
     scored = [ScoreRequest((5,) * 40, (6, 7, 8))]
     np.testing.assert_allclose(engine.score(scored)[0], plain.score(scored)[0], atol=2e-5)
+
+
+def test_sums_beyond_float16_are_scaled_before_they_are_rounded():
+    layer = SimpleNamespace(gate_DF=jnp.full((4, 3), 127, jnp.int8))
+    scales: Any = SimpleNamespace(gate_DF=jnp.full(3, 1e-3))
+    x = jnp.full((1, 2, 4), 3000, jnp.float16)
+    out = _project(cast(Any, layer), None, scales, x, "gate_DF")
+    assert out.dtype == jnp.float16
+    np.testing.assert_allclose(out, 4 * 127 * 3000 * 1e-3, rtol=1e-3)
 
 
 def test_more_devices_than_there_are_is_refused():

@@ -173,6 +173,8 @@ def test_stops_and_noise(client, tokenizer, prompts):
     without = ask(logit_bias={str(first): -100}, logprobs=0).choices[0]
     assert tokenizer.decode([first]) not in without.logprobs.tokens
     assert ask(extra_body={"top_k": 1}).choices[0].text == ask(temperature=0).choices[0].text
+    three = ask(logit_bias={str(token): -100 for token in range(3, 472)}, logprobs=5).choices[0]
+    assert {len(place) for place in three.logprobs.top_logprobs} <= {1, 2, 3}
 
 
 def chat(client, **options):
@@ -256,6 +258,7 @@ BAD = [
     ({"stop": ["a"] * 17}, 400, "stop"),
     ({"logprobs": 21}, 400, "logprobs"),
     ({"logit_bias": {"5": 3}}, 400, "logit_bias"),
+    ({"logit_bias": {str(token): -100 for token in range(472)}}, 400, "logit_bias"),
     ({"stop_token_ids": [-1]}, 400, "stop_token_ids"),
     ({"presence_penalty": 0.5}, 400, "presence_penalty"),
     ({"wizard": 1}, 400, "wizard"),

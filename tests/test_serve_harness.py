@@ -126,4 +126,5 @@ def test_the_harness_chats(tasks, address, tmp_path):
     )
     local = f"pretrained={FOLDER},dtype=float32"
     how = "--apply_chat_template", "--device", "cpu"
+    assert len({str(written) for written in chat["write"]}) > 1
     assert chat == evaluated(tasks, tmp_path / "theirs", "write", "hf", local, *how)

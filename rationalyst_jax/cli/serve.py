@@ -47,7 +47,10 @@ def run(
             serving.warm_up()
         served = name or Path(model).resolve().name
         config = uvicorn.Config(make_app(serving, served, Limits(), key), log_level="warning")
-        listening.listen()  # whoever reads the address may connect
+        try:
+            listening.listen()  # whoever reads the address may connect
+        except OSError as error:  # somebody else began to listen meanwhile
+            raise ValueError(f"serve: {host}:{port}: {error}") from None
         console.print(f"{served} at http://{host}:{listening.getsockname()[1]}/v1", soft_wrap=True)
         uvicorn.Server(config).run([listening])
 

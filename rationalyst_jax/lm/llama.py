@@ -212,8 +212,12 @@ def _project(
     inputs, outputs = axes[: x.ndim - 2], axes[x.ndim - 2 :]
     rows = x.reshape(-1, *x.shape[2:])
     weight = getattr(layer, parameter)[...]
-    out = jnp.einsum(f"M{inputs},{axes}->M{outputs}", rows, weight.astype(rows.dtype))
-    out = out if scales is None else (out * getattr(scales, parameter)[...]).astype(rows.dtype)
+    product = partial(jnp.einsum, f"M{inputs},{axes}->M{outputs}", rows)
+    if scales is None:
+        out = product(weight)
+    else:  # before they are scaled, sums may be beyond what float16 holds
+        sums = product(weight.astype(rows.dtype), preferred_element_type=jnp.float32)
+        out = (sums * getattr(scales, parameter)[...]).astype(rows.dtype)
     added = None if adapters is None else adapters(name, rows, inputs, outputs)
     out = out if added is None else out + added
     return out.reshape(*x.shape[:2], *out.shape[1:])

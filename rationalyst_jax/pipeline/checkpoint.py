@@ -95,6 +95,6 @@ def open_engines(
     sizes: dict[str, Any] = {"rows": config.rows, "pages": config.pages, "alternatives": alternatives}
     engines: list[Engine] = []
     for checkpoint, model in zip(checkpoints, models, strict=True):
-        memory = 0.9 / (len(models) - len(engines))
+        memory = 0.9 / (len(models) - 0.9 * len(engines))  # of what the engines before have left
         engines.append(Engine(model, checkpoint.tokenizer, **sizes, memory=memory, mesh=mesh))
     return engines

@@ -96,6 +96,10 @@ class ExperimentConfig:
         runs = {**self.strategies, **self.ablations}
         for place, (name, run) in enumerate(runs.items()):
             if run.budget_of is not None:
+                if run.strategy in ("greedy", "explicit"):
+                    raise ValueError(
+                        f"experiment: run {name!r}: {run.strategy} has one candidate at any budget"
+                    )
                 before = [
                     other
                     for other, its in list(runs.items())[:place]

@@ -12,7 +12,7 @@ from rationalyst_jax.evaluate.grade import compare, grade, summarize
 from rationalyst_jax.evaluate.tasks import task_named
 from rationalyst_jax.files.rows import write_rows
 from rationalyst_jax.files.settings import file_digest
-from rationalyst_jax.files.whole import write_json
+from rationalyst_jax.files.whole import file_name, write_json
 from rationalyst_jax.lm.engine.engine import Engine
 from rationalyst_jax.lm.hf import check_llama, fingerprint, load_llama
 from rationalyst_jax.lm.prompt import load_prompts
@@ -264,7 +264,9 @@ class Stages:
         if run.budget_of is not None:
             path = self.path / "reason" / "pilot" / self.traces_path(name).name
             pilot = traces(asked[:PILOT], config, path, lambda done: None)
-            budget = mean_ledger(read_traces(self.traces_path(run.budget_of)))["flops"]
+            ids = {trace.id for trace in pilot}
+            other = [trace for trace in read_traces(self.traces_path(run.budget_of)) if trace.id in ids]
+            budget = mean_ledger(other)["flops"]
             affordable = round(config.candidates * budget / mean_ledger(pilot)["flops"])
             config = replace(config, candidates=max(1, affordable))
             self.console.print(f"{config.candidates} candidates take what {run.budget_of} takes")
@@ -272,7 +274,7 @@ class Stages:
             traces(asked, config, self.traces_path(name), so_far(advance))
 
     def traces_path(self, name: str) -> Path:
-        return self.path / "reason" / f"{name.replace(' ', '_')}.jsonl"
+        return self.path / "reason" / f"{file_name(name)}.jsonl"
 
     def evaluate(self, runs: Mapping[str, Run]) -> dict[str, dict[str, Any]]:
         """Each run's accuracy with interval, ledger per question, and paired comparisons with the baselines

@@ -6,6 +6,7 @@ from what the host knows for sure, how many tokens were asked of each branch; wh
 then, the device knows itself.
 """
 
+import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -29,15 +30,13 @@ from rationalyst_jax.lm.engine.requests import (
     Request,
     ScoreRequest,
 )
-from rationalyst_jax.lm.engine.runs import Branch, Memory, Run
+from rationalyst_jax.lm.engine.runs import Branch, Memory, Run, fitting_pages
 from rationalyst_jax.lm.engine.step import copy_pages, decode_steps, mixed_step, new_state
 from rationalyst_jax.lm.engine.text import Kinds, Text
 from rationalyst_jax.lm.flops import forward_flops
 from rationalyst_jax.lm.llama import Llama
 from rationalyst_jax.lm.settings import TENSOR
 from rationalyst_jax.lm.sharding import row_shards
-
-CACHE_ON_CPU = 1 << 30  # bytes, where nobody says how many pages
 
 
 @dataclass
@@ -82,7 +81,7 @@ class Engine:
         config = model.config
         self.model, self.tokenizer = model, tokenizer
         self._graph, self._weights = nnx.split(model)
-        pages = pages or _fitting_pages(model, page_size, rows, memory, mesh)
+        pages = pages or fitting_pages(model, page_size, rows, memory, mesh)
         self.pages = Pages(pages, page_size)
         self._memory = Memory(self.pages, config.max_position_embeddings)
         self._rows, self._row_sizes = rows, sorted({max(1, rows // 8), rows})
@@ -104,6 +103,11 @@ class Engine:
         self._slots = list(range(rows - 1, -1, -1))  # nobody's
         self._unread: deque[Dispatched] = deque()
         self._finished: list[Handle] = []
+
+    @property
+    def positions(self) -> int:
+        """The most tokens of a sequence: what the model has positions for, and the cache room."""
+        return self._memory.positions
 
     # ---- Asking ----
 
@@ -225,8 +229,12 @@ class Engine:
                 raise ValueError(f"score: {len(ids)} tokens, {self._memory.positions} is the most")
         else:
             self._check_ids("generate", request.context + request.suppress + request.stop_ids)
-            if len(request.context) >= self._memory.positions:
+            room = self.model.config.max_position_embeddings - len(request.context)
+            if room <= 0:
                 return
+            if len(request.context) + min(room, request.max_tokens) > self._memory.positions:
+                tokens = f"{len(request.context)} tokens and {request.max_tokens} new ones"
+                raise ValueError(f"{tokens} do not fit in the cache, {self._memory.positions} are the most")
         needed = max(self._memory.needed(request, len(part)) for part in self._parts(request))
         if needed > self.pages.number:
             raise ValueError(f"the request may need {needed} pages, the cache has {self.pages.number}")
@@ -426,23 +434,13 @@ class Engine:
 
 
 def _likeliest(answers: Answers, request: Request, *place: int) -> Likeliest:
-    """The likeliest tokens at a place, as many as the request asks for."""
+    """The likeliest tokens at a place that are possible at all, as many as the request asks for."""
     count = request.alternatives
     tokens, logprobs = answers.likeliest_AZ[place][:count], answers.likeliest_logprob_AZ[place][:count]
-    return tuple(zip(tokens.tolist(), logprobs.tolist(), strict=True))
+    pairs = zip(tokens.tolist(), logprobs.tolist(), strict=True)
+    return tuple((token, logprob) for token, logprob in pairs if logprob > -math.inf)
 
 
 def _attended(start: int, stop: int) -> int:
     """Keys seen by tokens from one place up to another."""
     return (stop * (stop + 1) - start * (start + 1)) // 2
-
-
-def _fitting_pages(model: Llama, page_size: int, rows: int, share: float, mesh: Mesh | None) -> int:
-    """How many pages fit in a share of the free memory of a device, but no more than rows can need."""
-    config, dtype = model.config, jnp.dtype(model.embed_VD.dtype)
-    device, shards = (jax.devices()[0], 1) if mesh is None else (mesh.devices.flat[0], mesh.shape[TENSOR])
-    a_token = 2 * config.num_layers * config.num_kv_heads // shards * config.head_dim * dtype.itemsize
-    stats = device.memory_stats()
-    free = share * (stats["bytes_limit"] - stats["bytes_in_use"]) if stats else CACHE_ON_CPU
-    most = rows * -(-config.max_position_embeddings // page_size)
-    return max(1, min(most, int(free) // (a_token * page_size) - 1))

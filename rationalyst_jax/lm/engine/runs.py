@@ -8,10 +8,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from rationalyst_jax.lm.engine.pages import Node, Pages
 from rationalyst_jax.lm.engine.requests import GenerateRequest, Handle, Likeliest, Request, ScoreRequest
+from rationalyst_jax.lm.llama import Llama
+from rationalyst_jax.lm.settings import TENSOR
+
+CACHE_ON_CPU = 1 << 30  # bytes, where nobody says how many pages
+LEAST = 1024  # tokens: a device without room for such a cache has none for the model
 
 
 @dataclass(eq=False)
@@ -200,3 +208,17 @@ class Memory:
         if isinstance(request, ScoreRequest):
             return -(-(rest + len(request.continuation)) // self.pages.size)
         return candidates * -(-(rest + self.most(request)) // self.pages.size)
+
+
+def fitting_pages(model: Llama, page_size: int, rows: int, share: float, mesh: Mesh | None) -> int:
+    """How many pages fit in a share of the free memory of a device, but no more than rows can need."""
+    config, dtype = model.config, jnp.dtype(model.embed_VD.dtype)
+    device, shards = (jax.devices()[0], 1) if mesh is None else (mesh.devices.flat[0], mesh.shape[TENSOR])
+    a_token = 2 * config.num_layers * config.num_kv_heads // shards * config.head_dim * dtype.itemsize
+    stats = device.memory_stats()
+    free = share * (stats["bytes_limit"] - stats["bytes_in_use"]) if stats else CACHE_ON_CPU
+    most = rows * -(-config.max_position_embeddings // page_size)
+    fitting = int(free) // (a_token * page_size) - 1
+    if fitting * page_size < min(LEAST, config.max_position_embeddings):
+        raise ValueError(f"engine: {free / 2**20:,.0f} MiB are left for the cache: less than {LEAST} tokens")
+    return min(most, fitting)

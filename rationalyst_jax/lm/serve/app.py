@@ -52,8 +52,7 @@ def make_app(engine: Engine, model: str, limits: Limits, api_key: str | None = N
             raise Refused(
                 404, f"the model {name!r:.100} does not exist, only {model!r}", "model", "model_not_found"
             )
-        config = engine.model.config
-        ask = read(body, engine.tokenizer, config.max_position_embeddings, config.vocab_size)
+        ask = read(body, engine.tokenizer, engine.positions, engine.model.config.vocab_size)
         if len(ask.contexts) > limits.contexts:
             raise Refused(413, f"{len(ask.contexts)} prompts, {limits.contexts} is the most", "prompt")
         if worker.at_work + len(ask.contexts) > limits.at_work:
@@ -85,11 +84,8 @@ def make_app(engine: Engine, model: str, limits: Limits, api_key: str | None = N
 
     async def models(request: Request) -> Response:
         check_key(request)
-        config = engine.model.config
         row = {"id": model, "object": "model", "created": 0, "owned_by": "rationalyst_jax"}
-        return JSONResponse(
-            {"object": "list", "data": [row | {"max_model_len": config.max_position_embeddings}]}
-        )
+        return JSONResponse({"object": "list", "data": [row | {"max_model_len": engine.positions}]})
 
     async def health(_: Request) -> Response:
         return JSONResponse(

@@ -246,7 +246,10 @@ def _suppressed(bias: Mapping[str, Any], vocabulary: int) -> tuple[int, ...]:
     for token, value in bias.items():
         if not token.isdecimal() or value != -100:
             raise Refused(400, f"logit_bias: {token}: {value!r:.60}; only -100 is supported", "logit_bias")
-    return _token_ids("logit_bias", [int(token) for token in bias], vocabulary)
+    tokens = _token_ids("logit_bias", [int(token) for token in bias], vocabulary)
+    if len(set(tokens)) == vocabulary:
+        raise Refused(400, "logit_bias: leaves no token to be written", "logit_bias")
+    return tokens
 
 
 def _message(number: int, message: Any) -> dict[str, str]:

@@ -70,18 +70,18 @@ class Worker:
         while True:
             try:
                 order = self._orders.get(block=self._failure is not None or not self.engine.busy)
-                if order is None:
-                    return
-                order()
             except queue.Empty:
-                try:
-                    self._step()
-                except Exception as error:  # told to everybody who waits, and to all who come
-                    _LOG.exception("the engine failed")
-                    self._failure = error
-                    for asked in self._asked.values():
-                        _tell(asked, self._settle, asked, error)
-                    self._asked.clear()
+                order = self._step
+            if order is None:
+                return
+            try:
+                order()
+            except Exception as error:  # told to everybody who waits, and to all who come
+                _LOG.exception("the engine failed")
+                self._failure = error
+                for asked in self._asked.values():
+                    _tell(asked, self._settle, asked, error)
+                self._asked.clear()
 
     def _submit(self, asked: Asked) -> None:
         if self._failure is not None:

@@ -4,6 +4,7 @@ It knows no trunk: every row reads its own pages, so that members do not save re
 """
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import jax.numpy as jnp
 from jax import Array
@@ -15,6 +16,7 @@ LANES = 128
 # Pages of keys and queries that a core works on at once. The kernel's own table asks the devices that are
 # there, which are not those a program is compiled for.
 PAGES, QUERIES = 32, 32
+TABLE = 2**17  # page numbers that fit in a core's scalar memory (1 MiB) beside the rest: so many rows a call
 
 
 def refusal(H: int) -> str | None:
@@ -24,23 +26,26 @@ def refusal(H: int) -> str | None:
 
 def attention(q_MNH: Array, cache: Array, trunk: Trunk, rows: Sequence[Rows], platform: str) -> Array:
     """See `paged_attention`. A row has all its Q queries here, of which fillers see what may be anything."""
-    most = max(r.position_RQ.shape[1] for r in rows)
-    P = rows[0].page_RP.shape[1] + -(-most // cache.shape[1])  # fillers may stand behind the last page
-    lengths, tables, starts = [], [], []
-    for r in rows:
-        R, Q = r.position_RQ.shape
-        lengths.append(jnp.maximum(r.position_RQ[:, 0], 0) + Q)
-        tables.append(jnp.pad(r.page_RP, ((0, 0), (0, P - r.page_RP.shape[1]))))
-        starts.append(jnp.full(R, Q, jnp.int32))
-    count_R = jnp.concatenate(starts)
-    return ragged_paged_attention(
-        q_MNH,
-        cache,
-        jnp.concatenate(lengths),
-        jnp.concatenate(tables),
-        jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(count_R, dtype=jnp.int32)]),
-        jnp.array([len(count_R)], jnp.int32),
-        sm_scale=q_MNH.shape[2] ** -0.5,
-        num_kv_pages_per_block=min(PAGES, P),
-        num_queries_per_block=min(QUERIES, len(q_MNH)),
-    )
+    queries = [some.position_RQ.shape[1] for some in rows for _ in range(some.position_RQ.shape[0])]
+    P = rows[0].page_RP.shape[1] + -(
+        -max(queries) // cache.shape[1]
+    )  # fillers may stand behind the last page
+    length_R = jnp.concatenate([jnp.maximum(r.position_RQ[:, 0], 0) + r.position_RQ.shape[1] for r in rows])
+    page_RP = jnp.concatenate([jnp.pad(r.page_RP, ((0, 0), (0, P - r.page_RP.shape[1]))) for r in rows])
+    outputs, at_once = [], max(1, TABLE // P)
+    for start in range(0, len(queries), at_once):
+        some, place = slice(start, start + at_once), sum(queries[:start])
+        q_mNH = q_MNH[place : place + sum(queries[some])]
+        out_mNH = ragged_paged_attention(
+            q_mNH,
+            cache,
+            length_R[some],
+            page_RP[some],
+            jnp.array([0, *accumulate(queries[some])], jnp.int32),
+            jnp.array([len(queries[some])], jnp.int32),
+            sm_scale=q_MNH.shape[2] ** -0.5,
+            num_kv_pages_per_block=min(PAGES, P),
+            num_queries_per_block=min(QUERIES, len(q_mNH)),
+        )
+        outputs.append(out_mNH)
+    return jnp.concatenate(outputs)
