@@ -38,6 +38,8 @@ def run(
     key = None
     if api_key_from is not None and not (key := os.environ.get(api_key_from)):
         raise ValueError(f"serve: the environment variable {api_key_from} holds no key")
+    if not 0 <= port < 2**16:
+        raise ValueError(f"serve: port must be from 0 to 65535, got {port}")
     console = Console()
     with _bound(host, port) as listening:
         checkpoint = open_checkpoint(model)
@@ -60,12 +62,12 @@ def _bound(host: str, port: int) -> Iterator[socket.socket]:
     """A socket at the address, not listening yet: what is wrong with it is known before a model is loaded."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise ValueError(f"serve: {host}:{port}: {error}") from None
     with socket.socket(family, kind, protocol) as bound:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             bound.bind(address)
-        except (OSError, OverflowError) as error:
+        except OSError as error:
             raise ValueError(f"serve: {host}:{port}: {error}") from None
         yield bound
