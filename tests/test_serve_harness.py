@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,10 @@ import yaml
 
 from rationalyst_jax.world.checkpoint import checkpoint_path
 from rationalyst_jax.world.corpus import questions
+
+pytestmark = pytest.mark.skipif(
+    not (find_spec("lm_eval") and find_spec("torch")), reason="lm-eval and torch come with the test extra"
+)
 
 FOLDER = checkpoint_path("world")
 CHOICES = [" The answer is 4.", " The answer is 12.", " At first Ann has 3 apples."]
