@@ -20,6 +20,17 @@ if os.environ["JAX_PLATFORMS"] == "cpu":
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
+
+def pytest_configure() -> None:
+    """Programs on disk (see the Makefile) are for the short processes that tests start.
+
+    In a process with very many programs XLA:CPU has crashed while it wrote one.
+    """
+    import jax
+
+    jax.config.update("jax_enable_compilation_cache", False)
+
+
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
