@@ -33,8 +33,8 @@ install: .venv/installed
 demo: .venv/installed
 	$(BIN)/rationalyst demo --config configs/demo.yaml
 
-# Models this small compile longer than they run: here they are compiled with few optimizations, elsewhere as ever.
-# Commands that the tests start share what they have compiled.
+# Models this small compile longer than they run: here they are compiled with few optimizations, elsewhere as ever,
+# and what one process has compiled the others load.
 COMPILED = JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.pytest_cache/jax JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.3
 test: .venv/installed-test
 	$(COMPILED) JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(BIN)/pytest -q -rs -n 2 --dist loadfile

@@ -1,8 +1,9 @@
 """Fixtures that many tests use."""
 
+import gc
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -20,18 +21,17 @@ if os.environ["JAX_PLATFORMS"] == "cpu":
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
-def pytest_configure() -> None:
-    """Programs on disk (see the Makefile) are for the short processes that tests start.
 
-    In a process with very many programs XLA:CPU has crashed while it wrote one.
-    """
+@pytest.fixture(scope="module", autouse=True)
+def few_programs() -> Iterator[None]:
+    """Every compiled program takes memory maps, of which Linux gives a process 65,530: then XLA crashes."""
+    yield
     import jax
 
-    jax.config.update("jax_enable_compilation_cache", False)
-
-
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope="session")
