@@ -9,18 +9,18 @@ The limit at batch 1: each weight is read once for each token.
 
 import tempfile
 from pathlib import Path
-from typing import Any
 
+import decoding
 import jax
 import numpy as np
 import torch
 from flax import nnx
-from measure import arguments, best_of, print_json, print_table
+from measure import arguments, print_json, print_table
 from transformers import AutoModelForCausalLM
 
 from rationalyst_jax.lm.config import LlamaConfig
 from rationalyst_jax.lm.engine.engine import Engine
-from rationalyst_jax.lm.engine.requests import GenerateRequest, ScoreRequest
+from rationalyst_jax.lm.engine.requests import ScoreRequest
 from rationalyst_jax.lm.hf import load_llama, save_llama
 from rationalyst_jax.lm.llama import Llama
 from rationalyst_jax.lm.tokenizer import load_tokenizer
@@ -33,30 +33,6 @@ PROMPT, NEW = 64, 64
 
 def weight_bytes(model: Llama) -> int:
     return sum(w.size * w.dtype.itemsize for w in jax.tree.leaves(nnx.state(model)))
-
-
-def decoded(engine: Engine, prompts: list[tuple[int, ...]]) -> float:
-    """Tokens/s, prompts computed before."""
-    requests = [GenerateRequest(prompt, NEW, temperature=0, suppress=(1, 2, 3)) for prompt in prompts]
-    engine.generate(requests)
-    seconds, results = best_of(3, lambda: engine.generate(requests))
-    assert all(len(one.tokens) == NEW for [one] in results)
-    return len(prompts) * NEW / seconds
-
-
-def decoded_by_transformers(model: Any, prompts: list[tuple[int, ...]]) -> float:
-    """Tokens/s, without the time that the prompts take."""
-    ids = torch.tensor(prompts)
-
-    def generate(new: int) -> Any:
-        with torch.inference_mode():
-            mask = torch.ones_like(ids)
-            how = {"max_new_tokens": new, "min_new_tokens": new, "pad_token_id": 1, "do_sample": False}
-            return model.generate(ids, attention_mask=mask, **how)
-
-    whole, _ = best_of(3, lambda: generate(NEW))
-    first, _ = best_of(3, lambda: generate(1))
-    return len(prompts) * (NEW - 1) / (whole - first)
 
 
 def nats_a_token(int8: bool) -> float:
@@ -81,9 +57,9 @@ def main() -> None:
             engine = Engine(model, tokenizer)
             engine.warm_up()
             sizes[name] = weight_bytes(model)
-            rates[name] = [decoded(engine, some) for some in prompts.values()]
+            rates[name] = [decoding.ours(engine, some, NEW, (1, 2, 3)) for some in prompts.values()]
         peer = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        rates["transformers"] = [decoded_by_transformers(peer, some) for some in prompts.values()]
+        rates["transformers"] = [decoding.by_transformers(peer, some, NEW, 1) for some in prompts.values()]
     print_table(
         f"decoding {NEW} tokens after {PROMPT}",
         ("weights", "MiB", *(f"tokens/s, batch {b}" for b in prompts)),

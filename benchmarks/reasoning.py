@@ -19,18 +19,19 @@ import time
 from pathlib import Path
 from typing import Any
 
+import decoding
 import jax
 import numpy as np
 import torch
 import yaml
 from documents import shared_data
 from flax import nnx
-from measure import arguments, best_of, compilations, matmul_peak, peak_memory, print_json, print_table
+from measure import arguments, compilations, matmul_peak, peak_memory, print_json, print_table
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from rationalyst_jax.lm.config import LlamaConfig
 from rationalyst_jax.lm.engine.engine import Engine
-from rationalyst_jax.lm.engine.requests import GenerateRequest, Generation, Handle, ScoreRequest
+from rationalyst_jax.lm.engine.requests import Generation, Handle, ScoreRequest
 from rationalyst_jax.lm.hf import save_llama
 from rationalyst_jax.lm.llama import Llama
 from rationalyst_jax.lm.prompt import PromptSet, load_prompts
@@ -44,6 +45,7 @@ from rationalyst_jax.reason.trajectory import Question
 EXAMPLES, CANDIDATES, STEPS, TOKENS = 8, 3, 6, 24
 BATCH = 16  # of the peer: prompts, or sequences to be scored, at once
 PROMPT, NEW = 128, 64  # of decoding alone
+ENDS = 128001, 128009  # tokens that end a text
 
 # 24 million weights, 20.5 of them the tied embedding of the real vocabulary.
 SHAPE = LlamaConfig(
@@ -207,35 +209,8 @@ def guided(role: Role, questions: list[Question], prompts: PromptSet) -> tuple[f
     return seconds, mean_ledger(traces)
 
 
-def decoding(engine: Engine, peer: Transformers, batch: int) -> tuple[float, float]:
-    """Tokens/s of both, from `batch` different prompts, greedily; the prompts are computed before, in
-    ours."""
-    rng = np.random.default_rng(batch)
-    end = (128001, 128009)
-    requests = [
-        GenerateRequest(tuple(rng.integers(0, 1000, PROMPT).tolist()), NEW, temperature=0, suppress=end)
-        for _ in range(batch)
-    ]
-    engine.forget()
-    ours, results = best_of(3, lambda: engine.generate(requests))
-    assert all(len(one.tokens) == NEW for [one] in results)
-    ids = torch.tensor([r.context for r in requests])
-
-    def theirs(new: int) -> Any:
-        with torch.inference_mode():
-            return peer.model.generate(
-                ids,
-                attention_mask=torch.ones_like(ids),
-                do_sample=False,
-                max_new_tokens=new,
-                min_new_tokens=new,
-                pad_token_id=end[0],
-            )
-
-    # transformers computes the prompts again in every run: what that takes is left out.
-    whole, _ = best_of(3, lambda: theirs(NEW))
-    prompts, _ = best_of(3, lambda: theirs(1))
-    return batch * NEW / ours, batch * (NEW - 1) / (whole - prompts)
+def random_prompts(batch: int) -> list[tuple[int, ...]]:
+    return [tuple(ids) for ids in np.random.default_rng(batch).integers(0, 1000, (batch, PROMPT)).tolist()]
 
 
 def main() -> None:
@@ -285,7 +260,13 @@ def main() -> None:
         )
         print(f"ours / transformers: {rates['ours'] / rates['transformers']:.2f}")
         print(f"ours / ours, apart: {rates['ours'] / rates['ours, apart']:.2f}")
-        alone = {batch: decoding(engine, peer, batch) for batch in (1, 8, 64)}
+        alone = {
+            batch: (
+                decoding.ours(engine, random_prompts(batch), NEW, ENDS),
+                decoding.by_transformers(peer.model, random_prompts(batch), NEW, ENDS[0]),
+            )
+            for batch in (1, 8, 64)
+        }
         print_table(
             f"decoding alone, {NEW} tokens after {PROMPT}",
             ("batch", "ours, tokens/s", "transformers", "ratio"),

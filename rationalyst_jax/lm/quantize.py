@@ -3,6 +3,7 @@ in arXiv 2208.07339, section 2.1). Half the memory of bfloat16; where the compil
 the product (on TPUs), half the bytes that decoding a token reads. Embeddings, head and norms stay.
 """
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -27,16 +28,17 @@ class Scales(nnx.Module):
 def quantized(parameter: str, weight: nnx.Variable) -> tuple[nnx.Param, nnx.Param]:
     """A projection of all layers as int8, and its scales."""
     inputs = INPUTS[parameter]
-    values, scale = _rounded(weight[...], inputs)
+    values, scale = _rounded(weight[...], inputs=inputs)
     axes = weight.get_metadata("axes")
     integers: Any = weight.replace(values)
     return integers, nnx.Param(scale, axes=(axes[0], *axes[1 + inputs :]))
 
 
-def _rounded(weight: Any, inputs: int) -> tuple[Array, Array]:
+@partial(jax.jit, static_argnames="inputs")
+def _rounded(weight: Array, *, inputs: int) -> tuple[Array, Array]:
     def of_layer(w: Array) -> tuple[Array, Array]:
         w = w.astype(jnp.float32)
         scale = jnp.maximum(jnp.abs(w).max(axis=tuple(range(inputs)), keepdims=True), 1e-30) / 127
         return jnp.round(w / scale).astype(jnp.int8), scale.reshape(w.shape[inputs:])
 
-    return jax.jit(lambda weight: jax.lax.map(of_layer, weight))(weight)
+    return jax.lax.map(of_layer, weight)

@@ -47,7 +47,8 @@ def block_size(V: int) -> int:
 
     A divisor of V where one is near, since filling up the last block copies all logits; else a power of two.
     """
-    near = [S for S in range(1, V + 1) if V % S == 0 and V <= 4 * S * S <= 16 * V]
+    root = math.sqrt(V)
+    near = [S for S in range(math.ceil(root / 2), math.floor(2 * root) + 1) if V % S == 0]
     return min(near, key=lambda S: max(S, V // S), default=2 ** math.ceil(math.log2(V) / 2))
 
 

@@ -73,7 +73,7 @@ def answer(
     hidden_MD: Array, head_VD: Array, kinds_EV: Array, entries: Entries, Z: int, mesh: Mesh | None = None
 ) -> Answers:
     """What the entries ask for, some entries at a time. The head may be divided over a mesh."""
-    parts = _parts(head_VD.shape[0]) if platform_of(mesh) == "cpu" and mesh is None else 1
+    parts = _parts(head_VD.shape[0]) if mesh is None and platform_of(mesh) == "cpu" else 1
     A = entries.place_A.shape[0]
     C = min(A, ENTRIES_AT_ONCE)
     fields = {name: x for name, x in vars(entries).items() if name.endswith("_A")}
@@ -106,18 +106,15 @@ def _answers(
     token_C = jnp.where(asked_C, jax.lax.cond(asked_C.any(), drawn, lambda: best_C), best_C)
     token_C = jnp.where(e["target"] >= 0, e["target"], token_C)
     normalizer_C = jax.nn.logsumexp(logits.mass_RX, axis=1)
-    logprob_CZ, likeliest_CZ = (
-        jnp.zeros((len(asked_C), Z), jnp.float32),
-        jnp.zeros((len(asked_C), Z), jnp.int32),
-    )
+    none = Answers.none(len(asked_C), Z=Z)
+    best_CZ, likeliest_CZ = none.likeliest_logprob_AZ, none.likeliest_AZ
     if Z:
-        none = logprob_CZ, likeliest_CZ
-        logprob_CZ, likeliest_CZ = jax.lax.cond(
-            wanted, lambda: tuple(jax.lax.top_k(logits.whole(), Z)), lambda: none
+        nothing = best_CZ, likeliest_CZ
+        best_CZ, likeliest_CZ = jax.lax.cond(
+            wanted, lambda: tuple(jax.lax.top_k(logits.whole(), Z)), lambda: nothing
         )
-    return Answers(
-        token_C, logits.of(token_C) - normalizer_C, likeliest_CZ, logprob_CZ - normalizer_C[:, None]
-    )
+    chosen_C = logits.of(token_C) - normalizer_C
+    return Answers(token_C, chosen_C, likeliest_CZ, best_CZ - normalizer_C[:, None])
 
 
 def _logits(

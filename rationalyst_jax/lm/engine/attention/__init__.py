@@ -1,7 +1,7 @@
 """Attention of a step's tokens over the pages of their sequences.
 
-Each implementation is a module with `attention(q, cache, trunk, rows, platform)` and `refusal(H)`, the reason
-why it cannot serve. To add one, write its module and name it in the table below.
+Each implementation is a module with `attention(q, cache, trunk, rows, platform)` and `serves(H)`: whether it
+has heads of size H. To add one, write its module and name it in the table below.
 
 M places of a step, R rows of Q places each, P pages of a table; the other letters as in `lm/llama.py`.
 """
@@ -20,7 +20,7 @@ from jax.sharding import Mesh, PartitionSpec
 from rationalyst_jax.lm.settings import TENSOR
 from rationalyst_jax.lm.sharding import platform_of
 
-# What is tried on each platform, in this order; the first that does not refuse serves.
+# What is tried on each platform, in this order.
 CHOICE = {"tpu": ("ragged", "xla")}
 
 
@@ -61,7 +61,7 @@ def paged_attention(
     """
     platform = platform_of(mesh)
     modules = (import_module(f"{__name__}.{name}") for name in CHOICE.get(platform, ("xla",)))
-    module = next(m for m in modules if not m.refusal(q_MNH.shape[2]))
+    module = next(module for module in modules if module.serves(q_MNH.shape[2]))
     attention = partial(module.attention, platform=platform)
     if mesh is None:
         return attention(q_MNH, cache, trunk, rows)

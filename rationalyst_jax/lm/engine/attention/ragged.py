@@ -19,19 +19,18 @@ PAGES, QUERIES = 32, 32
 TABLE = 2**17  # page numbers that fit in a core's scalar memory (1 MiB) beside the rest: so many rows a call
 
 
-def refusal(H: int) -> str | None:
-    """Why this implementation cannot serve a call; None: it can."""
-    return None if H % LANES == 0 else f"the ragged kernel has head sizes that {LANES} divides, not {H}"
+def serves(H: int) -> bool:
+    """Whole rows of lanes."""
+    return H % LANES == 0
 
 
 def attention(q_MNH: Array, cache: Array, trunk: Trunk, rows: Sequence[Rows], platform: str) -> Array:
     """See `paged_attention`. A row has all its Q queries here, of which fillers see what may be anything."""
     queries = [some.position_RQ.shape[1] for some in rows for _ in range(some.position_RQ.shape[0])]
-    P = rows[0].page_RP.shape[1] + -(
-        -max(queries) // cache.shape[1]
-    )  # fillers may stand behind the last page
     length_R = jnp.concatenate([jnp.maximum(r.position_RQ[:, 0], 0) + r.position_RQ.shape[1] for r in rows])
-    page_RP = jnp.concatenate([jnp.pad(r.page_RP, ((0, 0), (0, P - r.page_RP.shape[1]))) for r in rows])
+    behind = -(-max(queries) // cache.shape[1])  # pages after the last one, where fillers may stand
+    page_RP = jnp.pad(jnp.concatenate([some.page_RP for some in rows]), ((0, 0), (0, behind)))
+    P = page_RP.shape[1]
     outputs, at_once = [], max(1, TABLE // P)
     for start in range(0, len(queries), at_once):
         some, place = slice(start, start + at_once), sum(queries[:start])

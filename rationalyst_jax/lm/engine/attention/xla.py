@@ -21,8 +21,9 @@ UNSEEN = -1e30  # stands for the score of a masked key: exp of it is 0, and it i
 Softmax = tuple[Array, Array, Array]  # maximum_RKY, sum_RKY, out_RKYH: of the keys seen so far
 
 
-def refusal(H: int) -> None:
-    """It can serve every call."""
+def serves(H: int) -> bool:
+    """Any size."""
+    return True
 
 
 def attention(q_MNH: Array, cache: Array, trunk: Trunk, rows: Sequence[Rows], platform: str) -> Array:
