@@ -99,7 +99,7 @@ def _at_endpoint(address: str, config: EndpointConfig, opened: ExitStack) -> "Ro
     from rationalyst_jax.reason.roles import Role
 
     if not config.model:
-        raise ValueError(f"reason: endpoint.model is missing: which model shall be asked at {address}?")
+        raise ValueError(f"endpoint.model is missing: which model shall be asked at {address}?")
     tokenizer = None if config.tokenizer is None else load_tokenizer(config.tokenizer)
     name, endpoint = f"{config.model} at {address}", Endpoint(address, config)
     opened.callback(endpoint.close)

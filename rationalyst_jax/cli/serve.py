@@ -37,9 +37,9 @@ def run(
 
     key = None
     if api_key_from is not None and not (key := os.environ.get(api_key_from)):
-        raise ValueError(f"serve: the environment variable {api_key_from} holds no key")
+        raise ValueError(f"the environment variable {api_key_from} holds no key")
     if not 0 <= port < 2**16:
-        raise ValueError(f"serve: port must be from 0 to 65535, got {port}")
+        raise ValueError(f"port must be from 0 to 65535, got {port}")
     console = Console()
     with _bound(host, port) as listening:
         checkpoint = open_checkpoint(model)
@@ -52,7 +52,7 @@ def run(
         try:
             listening.listen()  # whoever reads the address may connect
         except OSError as error:  # somebody else began to listen meanwhile
-            raise ValueError(f"serve: {host}:{port}: {error}") from None
+            raise ValueError(f"{host}:{port}: {error}") from None
         console.print(f"{served} at http://{host}:{listening.getsockname()[1]}/v1", soft_wrap=True)
         uvicorn.Server(config).run([listening])
 
@@ -63,11 +63,11 @@ def _bound(host: str, port: int) -> Iterator[socket.socket]:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except OSError as error:
-        raise ValueError(f"serve: {host}:{port}: {error}") from None
+        raise ValueError(f"{host}:{port}: {error}") from None
     with socket.socket(family, kind, protocol) as bound:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             bound.bind(address)
         except OSError as error:
-            raise ValueError(f"serve: {host}:{port}: {error}") from None
+            raise ValueError(f"{host}:{port}: {error}") from None
         yield bound
