@@ -13,7 +13,6 @@ import jax
 import numpy as np
 import openai
 import pytest
-import torch
 import uvicorn
 from starlette.applications import Starlette
 from transformers import AutoModelForCausalLM
@@ -76,6 +75,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def peer():
+    torch = pytest.importorskip("torch", reason="torch is the oracle here")
     return AutoModelForCausalLM.from_pretrained(FOLDER, dtype=torch.float32)
 
 
@@ -87,11 +87,15 @@ def prompts(tokenizer):
 
 def log_probabilities(peer, ids):
     """Of every next token after each place of ids, `[T, V]`."""
+    import torch
+
     with torch.inference_mode():
         return torch.log_softmax(peer(torch.tensor([ids])).logits[0].float(), dim=-1).numpy()
 
 
 def greedy(peer, ids, most):
+    import torch
+
     with torch.inference_mode():
         out = peer.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=most)
     return out[0, len(ids) :].tolist()
