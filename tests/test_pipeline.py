@@ -94,10 +94,8 @@ class Killed(Exception):
     """Stands for the end of the process: nothing of the pipeline catches it."""
 
 
-SLOW = pytest.mark.slow
-
-
-@pytest.mark.parametrize("calls", [*(pytest.param(n, marks=SLOW) for n in (1, 40, 90)), 200])
+@pytest.mark.slow  # test_a_run_killed_with_kill_9 is the fast one
+@pytest.mark.parametrize("calls", [1, 40, 90, 200])
 def test_a_run_that_was_cut_off_ends_like_one_that_was_not(finished, tmp_path, monkeypatch, calls):
     left = calls
     submit = Engine.submit
@@ -265,7 +263,7 @@ run(small(Path(sys.argv[1])), full=False, console=CONSOLE)
 """
 
 
-SLOW_KILLS = [name if name == "reason" else pytest.param(name, marks=SLOW) for name in KILLS]
+SLOW_KILLS = [name if name == "reason" else pytest.param(name, marks=pytest.mark.slow) for name in KILLS]
 
 
 @pytest.mark.parametrize("stage", SLOW_KILLS)

@@ -124,6 +124,7 @@ def test_the_harness_measures_what_it_measures_with_transformers(tasks, address,
     )
 
 
+@pytest.mark.slow
 def test_the_harness_chats(tasks, address, tmp_path):
     remote = f"model=world,base_url={address}/chat/completions"
     chat = evaluated(
