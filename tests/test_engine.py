@@ -96,6 +96,21 @@ def test_greedy_tokens_equal_transformers_on_200_prompts_of_1_to_1000_tokens(tmp
         assert list(result.tokens) == out[0, len(prompt) :].tolist()
 
 
+def test_a_result_does_not_depend_on_the_batch(engine, model, tokenizer):
+    requests = [
+        GenerateRequest(context, max_tokens=10 + i, n=2, temperature=0.8, seed=i)
+        for i, context in enumerate(contexts(5, 9, 30, 31, 40, 64, 17, 29, 12))
+    ]
+    together = engine.generate(requests)
+    alone = [engine.generate([request])[0] for request in requests]
+    reordered = Engine(model, tokenizer, rows=3, piece=5, page_size=3).generate(requests[::-1])[::-1]
+    for others in (alone, reordered):
+        for candidates, others_candidates in zip(together, others, strict=True):
+            for a, b in zip(candidates, others_candidates, strict=True):
+                assert (a.tokens, a.text, a.finish) == (b.tokens, b.text, b.finish)
+                np.testing.assert_allclose(a.logprobs, b.logprobs, atol=1e-5)
+
+
 def test_seed_and_candidate_decide_the_noise(engine):
     (context,) = contexts(20)
     request = GenerateRequest(context, max_tokens=12, n=3, seed=7)
