@@ -26,10 +26,10 @@ from measure import BLOCK, arguments, best_of, compilations, matmul_peak, print_
 from torch.nn.functional import scaled_dot_product_attention
 
 from rationalyst_jax.lm.attention import IMPLEMENTATIONS, tree_attention
-from rationalyst_jax.lm.prompt import load_prompts
-from rationalyst_jax.lm.tokenizer import load_tokenizer
-from rationalyst_jax.lm.tree import TokenTree, build_tree, chain, pack
+from rationalyst_jax.lm.trees.tree import TokenTree, build_tree, chain, pack
+from rationalyst_jax.lm.weights.tokenizer import load_tokenizer
 from rationalyst_jax.mine.triples import Triple
+from rationalyst_jax.prompts.prompt import load_prompts
 
 REAL_ROW, LONG_ROW = 2048, 1024  # rows of real documents have this length, those of long ones a multiple
 RATIONALES = (2, 8, 32)

@@ -12,12 +12,12 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from rationalyst_jax.lm.likelihood import Pair
-from rationalyst_jax.lm.prompt import PromptSet
+from rationalyst_jax.lm.trees.likelihood import Pair
 from rationalyst_jax.mine.documents import Document, read_annotations, read_documents
 from rationalyst_jax.mine.likelihood_filter import filter_pairs
 from rationalyst_jax.mine.parse import Parsed, Rationale
 from rationalyst_jax.mine.triples import Triple, cut_triples, extract
+from rationalyst_jax.prompts.prompt import PromptSet
 
 _SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 # A sentence or a line ends, and something follows.

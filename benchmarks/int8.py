@@ -18,12 +18,12 @@ from flax import nnx
 from measure import arguments, print_json, print_table
 from transformers import AutoModelForCausalLM
 
-from rationalyst_jax.lm.config import LlamaConfig
 from rationalyst_jax.lm.engine.engine import Engine
 from rationalyst_jax.lm.engine.requests import ScoreRequest
-from rationalyst_jax.lm.hf import load_llama, save_llama
-from rationalyst_jax.lm.llama import Llama
-from rationalyst_jax.lm.tokenizer import load_tokenizer
+from rationalyst_jax.lm.model.config import LlamaConfig
+from rationalyst_jax.lm.model.llama import Llama
+from rationalyst_jax.lm.weights.hf import load_llama, save_llama
+from rationalyst_jax.lm.weights.tokenizer import load_tokenizer
 from rationalyst_jax.world.checkpoint import checkpoint_path
 from rationalyst_jax.world.corpus import documents
 

@@ -35,14 +35,14 @@ from measure import (
 )
 from transformers import AutoModelForCausalLM
 
-from rationalyst_jax.lm.config import LlamaConfig
-from rationalyst_jax.lm.hf import save_llama
-from rationalyst_jax.lm.likelihood import Pair, Work, score_sums
-from rationalyst_jax.lm.llama import Llama
-from rationalyst_jax.lm.prompt import load_prompts
-from rationalyst_jax.lm.reduction import reduction_weights
-from rationalyst_jax.lm.tokenizer import load_tokenizer
-from rationalyst_jax.lm.tree import build_trees, pack
+from rationalyst_jax.lm.model.config import LlamaConfig
+from rationalyst_jax.lm.model.llama import Llama
+from rationalyst_jax.lm.trees.likelihood import Pair, Work, score_sums
+from rationalyst_jax.lm.trees.reduction import reduction_weights
+from rationalyst_jax.lm.trees.tree import build_trees, pack
+from rationalyst_jax.lm.weights.hf import save_llama
+from rationalyst_jax.lm.weights.tokenizer import load_tokenizer
+from rationalyst_jax.prompts.prompt import load_prompts
 
 Groups = list[list[Pair]]
 MODELS = {

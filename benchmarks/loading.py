@@ -35,7 +35,7 @@ def write_checkpoint(folder: Path, layers: int) -> None:
     from ml_dtypes import bfloat16
     from safetensors.numpy import save_file
 
-    from rationalyst_jax.lm.config import LlamaConfig
+    from rationalyst_jax.lm.model.config import LlamaConfig
 
     D, F, N, K, H, V = 3072, 8192, 24, 8, 128, 128256
     config = LlamaConfig(V, D, F, layers, N, K, H)
@@ -99,8 +99,8 @@ def ours() -> tuple[Callable[[Path], Any], Callable[[Any, Path], None], Callable
     import jax
     from flax import nnx
 
-    from rationalyst_jax.lm.hf import load_llama, save_llama
-    from rationalyst_jax.lm.sharding import make_mesh
+    from rationalyst_jax.lm.devices.sharding import make_mesh
+    from rationalyst_jax.lm.weights.hf import load_llama, save_llama
 
     mesh = make_mesh(*MESH, jax.devices())
 

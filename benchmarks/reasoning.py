@@ -29,18 +29,19 @@ from flax import nnx
 from measure import arguments, compilations, matmul_peak, peak_memory, print_json, print_table
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
-from rationalyst_jax.lm.config import LlamaConfig
 from rationalyst_jax.lm.engine.engine import Engine
 from rationalyst_jax.lm.engine.requests import Generation, Handle, ScoreRequest
-from rationalyst_jax.lm.hf import save_llama
-from rationalyst_jax.lm.llama import Llama
-from rationalyst_jax.lm.prompt import PromptSet, load_prompts
-from rationalyst_jax.lm.tokenizer import load_tokenizer
+from rationalyst_jax.lm.model.config import LlamaConfig
+from rationalyst_jax.lm.model.llama import Llama
+from rationalyst_jax.lm.weights.hf import save_llama
+from rationalyst_jax.lm.weights.tokenizer import load_tokenizer
+from rationalyst_jax.prompts.prompt import PromptSet, load_prompts
 from rationalyst_jax.reason.config import ReasonConfig
-from rationalyst_jax.reason.roles import Role, Roles
 from rationalyst_jax.reason.solve import solve
 from rationalyst_jax.reason.traces import mean_ledger
-from rationalyst_jax.reason.trajectory import Question
+from rationalyst_jax.reason.trajectory import Roles
+from rationalyst_jax.roles.role import Role
+from rationalyst_jax.tasks.question import Question
 
 EXAMPLES, CANDIDATES, STEPS, TOKENS = 8, 3, 6, 24
 BATCH = 16  # of the peer: prompts, or sequences to be scored, at once
@@ -64,7 +65,7 @@ SHAPE = LlamaConfig(
 
 
 class Transformers:
-    """A model of `reason/roles.py`: answers all that waits, call by call, each with its whole prompt."""
+    """A model of `roles/role.py`: answers all that waits, call by call, each with its whole prompt."""
 
     repeatable = False
 

@@ -19,8 +19,8 @@ from transformers import AutoModelForCausalLM
 
 from rationalyst_jax.lm.engine.engine import Engine
 from rationalyst_jax.lm.engine.requests import GenerateRequest
-from rationalyst_jax.lm.hf import load_llama
-from rationalyst_jax.lm.tokenizer import load_tokenizer
+from rationalyst_jax.lm.weights.hf import load_llama
+from rationalyst_jax.lm.weights.tokenizer import load_tokenizer
 from rationalyst_jax.world.checkpoint import checkpoint_path
 from rationalyst_jax.world.corpus import questions
 

@@ -9,9 +9,9 @@ that was fastest on a part of the input. Before that it takes our first steps, a
 losses or gradients differ from ours. Adapters are trained by ours alone.
 
 The limit: 6 FLOPs per weight for every token, 4 where only adapters are trained; the output head only where
-there is a target; attention (`lm/flops.py`). FLOP/s counts what the *trees* need of these (for the peer and
-apart: what their tokens need, without padding) and stands beside what one large matrix product reaches on
-this machine. On an accelerator that quotient is the MFU, of a measured ceiling.
+there is a target; attention (`lm/model/flops.py`). FLOP/s counts what the *trees* need of these (for the peer
+and apart: what their tokens need, without padding) and stands beside what one large matrix product reaches
+on this machine. On an accelerator that quotient is the MFU, of a measured ceiling.
 
 On two cores, rows of the paper's 1,024 tokens, one at a time, took the least processor time of those tried
 (768 to 2,048 tokens, one to four rows).
@@ -38,14 +38,14 @@ from jax.sharding import Mesh
 from measure import arguments, compilations, matmul_peak, peak_memory, print_json, print_table
 from transformers import AutoModelForCausalLM, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from rationalyst_jax.lm.config import LlamaConfig
-from rationalyst_jax.lm.flops import training_flops
-from rationalyst_jax.lm.hf import save_llama
-from rationalyst_jax.lm.llama import Llama
-from rationalyst_jax.lm.prompt import load_prompts
-from rationalyst_jax.lm.settings import LoraConfig
-from rationalyst_jax.lm.sharding import created, mesh_of
-from rationalyst_jax.lm.tokenizer import load_tokenizer
+from rationalyst_jax.lm.devices.sharding import created, mesh_of
+from rationalyst_jax.lm.model.config import LlamaConfig
+from rationalyst_jax.lm.model.flops import training_flops
+from rationalyst_jax.lm.model.llama import Llama
+from rationalyst_jax.lm.model.settings import LoraConfig
+from rationalyst_jax.lm.weights.hf import save_llama
+from rationalyst_jax.lm.weights.tokenizer import load_tokenizer
+from rationalyst_jax.prompts.prompt import load_prompts
 from rationalyst_jax.train.batches import Batches, loader, shuffled_steps
 from rationalyst_jax.train.config import TrainConfig
 from rationalyst_jax.train.examples import Example

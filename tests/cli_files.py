@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 from flax import nnx
 
 from rationalyst_jax.cli.main import main
-from rationalyst_jax.lm.checkpoint import abstract_llama
-from rationalyst_jax.lm.config import LlamaConfig
-from rationalyst_jax.lm.hf import save_llama
-from rationalyst_jax.lm.llama import Llama
+from rationalyst_jax.lm.model.config import LlamaConfig
+from rationalyst_jax.lm.model.llama import Llama
+from rationalyst_jax.lm.weights.hf import save_llama
+from rationalyst_jax.lm.weights.orbax import abstract_llama
 from rationalyst_jax.mine.likelihood_filter import FilteredTriple
 from rationalyst_jax.mine.store import Provenance, write_filtered
 from rationalyst_jax.reason.traces import Trace, append_trace

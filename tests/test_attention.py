@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rationalyst_jax.lm.attention import IMPLEMENTATIONS, blocks, pallas_tpu, tree_attention, xla
-from rationalyst_jax.lm.sharding import make_mesh
-from rationalyst_jax.lm.tree import build_tree, pack
+from rationalyst_jax.lm.devices.sharding import make_mesh
+from rationalyst_jax.lm.trees.tree import build_tree, pack
 
 Attention = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
 

@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from rationalyst_jax.lm.attention import tree_attention
-from rationalyst_jax.lm.sharding import make_mesh
+from rationalyst_jax.lm.devices.sharding import make_mesh
 
 pytestmark = pytest.mark.aot
 TOPOLOGIES = {"v5e": "v5e:2x2", "v6e": "v6e:2x2", "v5p": "v5p:2x2x1"}

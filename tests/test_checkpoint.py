@@ -16,11 +16,11 @@ from flax import nnx
 from test_train import fit_examples
 
 from rationalyst_jax.cli.main import mute_background_errors
-from rationalyst_jax.lm.checkpoint import load_orbax, save_orbax
-from rationalyst_jax.lm.hf import load_llama, save_llama
-from rationalyst_jax.lm.likelihood import Pair, score
-from rationalyst_jax.lm.llama import Llama
-from rationalyst_jax.pipeline.checkpoint import computable, open_checkpoint
+from rationalyst_jax.lm.model.llama import Llama
+from rationalyst_jax.lm.trees.likelihood import Pair, score
+from rationalyst_jax.lm.weights.hf import load_llama, save_llama
+from rationalyst_jax.lm.weights.open import computable, open_checkpoint
+from rationalyst_jax.lm.weights.orbax import load_orbax, save_orbax
 from rationalyst_jax.train.checkpoints import load_trained
 from rationalyst_jax.train.config import TrainConfig
 from rationalyst_jax.train.examples import Example
@@ -143,10 +143,10 @@ def test_a_checkpoint_is_computed_with_in_the_dtype_the_device_can(tmp_path, mon
     for file in checkpoint_path("world").iterdir():
         shutil.copy(file, tmp_path)
     save_llama(in_dtype(load_llama(tmp_path), "bfloat16"), tmp_path)
-    checkpoint = open_checkpoint(str(tmp_path))
+    checkpoint = open_checkpoint(tmp_path)
     exact = in_dtype(checkpoint.load(), "float32")
     assert weight_dtypes(checkpoint.load_for_inference()) == {"bfloat16"}
-    monkeypatch.setattr("rationalyst_jax.pipeline.checkpoint.computable", lambda dtype, device: jnp.float16)
+    monkeypatch.setattr("rationalyst_jax.lm.weights.open.computable", lambda dtype, device: jnp.float16)
     model = checkpoint.load_for_inference()
     assert weight_dtypes(model) == {"float16"}
     text = "Ann has 12 apples. Ben has 5 more apples than Ann. How many apples does Ben have?"

@@ -7,7 +7,7 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rationalyst_jax.lm.config import LlamaConfig, RopeScaling
+from rationalyst_jax.lm.model.config import LlamaConfig, RopeScaling
 
 SIZES = {"vocab_size": 64, "hidden_size": 48, "intermediate_size": 80}
 HF = {

@@ -23,17 +23,18 @@ from hypothesis import strategies as st
 from jax.sharding import Mesh
 from test_train import random_examples
 
+from rationalyst_jax.lm.devices.sharding import by_row, make_mesh
 from rationalyst_jax.lm.engine.requests import Generation
-from rationalyst_jax.lm.prompt import load_prompts
-from rationalyst_jax.lm.sharding import by_row, make_mesh
-from rationalyst_jax.lm.tokenizer import load_tokenizer
-from rationalyst_jax.lm.tree import best_fit, pack
+from rationalyst_jax.lm.trees.tree import best_fit, pack
+from rationalyst_jax.lm.weights.tokenizer import load_tokenizer
 from rationalyst_jax.mine.likelihood_filter import filter_pairs
 from rationalyst_jax.mine.triples import Triple
+from rationalyst_jax.prompts.prompt import load_prompts
 from rationalyst_jax.reason.config import ReasonConfig
-from rationalyst_jax.reason.roles import Role, Roles
 from rationalyst_jax.reason.traces import Step
-from rationalyst_jax.reason.trajectory import Question, Setting, Trajectory
+from rationalyst_jax.reason.trajectory import Roles, Setting, Trajectory
+from rationalyst_jax.roles.role import Role
+from rationalyst_jax.tasks.question import Question
 from rationalyst_jax.train.batches import Batch, Batches, held_rows, loader, ordered_steps, shuffled_steps
 from rationalyst_jax.train.config import TrainConfig
 from rationalyst_jax.train.examples import Example, TargetTree, forest, split_by_group

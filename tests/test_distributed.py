@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from rationalyst_jax.lm.distributed import DistributedConfig, barrier, is_main, start
+from rationalyst_jax.lm.devices.distributed import DistributedConfig, barrier, is_main, start
 
 SLURM = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "n[1-2]", "SLURM_PROCID": "1", "SLURM_LOCALID": "0"}
 SLURM |= {"SLURM_NTASKS": "2", "SLURM_STEP_NUM_NODES": "2"}

@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 
 from rationalyst_jax.lm.engine.requests import GenerateRequest, ScoreRequest
-from rationalyst_jax.lm.prompt import load_prompts
-from rationalyst_jax.reason.config import EndpointConfig, ReasonConfig
-from rationalyst_jax.reason.endpoint import ChatRequest, ChatRole, Endpoint
-from rationalyst_jax.reason.roles import NotAnswered, Roles, Sampling
+from rationalyst_jax.prompts.prompt import load_prompts
+from rationalyst_jax.reason.config import ReasonConfig
 from rationalyst_jax.reason.solve import solve
-from rationalyst_jax.reason.trajectory import Question
+from rationalyst_jax.reason.trajectory import Roles
+from rationalyst_jax.roles.config import EndpointConfig
+from rationalyst_jax.roles.endpoint import ChatRequest, ChatRole, Endpoint
+from rationalyst_jax.roles.role import NotAnswered, Sampling
+from rationalyst_jax.tasks.question import Question
 
 
 class Server(ThreadingHTTPServer):

@@ -15,12 +15,12 @@ from scipy.stats import chisquare
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from rationalyst_jax.lm.config import LlamaConfig
+from rationalyst_jax.lm.devices.sharding import created, make_mesh
 from rationalyst_jax.lm.engine.engine import Engine
 from rationalyst_jax.lm.engine.requests import GenerateRequest, Handle, ScoreRequest
-from rationalyst_jax.lm.hf import load_llama
-from rationalyst_jax.lm.llama import Llama, tree_attend
-from rationalyst_jax.lm.sharding import created, make_mesh
+from rationalyst_jax.lm.model.config import LlamaConfig
+from rationalyst_jax.lm.model.llama import Llama, tree_attend
+from rationalyst_jax.lm.weights.hf import load_llama
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:

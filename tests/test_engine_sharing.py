@@ -12,18 +12,19 @@ import yaml
 from flax import nnx
 from test_engine import byte_tokenizer, random_llama
 
-from rationalyst_jax.lm.config import LlamaConfig
 from rationalyst_jax.lm.engine.engine import Engine
 from rationalyst_jax.lm.engine.requests import GenerateRequest, Handle, Request, ScoreRequest
 from rationalyst_jax.lm.engine.runs import fitting_pages
-from rationalyst_jax.lm.llama import Llama
-from rationalyst_jax.lm.prompt import load_prompts
-from rationalyst_jax.lm.tokenizer import load_tokenizer
+from rationalyst_jax.lm.model.config import LlamaConfig
+from rationalyst_jax.lm.model.llama import Llama
+from rationalyst_jax.lm.weights.tokenizer import load_tokenizer
+from rationalyst_jax.prompts.prompt import load_prompts
 from rationalyst_jax.reason.config import ReasonConfig
-from rationalyst_jax.reason.roles import Role, Roles
 from rationalyst_jax.reason.solve import solve
 from rationalyst_jax.reason.traces import mean_ledger
-from rationalyst_jax.reason.trajectory import Question
+from rationalyst_jax.reason.trajectory import Roles
+from rationalyst_jax.roles.role import Role
+from rationalyst_jax.tasks.question import Question
 
 
 def test_no_page_is_lost_in_ten_thousand_random_operations():

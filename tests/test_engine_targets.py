@@ -9,15 +9,15 @@ import pytest
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
-from rationalyst_jax.lm.chips import CHIPS, GIB
-from rationalyst_jax.lm.config import LlamaConfig
+from rationalyst_jax.lm.devices.chips import CHIPS, GIB
+from rationalyst_jax.lm.devices.sharding import make_mesh, shard_weights
 from rationalyst_jax.lm.engine.batch import Asked, Begin, pieces, singles
 from rationalyst_jax.lm.engine.pages import Pages
 from rationalyst_jax.lm.engine.runs import Memory
 from rationalyst_jax.lm.engine.step import State, cache_sharding, decode_steps, mixed_step
-from rationalyst_jax.lm.llama import Llama
-from rationalyst_jax.lm.program import collectives, memory
-from rationalyst_jax.lm.sharding import make_mesh, shard_weights
+from rationalyst_jax.lm.model.config import LlamaConfig
+from rationalyst_jax.lm.model.llama import Llama
+from rationalyst_jax.plan.program import collectives, memory
 
 pytestmark = pytest.mark.aot
 

@@ -12,11 +12,10 @@ from flax import nnx
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from rationalyst_jax.lm.config import LlamaConfig
-from rationalyst_jax.lm.likelihood import score_sums
-from rationalyst_jax.lm.llama import Llama, tree_attend
-from rationalyst_jax.lm.prompt import Prompt, PromptSet, load_prompts, render
-from rationalyst_jax.lm.tokenizer import load_tokenizer, marker_ids
+from rationalyst_jax.lm.model.config import LlamaConfig
+from rationalyst_jax.lm.model.llama import Llama, tree_attend
+from rationalyst_jax.lm.trees.likelihood import score_sums
+from rationalyst_jax.lm.weights.tokenizer import load_tokenizer, marker_ids
 from rationalyst_jax.mine import likelihood_filter
 from rationalyst_jax.mine.config import FilterConfig
 from rationalyst_jax.mine.documents import Document, read_annotations
@@ -24,6 +23,7 @@ from rationalyst_jax.mine.likelihood_filter import ScoredTriple, decide, score_t
 from rationalyst_jax.mine.parse import parse
 from rationalyst_jax.mine.sharing import measure
 from rationalyst_jax.mine.triples import cut_triples, extract
+from rationalyst_jax.prompts.prompt import Prompt, PromptSet, load_prompts, render
 
 PROMPTS = PromptSet(
     "1",

@@ -10,11 +10,11 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
-from rationalyst_jax.lm.config import LlamaConfig
-from rationalyst_jax.lm.likelihood import Batch, Terms, score_rows
-from rationalyst_jax.lm.llama import Llama
-from rationalyst_jax.lm.settings import ROWS
-from rationalyst_jax.lm.sharding import make_mesh, shard_weights
+from rationalyst_jax.lm.devices.mesh import ROWS
+from rationalyst_jax.lm.devices.sharding import make_mesh, shard_weights
+from rationalyst_jax.lm.model.config import LlamaConfig
+from rationalyst_jax.lm.model.llama import Llama
+from rationalyst_jax.lm.trees.likelihood import Batch, Terms, score_rows
 
 pytestmark = pytest.mark.aot
 

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from rationalyst_jax.lm.chips import CHIPS, chip_of
-from rationalyst_jax.lm.config import LlamaConfig
-from rationalyst_jax.lm.flops import forward_flops, training_flops
-from rationalyst_jax.lm.llama import Llama
+from rationalyst_jax.lm.devices.chips import CHIPS, chip_of
+from rationalyst_jax.lm.model.config import LlamaConfig
+from rationalyst_jax.lm.model.flops import forward_flops, training_flops
+from rationalyst_jax.lm.model.llama import Llama
 
 CONFIG = LlamaConfig(
     vocab_size=96, hidden_size=32, intermediate_size=56, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=6

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from rationalyst_jax.evaluate.grade import Grade, compare, grade, summarize
-from rationalyst_jax.evaluate.question import Question
 from rationalyst_jax.evaluate.statistics import mcnemar
-from rationalyst_jax.evaluate.tasks import TASKS
+from rationalyst_jax.tasks.question import Question
+from rationalyst_jax.tasks.task import TASKS
 
 GSM8K = TASKS["gsm8k"]
 QUESTIONS = [Question("a", "?", "5"), Question("b", "?", "0.5"), Question("c", "?", "-1000")]

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rationalyst_jax.evaluate.gsm8k import correct, extract, number, read, written
-from rationalyst_jax.evaluate.tasks import TASKS, task_named
+from rationalyst_jax.tasks.gsm8k import correct, extract, number, read, written
+from rationalyst_jax.tasks.task import TASKS, task_named
 
 STATED = {
     "She makes 18 dollars.\n#### 18": "18",
@@ -179,15 +179,15 @@ def test_all_gold_answers_are_accepted_and_their_neighbours_rejected(shared):
     for question, row in zip(questions, rows, strict=True):
         gold = int(row["answer"].split("#### ")[1].replace(",", ""))
         assert question.text == row["question"]
-        assert correct(extract(row["answer"]), question.answer)
-        assert correct(extract(f"The answer is {gold:,}."), question.answer)
+        assert correct(extract(row["answer"]), question.gold)
+        assert correct(extract(f"The answer is {gold:,}."), question.gold)
         for wrong in (gold + 1, gold - 1):
-            assert not correct(extract(f"The answer is {wrong}."), question.answer)
-            assert not correct(extract(f"#### {wrong}"), question.answer)
+            assert not correct(extract(f"The answer is {wrong}."), question.gold)
+            assert not correct(extract(f"#### {wrong}"), question.gold)
 
 
 def test_real_solutions_are_graded_as_processbench_labelled_them(shared):
-    gold = {question.text: question.answer for question in read(shared / "gsm8k" / "test.jsonl")}
+    gold = {question.text: question.gold for question in read(shared / "gsm8k" / "test.jsonl")}
     solutions = json.loads((shared / "process_bench" / "processbench_gsm8k.json").read_text(encoding="utf-8"))
     stated = [
         (correct(answer, gold[solution["problem"]]), solution["final_answer_correct"])
@@ -207,7 +207,7 @@ def test_questions_are_named_by_their_id_or_their_line(tmp_path):
         {"id": "mine", "question": "b?", "answer": "so\n#### 1,000"},
     ]
     path.write_text("\n\n".join(map(json.dumps, rows)))
-    assert [(q.id, q.text, q.answer) for q in read(path)] == [("held-1", "a?", "1"), ("mine", "b?", "1000")]
+    assert [(q.id, q.text, q.gold) for q in read(path)] == [("held-1", "a?", "1"), ("mine", "b?", "1000")]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 from scipy.special import log_softmax
 
 from rationalyst_jax.lm.engine import head
-from rationalyst_jax.lm.sampling import block_size
+from rationalyst_jax.lm.engine.sampling import block_size
 
 A, D = 7, 16
 

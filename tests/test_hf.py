@@ -12,9 +12,9 @@ import transformers
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from rationalyst_jax.lm.config import LlamaConfig
-from rationalyst_jax.lm.hf import load_config, load_llama, save_llama
-from rationalyst_jax.lm.llama import Llama
+from rationalyst_jax.lm.model.config import LlamaConfig
+from rationalyst_jax.lm.model.llama import Llama
+from rationalyst_jax.lm.weights.hf import load_config, load_llama, save_llama
 
 torch = pytest.importorskip("torch", reason="torch is the oracle here")
 
@@ -126,7 +126,7 @@ def test_a_save_cut_off_while_writing_leaves_the_earlier_checkpoint(saved, monke
         yield 0, np.zeros(4, dtype)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("rationalyst_jax.lm.hf.stored_rows", cut_off)
+    monkeypatch.setattr("rationalyst_jax.lm.weights.hf.stored_rows", cut_off)
     with pytest.raises(KeyboardInterrupt):
         save_llama(random_llama(CONFIG, 1), saved)
     assert_same_bits(tensors(saved), before)

@@ -20,17 +20,17 @@ from test_distributed import said
 from test_hf import assert_same_bits, random_llama, tensors
 from test_llama import logits_BTV, tiny_hugging_face
 
-from rationalyst_jax.lm import streaming
-from rationalyst_jax.lm.config import LlamaConfig
-from rationalyst_jax.lm.hf import load_llama, save_llama, stored_dtype
-from rationalyst_jax.lm.llama import Llama
-from rationalyst_jax.lm.lora import Adapters, LoraConfig
-from rationalyst_jax.lm.sharding import make_mesh, shard_weights
-from rationalyst_jax.lm.streaming import Layout
-from rationalyst_jax.lm.tensor_files import StoredTensor, stored_tensors, writing
-from rationalyst_jax.pipeline.checkpoint import open_checkpoint
+from rationalyst_jax.lm.devices.sharding import make_mesh, shard_weights
+from rationalyst_jax.lm.model.config import LlamaConfig
+from rationalyst_jax.lm.model.llama import Llama
+from rationalyst_jax.lm.model.lora import Adapters, LoraConfig
+from rationalyst_jax.lm.weights import streaming
+from rationalyst_jax.lm.weights.hf import load_llama, save_llama, stored_dtype
+from rationalyst_jax.lm.weights.open import open_checkpoint
+from rationalyst_jax.lm.weights.streaming import Layout
+from rationalyst_jax.lm.weights.tensor_files import StoredTensor, stored_tensors, writing
 from rationalyst_jax.train.export import export
-from rationalyst_jax.world.checkpoint import checkpoint_path
+from rationalyst_jax.world.checkpoint import SHIPPED, checkpoint_path
 
 torch = pytest.importorskip("torch", reason="torch is the oracle here")
 
@@ -201,7 +201,7 @@ def test_a_repeated_head_is_compared_row_by_row(tmp_path, monkeypatch):
     save_llama(random_llama(SMALL_TIED, 0), tmp_path)
     head = tensors(tmp_path)["model.embed_tokens.weight"]
     file = tmp_path / "model.safetensors"
-    monkeypatch.setattr("rationalyst_jax.lm.tensor_files._COMPARED", 100)
+    monkeypatch.setattr("rationalyst_jax.lm.weights.tensor_files._COMPARED", 100)
     for change, fits in ((0, True), (1, False)):
         head[-1, -1] += change
         stored = {**tensors(tmp_path), "lm_head.weight": head}
@@ -278,7 +278,7 @@ def full_disk(folder, monkeypatch, small_disk) -> None:
     def full(array, layout, layer, dtype):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("rationalyst_jax.lm.hf.stored_rows", full)
+    monkeypatch.setattr("rationalyst_jax.lm.weights.hf.stored_rows", full)
 
 
 def full_device(folder, monkeypatch, small_disk) -> None:
@@ -354,12 +354,12 @@ def test_two_processes_read_their_halves_and_write_one_checkpoint(tmp_path):
 
 
 def test_a_checkpoint_knows_its_config_and_dtype_and_loads_onto_a_mesh(tmp_path):
-    base = open_checkpoint("world")
+    base = open_checkpoint(SHIPPED)
     assert base.config.vocab_size == len(base.tokenizer) and base.stored_dtype() == "float32"
     mesh = make_mesh(1, 2, 1, jax.devices()[:2])
     model = base.load(jnp.bfloat16, mesh)
     export(model, base.tokenizer, tmp_path)
-    exported = open_checkpoint(str(tmp_path))
+    exported = open_checkpoint(tmp_path)
     assert exported.stored_dtype() == "bfloat16"
     assert exported.config == base.config
     assert_same_weights(exported.load_for_inference(mesh), model)

@@ -13,17 +13,17 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rationalyst_jax.lm import likelihood
-from rationalyst_jax.lm.config import LlamaConfig
-from rationalyst_jax.lm.likelihood import Pair, score, score_rows, score_sums
-from rationalyst_jax.lm.llama import Llama, tree_attend
-from rationalyst_jax.lm.prompt import load_prompts
-from rationalyst_jax.lm.reduction import reduce_logprobs, reduction_weights
-from rationalyst_jax.lm.sharding import make_mesh, shard_weights
-from rationalyst_jax.lm.tokenizer import load_tokenizer
+from rationalyst_jax.lm.devices.sharding import make_mesh, shard_weights
+from rationalyst_jax.lm.model.config import LlamaConfig
+from rationalyst_jax.lm.model.llama import Llama, tree_attend
+from rationalyst_jax.lm.trees import likelihood
+from rationalyst_jax.lm.trees.likelihood import Pair, score, score_rows, score_sums
+from rationalyst_jax.lm.trees.reduction import reduce_logprobs, reduction_weights
+from rationalyst_jax.lm.weights.tokenizer import load_tokenizer
 from rationalyst_jax.mine.documents import read_annotations
 from rationalyst_jax.mine.likelihood_filter import filter_pairs
 from rationalyst_jax.mine.triples import extract
+from rationalyst_jax.prompts.prompt import load_prompts
 
 TINY = LlamaConfig(
     vocab_size=16,

@@ -12,9 +12,9 @@ import transformers
 from flax import nnx
 from safetensors.numpy import save_file
 
-from rationalyst_jax.lm.config import LlamaConfig
-from rationalyst_jax.lm.hf import load_llama
-from rationalyst_jax.lm.llama import Llama, tree_attend
+from rationalyst_jax.lm.model.config import LlamaConfig
+from rationalyst_jax.lm.model.llama import Llama, tree_attend
+from rationalyst_jax.lm.weights.hf import load_llama
 
 torch = pytest.importorskip("torch", reason="torch is the oracle here")
 

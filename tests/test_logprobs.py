@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 
-from rationalyst_jax.lm.logprobs import token_logprobs
-from rationalyst_jax.lm.sharding import make_mesh
+from rationalyst_jax.lm.devices.sharding import make_mesh
+from rationalyst_jax.lm.trees.logprobs import token_logprobs
 
 D, V = 8, 21
 

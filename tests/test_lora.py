@@ -13,12 +13,12 @@ import transformers
 from flax import nnx
 from test_train import FAST, assert_same_weights, fit_examples, random_examples
 
-from rationalyst_jax.lm.config import LlamaConfig
-from rationalyst_jax.lm.hf import save_llama
-from rationalyst_jax.lm.llama import Llama, tree_attend
-from rationalyst_jax.lm.lora import Adapters, LoraParam, merge
-from rationalyst_jax.lm.peft import load_adapters, save_adapters
-from rationalyst_jax.lm.settings import PROJECTIONS, LoraConfig
+from rationalyst_jax.lm.model.config import LlamaConfig
+from rationalyst_jax.lm.model.llama import Llama, tree_attend
+from rationalyst_jax.lm.model.lora import Adapters, LoraParam, merge
+from rationalyst_jax.lm.model.settings import PROJECTIONS, LoraConfig
+from rationalyst_jax.lm.weights.hf import save_llama
+from rationalyst_jax.lm.weights.peft import load_adapters, save_adapters
 from rationalyst_jax.train.checkpoints import load_trained
 
 CONFIG = LlamaConfig(64, 16, 24, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=6, tie_embeddings=True)

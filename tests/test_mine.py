@@ -11,9 +11,8 @@ import pytest
 from scipy.stats import norm
 
 from rationalyst_jax.lm.engine.engine import Engine
-from rationalyst_jax.lm.hf import load_llama
-from rationalyst_jax.lm.prompt import Prompt, PromptSet, load_prompts
-from rationalyst_jax.lm.tokenizer import load_tokenizer
+from rationalyst_jax.lm.weights.hf import load_llama
+from rationalyst_jax.lm.weights.tokenizer import load_tokenizer
 from rationalyst_jax.mine import annotate as annotate_module
 from rationalyst_jax.mine.annotate import annotate, document_seed
 from rationalyst_jax.mine.calibrate import LabeledGain, calibrate
@@ -30,6 +29,7 @@ from rationalyst_jax.mine.store import (
 )
 from rationalyst_jax.mine.summary import summarize
 from rationalyst_jax.mine.triples import Triple, extract
+from rationalyst_jax.prompts.prompt import Prompt, PromptSet, load_prompts
 from rationalyst_jax.world.checkpoint import checkpoint_path
 from rationalyst_jax.world.corpus import documents as world_documents
 

@@ -11,24 +11,17 @@ import pytest
 from cli_files import rationalyst
 from flax import nnx
 
-from rationalyst_jax.lm.chips import CHIPS, GIB
-from rationalyst_jax.lm.config import LlamaConfig
-from rationalyst_jax.lm.llama import Llama
-from rationalyst_jax.lm.program import BETWEEN_SLICES, TimeFloor, by_kind, memory
-from rationalyst_jax.lm.settings import LoraConfig, MeshShape
-from rationalyst_jax.lm.sharding import make_mesh
+from rationalyst_jax.lm.devices.chips import CHIPS, GIB
+from rationalyst_jax.lm.devices.mesh import MeshShape
+from rationalyst_jax.lm.devices.sharding import make_mesh
+from rationalyst_jax.lm.model.config import LlamaConfig
+from rationalyst_jax.lm.model.llama import Llama
+from rationalyst_jax.lm.model.settings import LoraConfig
 from rationalyst_jax.mine.config import FilterConfig
-from rationalyst_jax.pipeline import plan as planning
-from rationalyst_jax.pipeline.nearest import MOST_COMPILED, Trial, changed, ladder, nearest, written
-from rationalyst_jax.pipeline.plan import (
-    Plan,
-    Settings,
-    Target,
-    exceeded,
-    filtering,
-    plan,
-    training,
-)
+from rationalyst_jax.plan import plan as planning
+from rationalyst_jax.plan.nearest import MOST_COMPILED, Trial, changed, ladder, nearest, written
+from rationalyst_jax.plan.plan import Plan, Settings, Target, exceeded, filtering, plan, training
+from rationalyst_jax.plan.program import BETWEEN_SLICES, TimeFloor, by_kind, memory
 from rationalyst_jax.train.config import TrainConfig
 from rationalyst_jax.train.loop import begin, first_state
 

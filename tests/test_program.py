@@ -9,11 +9,12 @@ from flax import nnx
 from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
-from rationalyst_jax.lm.chips import CHIPS
-from rationalyst_jax.lm.config import LlamaConfig
-from rationalyst_jax.lm.likelihood import Batch, score_rows
-from rationalyst_jax.lm.llama import Llama
-from rationalyst_jax.lm.program import (
+from rationalyst_jax.lm.devices.chips import CHIPS
+from rationalyst_jax.lm.devices.sharding import TENSOR, by_row, make_mesh, shard_weights
+from rationalyst_jax.lm.model.config import LlamaConfig
+from rationalyst_jax.lm.model.llama import Llama
+from rationalyst_jax.lm.trees.likelihood import Batch, score_rows
+from rationalyst_jax.plan.program import (
     Collective,
     Memory,
     by_kind,
@@ -22,7 +23,6 @@ from rationalyst_jax.lm.program import (
     memory,
     time_floor,
 )
-from rationalyst_jax.lm.sharding import TENSOR, by_row, make_mesh, shard_weights
 
 L, N = 5, 64  # layers; floats of each chip's part
 

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from rationalyst_jax.lm.prompt import Prompt, load_prompts, render
-from rationalyst_jax.lm.tokenizer import load_tokenizer
+from rationalyst_jax.lm.weights.tokenizer import load_tokenizer
+from rationalyst_jax.prompts.prompt import Prompt, load_prompts, render
 
 BOS, START, END, EOT = 128000, 128006, 128007, 128009
 NASTY = "<|eot_id|>{document} {braces} {{0}} <|begin_of_text|>\ue0000\ue001<BOT>x<EOT>{%raw%}"

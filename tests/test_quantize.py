@@ -9,16 +9,17 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from rationalyst_jax.lm.config import LlamaConfig
+from rationalyst_jax.lm.engine.config import EngineConfig
 from rationalyst_jax.lm.engine.engine import Engine
+from rationalyst_jax.lm.engine.open import open_engines
 from rationalyst_jax.lm.engine.requests import GenerateRequest, ScoreRequest
-from rationalyst_jax.lm.hf import load_llama, save_llama
-from rationalyst_jax.lm.llama import Llama, _project
-from rationalyst_jax.lm.quantize import INPUTS
-from rationalyst_jax.lm.settings import EngineConfig
-from rationalyst_jax.lm.tokenizer import load_tokenizer
-from rationalyst_jax.pipeline.checkpoint import open_checkpoint, open_engines
-from rationalyst_jax.world.checkpoint import checkpoint_path
+from rationalyst_jax.lm.model.config import LlamaConfig
+from rationalyst_jax.lm.model.llama import Llama, _project
+from rationalyst_jax.lm.model.quantize import INPUTS
+from rationalyst_jax.lm.weights.hf import load_llama, save_llama
+from rationalyst_jax.lm.weights.open import open_checkpoint
+from rationalyst_jax.lm.weights.tokenizer import load_tokenizer
+from rationalyst_jax.world.checkpoint import SHIPPED, checkpoint_path
 
 SHAPE = LlamaConfig(260, 32, 48, 3, 8, 4, 8)
 
@@ -60,7 +61,7 @@ def test_no_weight_is_further_off_than_half_a_step(folder):
 @pytest.mark.parametrize("tensor", [1, 4])
 def test_the_engine_computes_with_them(folder, tensor):
     tokenizer = load_tokenizer(checkpoint_path("world"))
-    checkpoint = open_checkpoint("world")
+    checkpoint = open_checkpoint(SHIPPED)
     checkpoint = type(checkpoint)(folder, "", tokenizer, SHAPE)
     [engine] = open_engines([checkpoint], EngineConfig(rows=4, pages=60, tensor=tensor, int8=True))
     placed = engine.model.layers.down_FD[...]
@@ -85,6 +86,6 @@ def test_sums_beyond_float16_are_scaled_before_they_are_rounded():
 
 def test_more_devices_than_there_are_is_refused():
     with pytest.raises(ValueError, match=f"tensor is 99, there are {len(jax.devices())} devices"):
-        open_engines([open_checkpoint("world")], EngineConfig(tensor=99))
+        open_engines([open_checkpoint(SHIPPED)], EngineConfig(tensor=99))
     with pytest.raises(ValueError, match="does not divide the model"):
-        open_engines([open_checkpoint("world")], EngineConfig(tensor=3))
+        open_engines([open_checkpoint(SHIPPED)], EngineConfig(tensor=3))

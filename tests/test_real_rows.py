@@ -7,10 +7,10 @@ import pytest
 from flax import nnx
 
 from rationalyst_jax.cli.main import main
-from rationalyst_jax.lm.config import LlamaConfig
-from rationalyst_jax.lm.hf import save_llama
-from rationalyst_jax.lm.llama import Llama
-from rationalyst_jax.lm.tokenizer import load_tokenizer
+from rationalyst_jax.lm.model.config import LlamaConfig
+from rationalyst_jax.lm.model.llama import Llama
+from rationalyst_jax.lm.weights.hf import save_llama
+from rationalyst_jax.lm.weights.tokenizer import load_tokenizer
 
 
 @pytest.mark.parametrize(

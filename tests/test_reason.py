@@ -11,19 +11,20 @@ from flax import nnx
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from rationalyst_jax.lm.config import LlamaConfig
 from rationalyst_jax.lm.engine.engine import Engine
 from rationalyst_jax.lm.engine.requests import GenerateRequest, Generation, Handle
-from rationalyst_jax.lm.likelihood import Pair, score
-from rationalyst_jax.lm.llama import Llama
-from rationalyst_jax.lm.prompt import load_prompts, render
-from rationalyst_jax.lm.tokenizer import load_tokenizer
+from rationalyst_jax.lm.model.config import LlamaConfig
+from rationalyst_jax.lm.model.llama import Llama
+from rationalyst_jax.lm.trees.likelihood import Pair, score
+from rationalyst_jax.lm.weights.tokenizer import load_tokenizer
+from rationalyst_jax.prompts.prompt import load_prompts, render
 from rationalyst_jax.reason.config import ReasonConfig
-from rationalyst_jax.reason.roles import Role, Roles
 from rationalyst_jax.reason.solve import solve
 from rationalyst_jax.reason.strategies import STRATEGIES
 from rationalyst_jax.reason.traces import Usage
-from rationalyst_jax.reason.trajectory import Question
+from rationalyst_jax.reason.trajectory import Roles
+from rationalyst_jax.roles.role import Role
+from rationalyst_jax.tasks.question import Question
 
 PROMPTS = """
 version: test-1

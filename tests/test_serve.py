@@ -18,15 +18,17 @@ from starlette.applications import Starlette
 from transformers import AutoModelForCausalLM
 
 from rationalyst_jax.lm.engine.engine import Engine
-from rationalyst_jax.lm.hf import load_llama
-from rationalyst_jax.lm.prompt import load_prompts
-from rationalyst_jax.lm.serve.app import Limits, make_app
-from rationalyst_jax.lm.tokenizer import load_tokenizer
-from rationalyst_jax.reason.config import EndpointConfig, ReasonConfig
-from rationalyst_jax.reason.endpoint import Endpoint
-from rationalyst_jax.reason.roles import Role, Roles
+from rationalyst_jax.lm.weights.hf import load_llama
+from rationalyst_jax.lm.weights.tokenizer import load_tokenizer
+from rationalyst_jax.prompts.prompt import load_prompts
+from rationalyst_jax.reason.config import ReasonConfig
 from rationalyst_jax.reason.solve import solve
-from rationalyst_jax.reason.trajectory import Question
+from rationalyst_jax.reason.trajectory import Roles
+from rationalyst_jax.roles.config import EndpointConfig
+from rationalyst_jax.roles.endpoint import Endpoint
+from rationalyst_jax.roles.role import Role
+from rationalyst_jax.serve.app import Limits, make_app
+from rationalyst_jax.tasks.question import Question
 from rationalyst_jax.world.checkpoint import checkpoint_path
 from rationalyst_jax.world.corpus import questions
 

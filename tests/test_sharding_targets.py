@@ -5,7 +5,7 @@ import math
 import pytest
 from jax.experimental import topologies
 
-from rationalyst_jax.lm.sharding import make_mesh
+from rationalyst_jax.lm.devices.sharding import make_mesh
 
 pytestmark = pytest.mark.aot
 

@@ -18,11 +18,11 @@ from flax import nnx
 from jax.sharding import Mesh
 from tensorboardX.record_writer import masked_crc32c
 
-from rationalyst_jax.lm.config import LlamaConfig
-from rationalyst_jax.lm.hf import load_llama, save_llama
-from rationalyst_jax.lm.llama import Llama, tree_attend
-from rationalyst_jax.lm.sharding import make_mesh
-from rationalyst_jax.lm.tokenizer import load_tokenizer
+from rationalyst_jax.lm.devices.sharding import make_mesh
+from rationalyst_jax.lm.model.config import LlamaConfig
+from rationalyst_jax.lm.model.llama import Llama, tree_attend
+from rationalyst_jax.lm.weights.hf import load_llama, save_llama
+from rationalyst_jax.lm.weights.tokenizer import load_tokenizer
 from rationalyst_jax.train.batches import Batch, Batches, ordered_steps, shuffled_steps
 from rationalyst_jax.train.config import TrainConfig
 from rationalyst_jax.train.examples import Example

@@ -12,10 +12,11 @@ import pytest
 from flax import nnx
 from test_train import FAST, fit_examples, metrics_rows, random_examples
 
-from rationalyst_jax.lm.config import LlamaConfig
-from rationalyst_jax.lm.llama import Llama
-from rationalyst_jax.lm.settings import LoraConfig, MeshShape
-from rationalyst_jax.lm.sharding import created, make_mesh, mesh_of
+from rationalyst_jax.lm.devices.mesh import MeshShape
+from rationalyst_jax.lm.devices.sharding import created, make_mesh, mesh_of
+from rationalyst_jax.lm.model.config import LlamaConfig
+from rationalyst_jax.lm.model.llama import Llama
+from rationalyst_jax.lm.model.settings import LoraConfig
 from rationalyst_jax.train.config import TrainConfig
 
 # Divisible by all meshes here: 8 parts of D, 4 of the heads.

@@ -14,7 +14,7 @@ import pytest
 from cli_files import random_llama, triple
 from safetensors.numpy import load_file
 
-from rationalyst_jax.lm.hf import save_llama
+from rationalyst_jax.lm.weights.hf import save_llama
 from rationalyst_jax.mine.store import Provenance, write_filtered
 from rationalyst_jax.world.vocabulary import make_tokenizer
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rationalyst_jax.lm.tree import best_fit, build_tree, build_trees, chain, pack
+from rationalyst_jax.lm.trees.tree import best_fit, build_tree, build_trees, chain, pack
 
 # A tiny alphabet makes sequences share prefixes; all start with token 9, as BOS does.
 sequences_of_one_tree = st.lists(

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rationalyst_jax.evaluate.tasks import task_named
+from rationalyst_jax.tasks.task import task_named
 from rationalyst_jax.world.corpus import QUESTION_SETS, RATIONALE_SORTS, document, documents, questions
 from rationalyst_jax.world.pretraining import (
     QUESTION_WEIGHT,
@@ -90,8 +90,8 @@ def test_questions_are_read_and_graded_by_the_ordinary_task(tmp_path):
     task = task_named("gsm8k")
     for question, row in zip(task.read(path), rows, strict=True):
         gold = row["answer"].split("#### ")[1]
-        assert task.correct(task.extract(f"The answer is {gold}."), question.answer)
-        assert not task.correct(task.extract(f"The answer is {int(gold) + 1}."), question.answer)
+        assert task.correct(task.extract(f"The answer is {gold}."), question.gold)
+        assert not task.correct(task.extract(f"The answer is {int(gold) + 1}."), question.gold)
 
 
 @given(st.text())

@@ -26,8 +26,8 @@ def run(
     import jax
     from flax import nnx
 
-    from rationalyst_jax.lm.checkpoint import WEIGHTS, load_orbax, save_orbax
-    from rationalyst_jax.lm.hf import TOKENIZER_FILES, load_llama, save_llama
+    from rationalyst_jax.lm.weights.hf import TOKENIZER_FILES, load_llama, save_llama
+    from rationalyst_jax.lm.weights.orbax import WEIGHTS, load_orbax, save_orbax
     from rationalyst_jax.train.checkpoints import load_trained
 
     if not source.is_dir():

@@ -38,7 +38,7 @@ def run(
         limit: Only the first questions, where only these were asked.
     """
     from rationalyst_jax.evaluate.grade import compare, grade, summarize
-    from rationalyst_jax.evaluate.tasks import task_named
+    from rationalyst_jax.tasks.task import task_named
 
     benchmark = task_named(task)
     asked = benchmark.read(questions)[:limit]

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from rationalyst_jax.lm.settings import MeshShape
+from rationalyst_jax.lm.devices.mesh import MeshShape
 from rationalyst_jax.mine.config import FilterConfig
 from rationalyst_jax.report.progress import track
 from rationalyst_jax.report.tables import counts_table
@@ -29,15 +29,16 @@ def run(
     import jax
 
     from rationalyst_jax.files.settings import claim, file_digest
-    from rationalyst_jax.lm.prompt import load_prompts
-    from rationalyst_jax.lm.sharding import mesh_of
+    from rationalyst_jax.lm.devices.sharding import mesh_of
+    from rationalyst_jax.lm.weights.open import open_checkpoint
     from rationalyst_jax.mine.likelihood_filter import decide, score_triples
     from rationalyst_jax.mine.store import Provenance, read_provenance, read_triples, write_filtered
-    from rationalyst_jax.pipeline.checkpoint import open_checkpoint
+    from rationalyst_jax.prompts.prompt import load_prompts
+    from rationalyst_jax.world.checkpoint import checkpoint_path
 
     console = Console()
     prompt_set, found, origin = load_prompts(prompts), read_triples(triples), read_provenance(triples)
-    checkpoint = open_checkpoint(model)
+    checkpoint = open_checkpoint(checkpoint_path(model))
     scores, settings = (out.with_name(f"{out.name}.scores.{end}") for end in ("jsonl", "config.json"))
     asked = {"triples": file_digest(triples), "model": checkpoint.fingerprint, "prompts": prompt_set.version}
     claim(settings, {**asked, "filter": asdict(filter)}, scores)

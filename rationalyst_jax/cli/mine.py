@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from rationalyst_jax.lm.settings import EngineConfig
+from rationalyst_jax.lm.engine.config import EngineConfig
 from rationalyst_jax.mine.config import AnnotateConfig
 from rationalyst_jax.report.progress import track
 from rationalyst_jax.report.tables import counts_table
 
 if TYPE_CHECKING:
-    from rationalyst_jax.lm.prompt import PromptSet
     from rationalyst_jax.mine.documents import Annotation
+    from rationalyst_jax.prompts.prompt import PromptSet
 
 
 def run(
@@ -38,11 +38,11 @@ def run(
         model: Checkpoint folder of the annotator ("world": the one shipped); for an import only its name.
         min_similarity: How similar a copy must be to its document (0 to 1) to be used.
     """
-    from rationalyst_jax.lm.prompt import load_prompts
     from rationalyst_jax.mine.documents import read_annotations
     from rationalyst_jax.mine.store import Provenance, write_triples
     from rationalyst_jax.mine.summary import summarize
     from rationalyst_jax.mine.triples import extract
+    from rationalyst_jax.prompts.prompt import load_prompts
 
     console = Console()
     prompt_set = load_prompts(prompts)
@@ -81,11 +81,13 @@ def _annotate(
     console: Console,
 ) -> "list[Annotation]":
     from rationalyst_jax.files.settings import claim
+    from rationalyst_jax.lm.engine.open import open_engines
+    from rationalyst_jax.lm.weights.open import open_checkpoint
     from rationalyst_jax.mine.annotate import annotate
     from rationalyst_jax.mine.documents import read_documents
-    from rationalyst_jax.pipeline.checkpoint import open_checkpoint, open_engines
+    from rationalyst_jax.world.checkpoint import checkpoint_path
 
-    documents, checkpoint = read_documents(path), open_checkpoint(model)
+    documents, checkpoint = read_documents(path), open_checkpoint(checkpoint_path(model))
     asked = {
         "model": engine.weights(checkpoint.fingerprint),
         "prompts": prompts.version,

@@ -4,14 +4,14 @@ from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console
 
-from rationalyst_jax.lm.chips import GIB
-from rationalyst_jax.lm.settings import MeshShape
+from rationalyst_jax.lm.devices.chips import GIB
+from rationalyst_jax.lm.devices.mesh import MeshShape
 from rationalyst_jax.mine.config import FilterConfig
 from rationalyst_jax.report.tables import counts_table
 from rationalyst_jax.train.config import TrainConfig
 
 if TYPE_CHECKING:
-    from rationalyst_jax.pipeline.plan import Plan
+    from rationalyst_jax.plan.plan import Plan
 
 # All chips divide the model: no weight has to be gathered.
 BY_TENSOR = MeshShape(replica=1, fsdp=1, tensor=-1)
@@ -44,8 +44,8 @@ def run(
     """
     import jax
 
-    from rationalyst_jax.pipeline.nearest import Trial, nearest, written
-    from rationalyst_jax.pipeline.plan import Settings, plan, shape, target
+    from rationalyst_jax.plan.nearest import Trial, nearest, written
+    from rationalyst_jax.plan.plan import Settings, plan, shape, target
 
     jax.config.update("jax_platforms", "cpu")  # a TPU that is here may be at work
     console = Console()
@@ -88,7 +88,7 @@ def _work(found: "Plan") -> dict[str, object]:
     """What each chip does with the rows of one microbatch."""
     if found.program is None:
         return {}
-    from rationalyst_jax.lm.program import by_kind
+    from rationalyst_jax.plan.program import by_kind
 
     exchanged, floor = found.program
     floors = {

@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING
 from jsonargparse.typing import PositiveInt
 from rich.console import Console
 
-from rationalyst_jax.lm.settings import EngineConfig
-from rationalyst_jax.reason.config import EndpointConfig, ReasonConfig
+from rationalyst_jax.lm.engine.config import EngineConfig
+from rationalyst_jax.reason.config import ReasonConfig
 from rationalyst_jax.report.progress import so_far, track
 from rationalyst_jax.report.tables import counts_table, ledger_table
+from rationalyst_jax.roles.config import EndpointConfig
 from rationalyst_jax.world.checkpoint import checkpoint_path
 
 if TYPE_CHECKING:
-    from rationalyst_jax.reason.roles import Role
+    from rationalyst_jax.roles.role import Role
 
 
 def run(
@@ -46,23 +47,24 @@ def run(
         endpoint: How addresses are asked.
         limit: Only so many questions, the first ones.
     """
-    from rationalyst_jax.evaluate.tasks import task_named
-    from rationalyst_jax.lm.prompt import load_prompts
-    from rationalyst_jax.pipeline.checkpoint import open_checkpoint, open_engines
-    from rationalyst_jax.reason.roles import Role, Roles
+    from rationalyst_jax.lm.engine.open import open_engines
+    from rationalyst_jax.lm.weights.open import open_checkpoint
+    from rationalyst_jax.prompts.prompt import load_prompts
     from rationalyst_jax.reason.solve import solve
     from rationalyst_jax.reason.strategies import check_strategy
     from rationalyst_jax.reason.traces import mean_ledger
-    from rationalyst_jax.reason.trajectory import Question
+    from rationalyst_jax.reason.trajectory import Roles
+    from rationalyst_jax.roles.role import Role
+    from rationalyst_jax.tasks.task import task_named
 
     console = Console()
     check_strategy(reason, has_rationalyst=rationalyst is not None)
     benchmark, prompt_set = task_named(task), load_prompts(prompts)
-    asked = [Question(q.id, q.text) for q in benchmark.read(questions)[:limit]]
+    asked = benchmark.read(questions)[:limit]
     names = {name: _place(name) for name in (agent, rationalyst, scorer) if name}
 
     # Models that are the same folder share one engine.
-    folders = {place: open_checkpoint(str(place)) for place in names.values() if isinstance(place, Path)}
+    folders = {place: open_checkpoint(place) for place in names.values() if isinstance(place, Path)}
     with ExitStack() as opened:
         found: dict[Path | str, Role] = {
             place: _at_endpoint(place, endpoint, opened) for place in names.values() if isinstance(place, str)
@@ -94,9 +96,9 @@ def _place(name: str) -> Path | str:
 
 def _at_endpoint(address: str, config: EndpointConfig, opened: ExitStack) -> "Role":
     """The role of a model at an address, which is left when what was `opened` is closed."""
-    from rationalyst_jax.lm.tokenizer import load_tokenizer
-    from rationalyst_jax.reason.endpoint import ChatRole, Endpoint
-    from rationalyst_jax.reason.roles import Role
+    from rationalyst_jax.lm.weights.tokenizer import load_tokenizer
+    from rationalyst_jax.roles.endpoint import ChatRole, Endpoint
+    from rationalyst_jax.roles.role import Role
 
     if not config.model:
         raise ValueError(f"endpoint.model is missing: which model shall be asked at {address}?")

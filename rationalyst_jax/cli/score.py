@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from rich.console import Console
 
-from rationalyst_jax.lm.settings import EngineConfig
+from rationalyst_jax.lm.engine.config import EngineConfig
 from rationalyst_jax.report.progress import track
 from rationalyst_jax.report.tables import counts_table
 
@@ -33,10 +33,12 @@ def run(model: str, pairs: Path, out: Path, engine: EngineConfig, decay: float =
     """
     from rationalyst_jax.files.rows import append_rows, read_rows, resume_rows
     from rationalyst_jax.files.settings import claim, file_digest
-    from rationalyst_jax.pipeline.checkpoint import open_checkpoint, open_engines
+    from rationalyst_jax.lm.engine.open import open_engines
+    from rationalyst_jax.lm.weights.open import open_checkpoint
+    from rationalyst_jax.world.checkpoint import checkpoint_path
 
     console = Console()
-    checkpoint = open_checkpoint(model)
+    checkpoint = open_checkpoint(checkpoint_path(model))
     rows = list(read_rows(pairs))
     requests = [_encode(checkpoint.tokenizer, row, place) for place, row in rows]
     unfinished, settings = (out.with_name(f"{out.name}.{end}") for end in ("unfinished", "config.json"))
@@ -86,7 +88,7 @@ def _scored(placed: tuple[str, Mapping[str, Any]], request: "ScoreRequest", logp
     """The row of a pair, with what the model gives its continuation."""
     from typing import get_args
 
-    from rationalyst_jax.lm.reduction import Reduction, reduce_logprobs
+    from rationalyst_jax.lm.trees.reduction import Reduction, reduce_logprobs
 
     reduced = {name: reduce_logprobs(logprobs, name, decay) for name in get_args(Reduction)}
     return {**placed[1], "tokens": request.continuation, "logprobs": logprobs.tolist(), **reduced}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from rationalyst_jax.lm.settings import EngineConfig
+from rationalyst_jax.lm.engine.config import EngineConfig
 
 
 def run(
@@ -31,9 +31,11 @@ def run(
     """
     import uvicorn
 
-    from rationalyst_jax.lm.serve.app import Limits, make_app
-    from rationalyst_jax.lm.serve.protocol import MOST_ALTERNATIVES
-    from rationalyst_jax.pipeline.checkpoint import open_checkpoint, open_engines
+    from rationalyst_jax.lm.engine.open import open_engines
+    from rationalyst_jax.lm.weights.open import open_checkpoint
+    from rationalyst_jax.serve.app import Limits, make_app
+    from rationalyst_jax.serve.protocol import MOST_ALTERNATIVES
+    from rationalyst_jax.world.checkpoint import checkpoint_path
 
     key = None
     if api_key_from is not None and not (key := os.environ.get(api_key_from)):
@@ -42,7 +44,7 @@ def run(
         raise ValueError(f"port must be from 0 to 65535, got {port}")
     console = Console()
     with _bound(host, port) as listening:
-        checkpoint = open_checkpoint(model)
+        checkpoint = open_checkpoint(checkpoint_path(model))
         most = min(MOST_ALTERNATIVES, checkpoint.config.vocab_size)
         [serving] = open_engines([checkpoint], engine, alternatives=most)
         with console.status("compiling"):

@@ -16,12 +16,12 @@ def run(tokenizer: str, prompts: str, annotations: Path | None = None, triples: 
         annotations: JSONL of annotated documents: input, output.
         triples: Parquet file of triples, instead.
     """
-    from rationalyst_jax.lm.prompt import load_prompts
-    from rationalyst_jax.lm.tokenizer import load_tokenizer
+    from rationalyst_jax.lm.weights.tokenizer import load_tokenizer
     from rationalyst_jax.mine.documents import read_annotations
     from rationalyst_jax.mine.sharing import USES, measure
     from rationalyst_jax.mine.store import read_triples
     from rationalyst_jax.mine.triples import extract
+    from rationalyst_jax.prompts.prompt import load_prompts
     from rationalyst_jax.world.checkpoint import checkpoint_path
 
     encoder, prompt_set = load_tokenizer(checkpoint_path(tokenizer)), load_prompts(prompts)

@@ -5,7 +5,7 @@ from typing import Literal
 
 from rich.console import Console
 
-from rationalyst_jax.lm.distributed import DistributedConfig, is_main, start
+from rationalyst_jax.lm.devices.distributed import DistributedConfig, is_main, start
 from rationalyst_jax.report.progress import track_steps
 from rationalyst_jax.report.tables import counts_table
 from rationalyst_jax.train.config import TrainConfig
@@ -39,18 +39,19 @@ def run(
     import jax
 
     from rationalyst_jax.files.settings import begun, claim, file_digest
-    from rationalyst_jax.lm.peft import save_adapters
-    from rationalyst_jax.lm.prompt import load_prompts
-    from rationalyst_jax.lm.sharding import mesh_of
-    from rationalyst_jax.pipeline.checkpoint import open_checkpoint
+    from rationalyst_jax.lm.devices.sharding import mesh_of
+    from rationalyst_jax.lm.weights.open import open_checkpoint
+    from rationalyst_jax.lm.weights.peft import save_adapters
+    from rationalyst_jax.prompts.prompt import load_prompts
     from rationalyst_jax.report.plots import loss_curve
     from rationalyst_jax.train.export import export
     from rationalyst_jax.train.loop import fit, knobs_named
     from rationalyst_jax.train.rationales import read_rationales
     from rationalyst_jax.train.store import open_store
+    from rationalyst_jax.world.checkpoint import checkpoint_path
 
     console = Console(quiet=not is_main())
-    prompt_set, checkpoint = load_prompts(prompts), open_checkpoint(model)
+    prompt_set, checkpoint = load_prompts(prompts), open_checkpoint(checkpoint_path(model))
     mesh = mesh_of(train.mesh, jax.devices())
     if not rationales.exists():
         raise FileNotFoundError(f"{rationales}: no such file of rationales")

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rationalyst_jax.evaluate.question import Question
 from rationalyst_jax.evaluate.statistics import mcnemar, mean_interval
-from rationalyst_jax.evaluate.tasks import Task
 from rationalyst_jax.files.rows import filled_field, read_rows
+from rationalyst_jax.tasks.question import Question
+from rationalyst_jax.tasks.task import Task
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def grade(traces: Path, questions: Sequence[Question], task: Task) -> list[Grade
 
 
 def grade_one(question: Question, answer: str | None, task: Task) -> Grade:
-    return Grade(question.id, answer, question.answer, task.correct(answer, question.answer))
+    return Grade(question.id, answer, question.gold, task.correct(answer, question.gold))
 
 
 def summarize(grades: Sequence[Grade], seed: int = 0) -> Summary:

@@ -10,9 +10,9 @@ from transformers import PreTrainedTokenizerBase
 from rationalyst_jax.files.rows import Row, append_rows, resume_rows
 from rationalyst_jax.lm.engine.engine import Engine
 from rationalyst_jax.lm.engine.requests import GenerateRequest
-from rationalyst_jax.lm.prompt import PromptSet, render
 from rationalyst_jax.mine.config import AnnotateConfig
 from rationalyst_jax.mine.documents import Annotation, Document, read_annotations
+from rationalyst_jax.prompts.prompt import PromptSet, render
 
 
 def annotate(

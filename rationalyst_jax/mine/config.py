@@ -16,7 +16,7 @@ from rationalyst_jax.files.ranges import (
     TEMPERATURE,
     require,
 )
-from rationalyst_jax.lm.reduction import Reduction, reduce_logprobs
+from rationalyst_jax.lm.trees.reduction import Reduction, reduce_logprobs
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class AnnotateConfig:
 class FilterConfig:
     """How rationales are judged.
 
-    reduction, decay: how per-token log-probabilities become one number (`lm.reduction.reduce_logprobs`).
+    reduction, decay: how per-token log-probabilities become one number (`lm/trees/reduction.py`).
     tau: smallest gain in nats that keeps a rationale; tau_by_source overrides it. (The paper: 1.2 for GSM8K,
         0.5 for ECQA, 0 for The Pile.)
     keep: "gain"; or, as ablations, "all", or "random": as many of each source as "gain" would keep, drawn by

@@ -18,13 +18,13 @@ from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
 
 from rationalyst_jax.files.rows import Row, append_rows, read_rows, resume_rows
-from rationalyst_jax.lm.likelihood import Pair, Scores, Work, score_sums
-from rationalyst_jax.lm.llama import Llama
-from rationalyst_jax.lm.prompt import PromptSet, render
-from rationalyst_jax.lm.reduction import reduction_weights
-from rationalyst_jax.lm.tokenizer import marker_ids
+from rationalyst_jax.lm.model.llama import Llama
+from rationalyst_jax.lm.trees.likelihood import Pair, Scores, Work, score_sums
+from rationalyst_jax.lm.trees.reduction import reduction_weights
+from rationalyst_jax.lm.weights.tokenizer import marker_ids
 from rationalyst_jax.mine.config import FilterConfig
 from rationalyst_jax.mine.triples import Triple
+from rationalyst_jax.prompts.prompt import PromptSet, render
 
 Reason = Literal[
     "gain",  # kept: its gain reaches tau

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from rationalyst_jax.lm.prompt import PromptSet, render
-from rationalyst_jax.lm.tree import build_tree
+from rationalyst_jax.lm.trees.tree import build_tree
 from rationalyst_jax.mine.triples import Triple
+from rationalyst_jax.prompts.prompt import PromptSet, render
 
 # What each use renders of a triple: prompt, target, and whether the target is closed.
 USES: Mapping[str, Sequence[tuple[str, str, bool]]] = {

@@ -9,36 +9,38 @@ from typing import Any
 from rich.console import Console
 
 from rationalyst_jax.evaluate.grade import compare, grade, summarize
-from rationalyst_jax.evaluate.tasks import task_named
 from rationalyst_jax.files.rows import write_rows
 from rationalyst_jax.files.settings import file_digest
 from rationalyst_jax.files.whole import file_name, write_json
 from rationalyst_jax.lm.engine.engine import Engine
-from rationalyst_jax.lm.hf import check_llama, fingerprint, load_llama
-from rationalyst_jax.lm.prompt import load_prompts
-from rationalyst_jax.lm.tokenizer import load_tokenizer, marker_ids
+from rationalyst_jax.lm.weights.hf import check_llama, fingerprint, load_llama
+from rationalyst_jax.lm.weights.open import open_checkpoint
+from rationalyst_jax.lm.weights.tokenizer import load_tokenizer, marker_ids
 from rationalyst_jax.mine.annotate import annotate
 from rationalyst_jax.mine.documents import read_annotations, read_documents
 from rationalyst_jax.mine.likelihood_filter import decide, score_triples
 from rationalyst_jax.mine.store import Provenance, read_filtered, write_filtered
 from rationalyst_jax.mine.summary import summarize as summarize_mining
 from rationalyst_jax.mine.triples import extract
-from rationalyst_jax.pipeline.checkpoint import open_checkpoint
 from rationalyst_jax.pipeline.config import ExperimentConfig, Run
 from rationalyst_jax.pipeline.stages import RunDir
+from rationalyst_jax.prompts.prompt import load_prompts
 from rationalyst_jax.reason.config import ReasonConfig
-from rationalyst_jax.reason.roles import Role, Roles
 from rationalyst_jax.reason.solve import solve
 from rationalyst_jax.reason.strategies import check_strategy
 from rationalyst_jax.reason.traces import Trace, mean_ledger, read_traces
-from rationalyst_jax.reason.trajectory import Question
+from rationalyst_jax.reason.trajectory import Roles
 from rationalyst_jax.report.plots import accuracy_chart, loss_curve
 from rationalyst_jax.report.progress import so_far, track, track_steps
 from rationalyst_jax.report.tables import accuracy_table, counts_table, ledger_table
+from rationalyst_jax.roles.role import Role
+from rationalyst_jax.tasks.question import Question
+from rationalyst_jax.tasks.task import task_named
 from rationalyst_jax.train.export import export
 from rationalyst_jax.train.loop import fit
 from rationalyst_jax.train.rationales import read_rationales
 from rationalyst_jax.train.store import open_store
+from rationalyst_jax.world.checkpoint import checkpoint_path
 from rationalyst_jax.world.corpus import QUESTION_SETS, documents, questions
 
 PILOT = 50  # questions that tell what a candidate costs
@@ -105,7 +107,7 @@ class Stages:
         self.prompts = load_prompts(config.prompts)
         for name in ("annotate", "follow", "follow_guided", "rationale", "step"):
             _ = self.prompts[name]
-        base = open_checkpoint(config.model)
+        base = open_checkpoint(checkpoint_path(config.model))
         check_llama(base.path)
         marker_ids(base.tokenizer, (*config.filter.suppress, *config.reason.suppress))
         self.base, self.base_fingerprint = base.path, base.fingerprint
@@ -253,7 +255,7 @@ class Stages:
         if run.rationalyst is not None:
             trained = self.config.rationalysts[run.rationalyst].train
             rationalyst = self.role(self.path / "train" / run.rationalyst / "hf" if trained else self.base)
-        asked = [Question(q.id, q.text) for q in self.task.read(self.questions_path(run.questions))]
+        asked = self.task.read(self.questions_path(run.questions))
         roles, config = Roles(agent, rationalyst, agent), self.reason_config(run)
 
         def traces(

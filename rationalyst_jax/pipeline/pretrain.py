@@ -9,10 +9,10 @@ import jax
 from flax import nnx
 from transformers import PreTrainedTokenizerBase
 
-from rationalyst_jax.lm.config import LlamaConfig
-from rationalyst_jax.lm.hf import save_llama
-from rationalyst_jax.lm.llama import Llama
-from rationalyst_jax.lm.sharding import created, mesh_of
+from rationalyst_jax.lm.devices.sharding import created, mesh_of
+from rationalyst_jax.lm.model.config import LlamaConfig
+from rationalyst_jax.lm.model.llama import Llama
+from rationalyst_jax.lm.weights.hf import save_llama
 from rationalyst_jax.pipeline.config import PretrainConfig
 from rationalyst_jax.train.examples import Example
 from rationalyst_jax.train.loop import FitResult, fit

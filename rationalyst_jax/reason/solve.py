@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from rationalyst_jax.files.settings import digest
-from rationalyst_jax.lm.prompt import PromptSet
+from rationalyst_jax.prompts.prompt import PromptSet
 from rationalyst_jax.reason.config import ReasonConfig
-from rationalyst_jax.reason.drive import drive
-from rationalyst_jax.reason.roles import Roles
 from rationalyst_jax.reason.strategies import STRATEGIES, Outcome, check_strategy
 from rationalyst_jax.reason.traces import Sample, Trace, append_trace, read_traces, resume_traces
-from rationalyst_jax.reason.trajectory import Extract, Question, Setting, Trajectory
+from rationalyst_jax.reason.trajectory import Extract, Roles, Setting, Trajectory
+from rationalyst_jax.roles.drive import drive
+from rationalyst_jax.tasks.question import Question
 
 
 def solve(

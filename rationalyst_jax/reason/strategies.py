@@ -14,8 +14,8 @@ import numpy as np
 
 from rationalyst_jax.lm.engine.requests import Generation
 from rationalyst_jax.reason.config import ReasonConfig
-from rationalyst_jax.reason.roles import together
 from rationalyst_jax.reason.trajectory import Scores, Trajectory, mean_logprob
+from rationalyst_jax.roles.drive import together
 
 Outcome = tuple[Trajectory, tuple[Trajectory, ...]]
 Strategy = Callable[[Trajectory], Coroutine[Any, Any, Outcome]]

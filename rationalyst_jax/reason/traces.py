@@ -49,8 +49,8 @@ class Sample:
 @dataclass(frozen=True)
 class Usage:
     """The ledger of a question and a role: requests; tokens generated, computed as context, found in the
-    cache instead, and scored; and the operations that took (`lm/flops.py`; 0 where an endpoint keeps them to
-    itself).
+    cache instead, and scored; and the operations that took (`lm/model/flops.py`; 0 where an endpoint keeps
+    them to itself).
     """
 
     requests: int = 0

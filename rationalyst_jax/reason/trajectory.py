@@ -10,11 +10,13 @@ from typing import Any, Self
 import numpy as np
 
 from rationalyst_jax.lm.engine.requests import Generation, Handle
-from rationalyst_jax.lm.prompt import Field, PromptSet
-from rationalyst_jax.lm.reduction import reduce_logprobs
+from rationalyst_jax.lm.trees.reduction import reduce_logprobs
+from rationalyst_jax.prompts.prompt import Field, PromptSet
 from rationalyst_jax.reason.config import STEP_ENDS, ReasonConfig
-from rationalyst_jax.reason.roles import Call, NotAnswered, Roles, Sampling, ask
 from rationalyst_jax.reason.traces import Step, Usage
+from rationalyst_jax.roles.drive import Call, ask
+from rationalyst_jax.roles.role import Model, NotAnswered, Role, Sampling
+from rationalyst_jax.tasks.question import Question
 
 # Finds the answer in the text of one step; None where there is none, or none that can be read.
 Extract = Callable[[str], str | None]
@@ -25,11 +27,19 @@ JUDGE_TOKENS = 8  # more than a number needs
 
 
 @dataclass(frozen=True)
-class Question:
-    """id is unique in a run: sampling is seeded by it. text is the question as the model shall read it."""
+class Roles:
+    """agent proposes steps; rationalyst writes rationales (None: no strategy that needs them can run);
+    scorer ranks steps, and judges them (the paper: the untuned model, often the agent's own)."""
 
-    id: str
-    text: str
+    agent: Role
+    rationalyst: Role | None
+    scorer: Role
+
+    @property
+    def models(self) -> list[Model]:
+        """Each model once."""
+        roles = filter(None, (self.agent, self.rationalyst, self.scorer))
+        return list({id(role.model): role.model for role in roles}.values())
 
 
 @dataclass(frozen=True)

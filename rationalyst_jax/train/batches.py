@@ -23,8 +23,8 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from rationalyst_jax.lm.sharding import by_row, row_shards
-from rationalyst_jax.lm.tree import best_fit
+from rationalyst_jax.lm.devices.sharding import by_row, row_shards
+from rationalyst_jax.lm.trees.tree import best_fit
 from rationalyst_jax.train.config import TrainConfig
 from rationalyst_jax.train.store import TreeStore
 

@@ -20,10 +20,10 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from rationalyst_jax.files.settings import differences, package_versions
-from rationalyst_jax.lm.checkpoint import abstract_llama
-from rationalyst_jax.lm.config import LlamaConfig, RopeScaling
-from rationalyst_jax.lm.distributed import barrier, is_main
-from rationalyst_jax.lm.llama import Llama
+from rationalyst_jax.lm.devices.distributed import barrier, is_main
+from rationalyst_jax.lm.model.config import LlamaConfig, RopeScaling
+from rationalyst_jax.lm.model.llama import Llama
+from rationalyst_jax.lm.weights.orbax import abstract_llama
 from rationalyst_jax.train.step import TrainState
 
 VALIDATION_LOSS = "val_loss"

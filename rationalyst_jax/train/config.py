@@ -5,7 +5,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from rationalyst_jax.files.ranges import ABOVE_0, AT_LEAST_0, BELOW_1, FRACTION, require
-from rationalyst_jax.lm.settings import LoraConfig, MeshShape, Remat
+from rationalyst_jax.lm.devices.mesh import MeshShape
+from rationalyst_jax.lm.model.settings import LoraConfig, Remat
 
 # Settings of the machine and of how the run is kept: a run may be continued with other ones.
 _MACHINE = ("mesh", "microbatch_rows", "remat", "save_every", "validate_every", "keep")
@@ -28,7 +29,7 @@ class TrainConfig:
     in float32.
     Adapters: with `lora` only these are trained, beside weights kept in `dtype`.
     Machine: `mesh` divides the devices; with `remat` the backward pass computes again what it does not keep
-    (`lm/settings.py::Remat`).
+    (`lm/model/settings.py::Remat`).
     Every `save_every` and `validate_every` steps, and at the end; the last `keep` checkpoints stay, and the
     one with the lowest validation loss among the steps that are both saved and validated. Raises ValueError
     naming the key and the value that is out of range.

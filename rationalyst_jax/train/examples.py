@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rationalyst_jax.lm.tree import TokenTree, build_tree, chain
+from rationalyst_jax.lm.trees.tree import TokenTree, build_tree, chain
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ from pathlib import Path
 from jax.typing import DTypeLike
 from transformers import PreTrainedTokenizerBase
 
-from rationalyst_jax.lm.distributed import is_main
-from rationalyst_jax.lm.hf import GENERATION_CONFIG, save_llama
-from rationalyst_jax.lm.llama import Llama
-from rationalyst_jax.lm.lora import merge
+from rationalyst_jax.lm.devices.distributed import is_main
+from rationalyst_jax.lm.model.llama import Llama
+from rationalyst_jax.lm.model.lora import merge
+from rationalyst_jax.lm.weights.hf import GENERATION_CONFIG, save_llama
 
 
 def export(

@@ -17,11 +17,11 @@ from jax import Array
 from jax.sharding import Mesh
 
 from rationalyst_jax.files.interruption import Interrupted
-from rationalyst_jax.lm.chips import chip_of
-from rationalyst_jax.lm.flops import training_flops
-from rationalyst_jax.lm.llama import Llama
-from rationalyst_jax.lm.lora import Adapters
-from rationalyst_jax.lm.sharding import created, mesh_of, shard_weights
+from rationalyst_jax.lm.devices.chips import chip_of
+from rationalyst_jax.lm.devices.sharding import created, mesh_of, shard_weights
+from rationalyst_jax.lm.model.flops import training_flops
+from rationalyst_jax.lm.model.llama import Llama
+from rationalyst_jax.lm.model.lora import Adapters
 from rationalyst_jax.train.batches import Batches, loader, ordered_steps, shuffled_steps
 from rationalyst_jax.train.checkpoints import VALIDATION_LOSS, Checkpoints
 from rationalyst_jax.train.config import TrainConfig

@@ -12,7 +12,7 @@ from typing import Any, Self
 from tensorboardX.record_writer import masked_crc32c
 
 from rationalyst_jax.files.whole import whole
-from rationalyst_jax.lm.distributed import is_main
+from rationalyst_jax.lm.devices.distributed import is_main
 
 Metrics = dict[str, float]
 # Modules whose classes are made when they are imported.

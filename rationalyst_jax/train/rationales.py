@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 from transformers import PreTrainedTokenizerBase
 
 from rationalyst_jax.files.rows import read_rows
-from rationalyst_jax.lm.prompt import PromptSet, render
+from rationalyst_jax.prompts.prompt import PromptSet, render
 from rationalyst_jax.train.examples import Example
 
 _WANTED = {"document_id": str, "preceding": str, "rationale": str, "kept": bool}

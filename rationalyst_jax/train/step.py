@@ -17,10 +17,10 @@ from flax import nnx
 from jax import Array
 from jax.sharding import Mesh
 
-from rationalyst_jax.lm.llama import Llama, tree_attend
-from rationalyst_jax.lm.logprobs import token_logprobs
-from rationalyst_jax.lm.lora import LoraParam
-from rationalyst_jax.lm.sharding import placed, shard_state
+from rationalyst_jax.lm.devices.sharding import placed, shard_state
+from rationalyst_jax.lm.model.llama import Llama, tree_attend
+from rationalyst_jax.lm.model.lora import LoraParam
+from rationalyst_jax.lm.trees.logprobs import token_logprobs
 from rationalyst_jax.train.batches import Batch
 from rationalyst_jax.train.config import TrainConfig
 from rationalyst_jax.train.optimizer import as_float32, learning_rate, optimizer, rounded

@@ -20,8 +20,8 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from rationalyst_jax.files.settings import digest
 from rationalyst_jax.files.whole import read_json, whole, write_json
-from rationalyst_jax.lm.distributed import barrier, is_main
-from rationalyst_jax.lm.tree import TokenTree
+from rationalyst_jax.lm.devices.distributed import barrier, is_main
+from rationalyst_jax.lm.trees.tree import TokenTree
 from rationalyst_jax.train.examples import Example, TargetTree, forest
 
 # To be raised when the files change, or the trees that are made of the same examples.

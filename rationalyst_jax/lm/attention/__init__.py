@@ -1,6 +1,6 @@
 """Attention over packed token trees: the one attention primitive.
 
-Rows hold token trees in depth-first order (`lm/tree.py`). Node i sees node j exactly when
+Rows hold token trees in depth-first order (`lm/trees/tree.py`). Node i sees node j exactly when
 `0 <= i - j < subtree_size[j]`: one comparison is the causal mask, the branch mask and the packing mask.
 
 Each implementation is a module with `attention(q, k, v, subtree_size)` and `refusal(platform, dtype, H)`, the
@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import Mesh, PartitionSpec
 
-from rationalyst_jax.lm.settings import ROWS, TENSOR
-from rationalyst_jax.lm.sharding import platform_of
+from rationalyst_jax.lm.devices.mesh import ROWS, TENSOR
+from rationalyst_jax.lm.devices.sharding import platform_of
 
 # What is tried on each platform, in this order; the first that does not refuse serves the call. The GPU
 # kernels join their row once they have run on a GPU; until then they serve who names them.

@@ -19,6 +19,8 @@ from flax import nnx
 from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
 
+from rationalyst_jax.lm.devices.mesh import TENSOR
+from rationalyst_jax.lm.devices.sharding import row_shards
 from rationalyst_jax.lm.engine.batch import Asked, Begin, Dispatched, pieces, singles
 from rationalyst_jax.lm.engine.head import Answers
 from rationalyst_jax.lm.engine.pages import NOWHERE, Pages
@@ -33,10 +35,8 @@ from rationalyst_jax.lm.engine.requests import (
 from rationalyst_jax.lm.engine.runs import Branch, Memory, Run, fitting_pages
 from rationalyst_jax.lm.engine.step import copy_pages, decode_steps, mixed_step, new_state
 from rationalyst_jax.lm.engine.text import Kinds, Text
-from rationalyst_jax.lm.flops import forward_flops
-from rationalyst_jax.lm.llama import Llama
-from rationalyst_jax.lm.settings import TENSOR
-from rationalyst_jax.lm.sharding import row_shards
+from rationalyst_jax.lm.model.flops import forward_flops
+from rationalyst_jax.lm.model.llama import Llama
 
 
 @dataclass
@@ -176,7 +176,7 @@ class Engine:
         self._close(handle)
 
     def flops(self, handle: Handle) -> int:
-        """Operations a request took, by `lm/flops.py`; a token that ended a candidate was not computed."""
+        """Operations a request took (`lm/model/flops.py`). A token that ended a candidate is not computed."""
         used, n = handle.usage, len(handle.result)
         scored = isinstance(handle.request, ScoreRequest)
         tokens = used.prefilled + max(0, used.scored - 1 if scored else used.generated - n)

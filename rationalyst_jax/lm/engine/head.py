@@ -1,8 +1,8 @@
 """What is asked of hidden states: log-probabilities of given tokens, sampled tokens, the likeliest ones.
 
-A entries, C of them at once, each at a hidden state. V words in B blocks of S (`lm/sampling.py`); a CPU goes
-through the vocabulary in parts, so that a core's cache holds the logits until all that has to read them has
-done so.
+A entries, C of them at once, each at a hidden state. V words in B blocks of S (`lm/engine/sampling.py`); a
+CPU goes through the vocabulary in parts, so that a core's cache holds the logits until all that has to read
+them has done so.
 """
 
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import Mesh
 
-from rationalyst_jax.lm.sampling import Logits, block_size, in_blocks, token_keys
-from rationalyst_jax.lm.sharding import platform_of
+from rationalyst_jax.lm.devices.sharding import platform_of
+from rationalyst_jax.lm.engine.sampling import Logits, block_size, in_blocks, token_keys
 
 ENTRIES_AT_ONCE = 64
 WORDS_ON_CPU = 8192

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from rationalyst_jax.lm.devices.mesh import TENSOR
 from rationalyst_jax.lm.engine.pages import Node, Pages
 from rationalyst_jax.lm.engine.requests import GenerateRequest, Handle, Likeliest, Request, ScoreRequest
-from rationalyst_jax.lm.llama import Llama
-from rationalyst_jax.lm.settings import TENSOR
+from rationalyst_jax.lm.model.llama import Llama
 
 CACHE_ON_CPU = 1 << 30  # bytes, where nobody says how many pages
 LEAST = 1024  # tokens: a device without room for such a cache has none for the model

@@ -19,12 +19,12 @@ from flax import nnx
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from rationalyst_jax.lm.config import LlamaConfig
+from rationalyst_jax.lm.devices.mesh import TENSOR
 from rationalyst_jax.lm.engine.attention import Rows, Trunk, paged_attention
 from rationalyst_jax.lm.engine.head import ENDING, Answers, Entries, answer
 from rationalyst_jax.lm.engine.pages import NOWHERE
-from rationalyst_jax.lm.llama import Llama
-from rationalyst_jax.lm.settings import TENSOR
+from rationalyst_jax.lm.model.config import LlamaConfig
+from rationalyst_jax.lm.model.llama import Llama
 
 
 @jax.tree_util.register_dataclass

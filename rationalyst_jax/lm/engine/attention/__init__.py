@@ -3,7 +3,7 @@
 Each implementation is a module with `attention(q, cache, trunk, rows, platform)` and `serves(H)`: whether it
 has heads of size H. To add one, write its module and name it in the table below.
 
-M places of a step, R rows of Q places each, P pages of a table; the other letters as in `lm/llama.py`.
+M places of a step, R rows of Q places each, P pages of a table; the other letters as in `lm/model/llama.py`.
 """
 
 from collections.abc import Sequence
@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import Mesh, PartitionSpec
 
-from rationalyst_jax.lm.settings import TENSOR
-from rationalyst_jax.lm.sharding import platform_of
+from rationalyst_jax.lm.devices.mesh import TENSOR
+from rationalyst_jax.lm.devices.sharding import platform_of
 
 # What is tried on each platform, in this order.
 CHOICE = {"tpu": ("ragged", "xla")}

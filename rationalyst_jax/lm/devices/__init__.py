@@ -1,0 +1,1 @@
+"""Where it runs: meshes and what is divided over them, processes, chips."""

@@ -1,0 +1,1 @@
+"""The model: its configuration, Llama, adapters, eight-bit weights, operations."""

@@ -1,0 +1,223 @@
+"""Llama 3 as Flax NNX modules: stacked layers under one `lax.scan`, hidden states out.
+
+The model is the architecture of "The Llama 3 Herd of Models" (arXiv 2407.21783) as Hugging Face checkpoints
+store it: RMSNorm, half-split rotary embeddings, grouped-query attention, SwiGLU. How tokens see each other
+is not the model's business: the caller passes `attend`, so that packed token trees, a sampler's KV cache
+and whatever comes next share these weights and this code.
+
+B batch, T tokens of a row, D model, F feed-forward, N query heads, K key-value heads, H head size,
+V vocabulary, L layers.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
+
+from rationalyst_jax.lm.attention import tree_attention
+from rationalyst_jax.lm.devices.sharding import by_row
+from rationalyst_jax.lm.model.config import LlamaConfig, RopeScaling
+from rationalyst_jax.lm.model.lora import Adapters
+from rationalyst_jax.lm.model.quantize import Scales
+from rationalyst_jax.lm.model.settings import Remat
+
+# (q_BTNH, k_BTKH, v_BTKH, number of the layer, cache) -> (out_BTNH, new cache)
+Attend = Callable[[Array, Array, Array, Array, Any], tuple[Array, Any]]
+
+_LAYER_INPUT = "layer_input"
+# What each kind of rematerialisation keeps.
+_KEPT: dict[Remat, Any] = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=[_LAYER_INPUT],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
+}
+
+
+def tree_attend(subtree_size_BT: Array, mesh: Mesh | None = None) -> Attend:
+    """Attention within packed token trees, without a cache."""
+
+    def attend(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, layer: Array, cache: None) -> tuple[Array, None]:
+        return tree_attention(q_BTNH, k_BTKH, v_BTKH, subtree_size_BT, mesh=mesh), None
+
+    return attend
+
+
+def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -> Array:
+    """Radians per token of each rotary pair, float32 `[H/2]`.
+
+    With `scaling`, Llama 3.1's rule: wavelengths longer than `original / low_freq_factor` are stretched by
+    `factor`, those shorter than `original / high_freq_factor` are kept, and between the two the
+    frequencies are interpolated.
+    """
+    frequency_H = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    if scaling is None:
+        return frequency_H
+    turns_H = scaling.original_max_position_embeddings * frequency_H / (2 * math.pi)
+    kept_H = (turns_H - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    kept_H = jnp.clip(kept_H, 0.0, 1.0)
+    return frequency_H * (kept_H + (1 - kept_H) / scaling.factor)
+
+
+def rotate(x_BTNH: Array, cos_BTH: Array, sin_BTH: Array) -> Array:
+    """Rotary position embedding (arXiv 2104.09864), half-split: pair i is (x[i], x[i + H/2])."""
+    first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
+    cos, sin = cos_BTH[:, :, None], sin_BTH[:, :, None]
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return rotated.astype(x_BTNH.dtype)
+
+
+# The backward pass computes again what stands between products of matrices: keeping it would cost more time.
+@partial(jax.checkpoint, prevent_cse=False)
+def gated(gate_BTF: Array, up_BTF: Array) -> Array:
+    """SwiGLU (arXiv 2002.05202) of the two projections."""
+    return jax.nn.silu(gate_BTF) * up_BTF
+
+
+@partial(jax.checkpoint, prevent_cse=False, static_argnums=2)
+def rms_norm(x_BTD: Array, scale_D: Array, eps: float) -> Array:
+    """Root-mean-square norm (arXiv 1910.07467), computed in float32, returned in x's dtype."""
+    x32 = x_BTD.astype(jnp.float32)
+    normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
+    return scale_D * normed.astype(x_BTD.dtype)
+
+
+class Layers(nnx.Module):
+    """All transformer blocks: every parameter carries a leading layer axis L."""
+
+    def __init__(self, config: LlamaConfig, *, rngs: nnx.Rngs, dtype: DTypeLike):
+        c = config
+        L, D, F, H = c.num_layers, c.hidden_size, c.intermediate_size, c.head_dim
+        N, K = c.num_heads, c.num_kv_heads
+        # The two projections that write to the residual stream start smaller (GPT-2's rule), so that its
+        # variance does not grow with depth.
+        residual = 1 / math.sqrt(2 * L)
+
+        def normal(
+            shape: tuple[int, ...], axes: tuple[str, ...], fan_in: int = D, gain: float = 1.0
+        ) -> nnx.Param:
+            # 1/sqrt(fan_in) is the usual 0.02 at the published widths; a narrow model that starts at 0.02
+            # attends to everything alike for a long time.
+            values = gain * fan_in**-0.5 * jax.random.normal(rngs.params(), (L, *shape), jnp.float32)
+            return nnx.Param(values.astype(dtype), axes=("layer", *axes))
+
+        def ones() -> nnx.Param:
+            return nnx.Param(jnp.ones((L, D), dtype), axes=("layer", "embed"))
+
+        self.attention_norm_D = ones()
+        self.q_DNH = normal((D, N, H), ("embed", "heads", "head"))
+        self.k_DKH = normal((D, K, H), ("embed", "kv_heads", "head"))
+        self.v_DKH = normal((D, K, H), ("embed", "kv_heads", "head"))
+        self.o_NHD = normal((N, H, D), ("heads", "head", "embed"), N * H, residual)
+        self.mlp_norm_D = ones()
+        self.gate_DF = normal((D, F), ("embed", "mlp"))
+        self.up_DF = normal((D, F), ("embed", "mlp"))
+        self.down_FD = normal((F, D), ("mlp", "embed"), F, residual)
+
+
+class Llama(nnx.Module):
+    """A Llama 3 decoder. Parameters carry logical axis names in their `axes` metadata.
+
+    `adapters`, where there are any (`lm/model/lora.py`), add to the projections of the layers; `scales`
+    multiply what they give, where their weights are int8 (`lm/model/quantize.py`).
+    """
+
+    def __init__(self, config: LlamaConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
+        self.config = config
+        shape = (config.vocab_size, config.hidden_size)
+
+        def table() -> nnx.Param:
+            values = config.hidden_size**-0.5 * jax.random.normal(rngs.params(), shape, jnp.float32)
+            return nnx.Param(values.astype(dtype), axes=("vocab", "embed"))
+
+        self.embed_VD = table()
+        self.layers = Layers(config, rngs=rngs, dtype=dtype)
+        self.final_norm_D = nnx.Param(jnp.ones(config.hidden_size, dtype), axes=("embed",))
+        self.head_VD = None if config.tie_embeddings else table()
+        self.adapters: Adapters | None = nnx.data(None)
+        self.scales: Scales | None = nnx.data(None)
+
+    def output_VD(self) -> Array:
+        """The output projection `[V, D]`: logits are `hidden @ output_VD.T`."""
+        return self.embed_VD[...] if self.head_VD is None else self.head_VD[...]
+
+    def __call__(
+        self,
+        tokens_BT: Array,
+        positions_BT: Array,
+        attend: Attend,
+        cache: Any = None,
+        *,
+        remat: Remat = "none",
+        mesh: Mesh | None = None,
+    ) -> tuple[Array, Any]:
+        """Hidden states after the final norm, `[B, T, D]` in the weights' dtype, and the new cache.
+
+        `tokens` and `positions` (RoPE positions) are int32 `[B, T]`. `cache`, any pytree, goes through
+        `attend` of one layer after the other. `remat` is what the backward pass computes again. Under a
+        `mesh` activations are divided by their rows.
+        """
+        c = self.config
+        frequency_H = rope_frequencies(c.head_dim, c.rope_theta, c.rope_scaling)
+        angle_BTH = positions_BT.astype(jnp.float32)[..., None] * frequency_H
+        cos_BTH, sin_BTH = jnp.cos(angle_BTH), jnp.sin(angle_BTH)
+        graph, stacked = nnx.split((self.layers, self.adapters, self.scales))
+
+        def divided(x_BTD: Array) -> Array:
+            return x_BTD if mesh is None else jax.lax.with_sharding_constraint(x_BTD, by_row(mesh))
+
+        def block(carry: tuple[Array, Any], numbered: tuple[Array, Any]) -> tuple[tuple[Array, Any], None]:
+            (x_BTD, cache), (layer, weights) = carry, numbered
+            x_BTD = checkpoint_name(x_BTD, _LAYER_INPUT)
+            w, adapters, scales = nnx.merge(graph, weights)
+            project = partial(_project, w, adapters, scales)
+            h_BTD = rms_norm(x_BTD, w.attention_norm_D[...], c.rms_norm_eps)
+            q_BTNH = rotate(project(h_BTD, "q_DNH"), cos_BTH, sin_BTH)
+            k_BTKH = rotate(project(h_BTD, "k_DKH"), cos_BTH, sin_BTH)
+            v_BTKH = project(h_BTD, "v_DKH")
+            out_BTNH, cache = attend(q_BTNH, k_BTKH, v_BTKH, layer, cache)
+            x_BTD = divided(x_BTD + project(out_BTNH, "o_NHD"))
+            h_BTD = rms_norm(x_BTD, w.mlp_norm_D[...], c.rms_norm_eps)
+            gated_BTF = gated(project(h_BTD, "gate_DF"), project(h_BTD, "up_DF"))
+            return (divided(x_BTD + project(gated_BTF, "down_FD")), cache), None
+
+        body = block if remat == "none" else jax.checkpoint(block, policy=_KEPT[remat], prevent_cse=False)
+        x_BTD = divided(self.embed_VD[...][tokens_BT])
+        numbered = jnp.arange(c.num_layers), stacked
+        (x_BTD, cache), _ = jax.lax.scan(body, (x_BTD, cache), numbered)
+        return rms_norm(x_BTD, self.final_norm_D[...], c.rms_norm_eps), cache
+
+
+def _project(
+    layer: Layers, adapters: Adapters | None, scales: Scales | None, x: Array, parameter: str
+) -> Array:
+    """`x` through a projection, whose name ends in its axes, and through its adapter where there is one.
+
+    The axes that x has beside B and T are contracted: from "BTD" and "q_DNH" comes "BTNH". B and T are one
+    axis M meanwhile: for a gradient summed over two axes XLA would first write a transposed copy.
+    """
+    name, axes = parameter.split("_")
+    inputs, outputs = axes[: x.ndim - 2], axes[x.ndim - 2 :]
+    rows = x.reshape(-1, *x.shape[2:])
+    weight = getattr(layer, parameter)[...]
+    product = partial(jnp.einsum, f"M{inputs},{axes}->M{outputs}", rows)
+    if scales is None:
+        out = product(weight)
+    else:  # before they are scaled, sums may be beyond what float16 holds
+        sums = product(weight.astype(rows.dtype), preferred_element_type=jnp.float32)
+        out = (sums * getattr(scales, parameter)[...]).astype(rows.dtype)
+    added = None if adapters is None else adapters(name, rows, inputs, outputs)
+    out = out if added is None else out + added
+    return out.reshape(*x.shape[:2], *out.shape[1:])

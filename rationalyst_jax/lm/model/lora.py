@@ -1,0 +1,88 @@
+"""Low-rank adapters (LoRA, arXiv 2106.09685): what is trained beside projections that stay as they are.
+
+A projection `x W` becomes `x W + (alpha / rank) x A B`, with A `[in, R]` and B `[R, out]`; B begins at zero,
+so that training starts from the model itself. There is no dropout.
+
+R rank; the other letters as in `lm/model/llama.py`.
+"""
+
+import math
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jax.typing import DTypeLike
+
+from rationalyst_jax.lm.model.settings import LoraConfig, Projection
+
+# The projections as `Layers` names them, and how many of their axes (layer axis aside) are inputs.
+PARAMETERS: dict[Projection, tuple[str, int]] = {
+    "q": ("q_DNH", 1),
+    "k": ("k_DKH", 1),
+    "v": ("v_DKH", 1),
+    "o": ("o_NHD", 2),
+    "gate": ("gate_DF", 1),
+    "up": ("up_DF", 1),
+    "down": ("down_FD", 1),
+}
+
+
+class LoraParam(nnx.Param):
+    """An adapter's matrix: with adapters, the only kind of parameter that is trained."""
+
+
+class Adapters(nnx.Module):
+    """The matrices of all layers: `q_in` is `[L, D, R]`, `q_out` is `[L, R, N, H]`, and so on."""
+
+    def __init__(self, layers: Any, config: LoraConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
+        """Adapters for the projections of `layers` (`lm/model/llama.py::Layers`)."""
+        self.config = config
+        for name in config.projections:
+            parameter, inputs = PARAMETERS[name]
+            weight: nnx.Param = getattr(layers, parameter)
+            axes, shape = weight.get_metadata("axes"), weight.shape
+            L, fan_in = shape[0], shape[1 : 1 + inputs]
+            bound = math.prod(fan_in) ** -0.5
+            values = jax.random.uniform(rngs.params(), (L, *fan_in, config.rank), jnp.float32, -bound, bound)
+            zeros = jnp.zeros((L, config.rank, *shape[1 + inputs :]), dtype)
+            setattr(self, f"{name}_in", LoraParam(values.astype(dtype), axes=(*axes[: 1 + inputs], "rank")))
+            setattr(self, f"{name}_out", LoraParam(zeros, axes=("layer", "rank", *axes[1 + inputs :])))
+
+    def __call__(self, name: str, x: Array, inputs: str, outputs: str) -> Array | None:
+        """What the adapter of projection `name` adds to it, for M rows of input; None where it has none.
+
+        `self` is the slice of one layer; `inputs` and `outputs` are the letters of the projection's axes.
+        """
+        if name not in self.config.projections:
+            return None
+        low_MR = jnp.einsum(f"M{inputs},{inputs}R->MR", x, getattr(self, f"{name}_in")[...])
+        added = jnp.einsum(f"MR,R{outputs}->M{outputs}", low_MR, getattr(self, f"{name}_out")[...])
+        return self.config.scale * added
+
+
+def merge(model: Any) -> None:
+    """Adds the adapters of a `Llama` to its projections, in float32, and takes them away.
+
+    Dtypes and divisions stay. The projections' arrays are used up.
+    """
+    adapters: Adapters = model.adapters
+    for name in adapters.config.projections:
+        parameter, _ = PARAMETERS[name]
+        weight: nnx.Param = getattr(model.layers, parameter)
+        a, b = (getattr(adapters, f"{name}_{side}")[...] for side in ("in", "out"))
+        setattr(model.layers, parameter, weight.replace(_added(weight[...], a, b, adapters.config.scale)))
+    model.adapters = None
+
+
+@partial(jax.jit, donate_argnums=0)
+def _added(weight: Array, a: Array, b: Array, scale: float) -> Array:
+    def one(layer: tuple[Array, Array, Array]) -> Array:
+        w, a, b = layer
+        R = a.shape[-1]
+        product = a.reshape(-1, R).astype(jnp.float32) @ b.reshape(R, -1).astype(jnp.float32)
+        return (w.astype(jnp.float32) + scale * product.reshape(w.shape)).astype(w.dtype)
+
+    return jax.lax.map(one, (weight, a, b))

@@ -1,0 +1,32 @@
+"""What of a model is trained and what its backward pass keeps. Imports no jax."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from rationalyst_jax.files.ranges import ABOVE_0_FINITE, AT_LEAST_1, require
+
+# What the backward pass finds of a layer; it computes the rest again. "none": all is kept. "dots": the
+# projections' outputs are. "full": only what enters the layer. "offload": that too goes to the host's memory.
+Remat = Literal["none", "dots", "full", "offload"]
+Projection = Literal["q", "k", "v", "o", "gate", "up", "down"]
+PROJECTIONS: tuple[Projection, ...] = get_args(Projection)
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Rank, scale and projections of the adapters. Raises ValueError for what cannot be."""
+
+    rank: int = 16
+    alpha: float = 32.0
+    projections: tuple[Projection, ...] = PROJECTIONS
+
+    def __post_init__(self):
+        require("lora", self, AT_LEAST_1, "rank")
+        require("lora", self, ABOVE_0_FINITE, "alpha")
+        names = list(self.projections)
+        if not names or len(set(names)) < len(names) or set(names) - set(PROJECTIONS):
+            raise ValueError(f"lora: projections must be some of {', '.join(PROJECTIONS)}, got {names}")
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank

@@ -1,0 +1,1 @@
+"""Token trees, and log-probabilities and likelihoods on them."""

@@ -1,0 +1,1 @@
+"""Checkpoints: Hugging Face, PEFT, Orbax, tokenizers; parameters brought to their devices and back."""

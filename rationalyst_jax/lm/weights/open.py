@@ -1,0 +1,72 @@
+"""A checkpoint as commands open it: what is cheap to check comes first, weights last."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
+from transformers import PreTrainedTokenizerBase
+
+from rationalyst_jax.lm.devices.sharding import shard_weights
+from rationalyst_jax.lm.model.config import LlamaConfig
+from rationalyst_jax.lm.model.llama import Llama
+from rationalyst_jax.lm.weights.hf import check_llama, fingerprint, load_config, load_llama, stored_dtype
+from rationalyst_jax.lm.weights.orbax import abstract_llama
+from rationalyst_jax.lm.weights.tokenizer import load_tokenizer
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A Hugging Face checkpoint folder whose tokenizer fits the model."""
+
+    path: Path
+    fingerprint: str
+    tokenizer: PreTrainedTokenizerBase
+    config: LlamaConfig
+
+    def stored_dtype(self) -> np.dtype:
+        """The dtype that the weights are stored in; of several, the one that holds them all."""
+        return stored_dtype(self.path)
+
+    def check(self, mesh: Mesh) -> None:
+        """Raises what `load` on the mesh would raise, before any weight is read."""
+        check_llama(self.path)
+        shard_weights(abstract_llama(self.config)[1], mesh)
+
+    def load(self, dtype: DTypeLike | None = None, mesh: Mesh | None = None) -> Llama:
+        """The model, divided over the mesh if there is one, in `dtype` or else the dtype it is stored in."""
+        return load_llama(self.path, lambda stored: stored if dtype is None else dtype, mesh)
+
+    def load_for_inference(self, mesh: Mesh | None = None, *, int8: bool = False) -> Llama:
+        """The model in the dtype in which the mesh, or else the default device, computes with it."""
+        device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+        return load_llama(self.path, lambda stored: computable(stored, device), mesh, int8=int8)
+
+
+def computable(dtype: DTypeLike, device: Any) -> DTypeLike:
+    """`dtype`, but float16 for bfloat16 on GPUs before Ampere (a T4, say).
+
+    Those have no bfloat16 arithmetic: XLA would convert every operand to float32 and back.
+    """
+    old = device.platform == "gpu" and str(device.compute_capability).startswith(("5.", "6.", "7."))
+    if old and dtype == jnp.bfloat16:
+        return jnp.dtype("float16")
+    return dtype
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """The checkpoint in a folder.
+
+    Raises FileNotFoundError or ValueError for a missing or broken config.json or tokenizer, and for a
+    tokenizer with more tokens than the model's vocabulary.
+    """
+    config, tokenizer = load_config(path), load_tokenizer(path)
+    if len(tokenizer) > config.vocab_size:
+        raise ValueError(
+            f"{path}: the tokenizer has {len(tokenizer)} tokens, the model only {config.vocab_size}"
+        )
+    return Checkpoint(path, fingerprint(path), tokenizer, config)

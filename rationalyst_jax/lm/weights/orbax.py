@@ -1,0 +1,92 @@
+"""A model alone as an Orbax checkpoint: a folder with config.json (Hugging Face's style) and weights/.
+
+Optimizer state and resuming belong to training; this is the form for keeping and moving weights between JAX
+programs, bit by bit in the dtype they have.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from flax import nnx
+
+from rationalyst_jax.lm.model.config import LlamaConfig
+from rationalyst_jax.lm.model.llama import Llama
+from rationalyst_jax.lm.weights.hf import load_config
+
+WEIGHTS = "weights"
+
+
+def save_orbax(model: Llama, path: str | Path) -> None:
+    """Writes `model` into the folder `path`; the weights appear whole or not at all.
+
+    Raises ValueError where `path` already holds weights.
+    """
+    path = Path(path)
+    if (path / WEIGHTS).exists():
+        raise ValueError(f"{path}: already holds a checkpoint")
+    path.mkdir(parents=True, exist_ok=True)
+    config = json.dumps(model.config.to_hf(), indent=2)
+    (path / "config.json").write_text(config + "\n", encoding="utf-8")
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save((path / WEIGHTS).absolute(), nnx.to_pure_dict(nnx.state(model)))
+
+
+def load_orbax(path: str | Path) -> Llama:
+    """The model that `save_orbax` wrote, every parameter in the dtype it was saved with.
+
+    Raises FileNotFoundError for a missing file and ValueError for a damaged one, or listing every parameter
+    that is missing, extra or misshaped.
+    """
+    path = Path(path)
+    graph, abstract = abstract_llama(load_config(path))
+    weights = path / WEIGHTS
+    if not weights.is_dir():
+        raise FileNotFoundError(f"{weights}: no such folder")
+    wanted = nnx.to_pure_dict(abstract)
+    with ocp.StandardCheckpointer() as checkpointer:
+        stored = _stored(checkpointer, weights)
+        _check(weights, _shapes(wanted), _shapes(stored))
+        target = jax.tree.map(lambda w, s: w.update(dtype=s.dtype), wanted, stored)
+        try:
+            restored = checkpointer.restore(weights.absolute(), target)
+        except Exception as error:  # TensorStore raises a bare Exception for a damaged file
+            raise ValueError(f"{weights}: damaged: {str(error).splitlines()[0]}") from error
+    nnx.replace_by_pure_dict(abstract, restored)
+    return nnx.merge(graph, abstract)
+
+
+def abstract_llama(config: LlamaConfig) -> tuple[Any, nnx.State]:
+    """The structure of a Llama, and its parameters as shapes (float32, on the first device)."""
+    graph, state = nnx.split(nnx.eval_shape(lambda: Llama(config, rngs=nnx.Rngs(0))))
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])  # wherever the weights were when saved
+    return graph, jax.tree.map(lambda leaf: leaf.update(sharding=here), state)
+
+
+def _stored(checkpointer: ocp.StandardCheckpointer, weights: Path) -> Any:
+    """Shapes and dtypes of the arrays in a folder; ValueError where it is no checkpoint."""
+    metadata = checkpointer.metadata(weights.absolute()).item_metadata
+    if metadata is None:
+        raise ValueError(f"{weights}: not an Orbax checkpoint")
+    return metadata.tree
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    leaves, _ = jax.tree.flatten_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): tuple(leaf.shape) for path, leaf in leaves
+    }
+
+
+def _check(path: Path, wanted: dict[str, tuple[int, ...]], stored: dict[str, tuple[int, ...]]) -> None:
+    problems = [f"missing {name}" for name in wanted if name not in stored]
+    problems += [f"extra {name}" for name in stored if name not in wanted]
+    problems += [
+        f"{name} has shape {stored[name]}, not {shape}"
+        for name, shape in wanted.items()
+        if name in stored and stored[name] != shape
+    ]
+    if problems:
+        raise ValueError(f"{path}: the checkpoint does not fit its config.json: {'; '.join(problems)}")

@@ -1,0 +1,1 @@
+"""Prompts as data (the YAML files here), and the one function that renders them."""

@@ -1,0 +1,1 @@
+"""Models that can be asked, in process or behind an endpoint, and the driver of coroutines that ask them."""
