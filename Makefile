@@ -31,7 +31,7 @@ install: .venv/installed
 	@touch $@
 
 demo: .venv/installed
-	$(BIN)/rationalyst demo --config configs/demo.yaml
+	$(BIN)/rationalyst demo
 
 # Models this small compile longer than they run: here they are compiled with few optimizations, elsewhere as ever,
 # and what one process has compiled the others load.

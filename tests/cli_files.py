@@ -122,6 +122,7 @@ def _write_rows(root: Path) -> None:
             {"context": "", "continuation": "Ann has"},
             {"context": "Ann has", "continuation": " 3 apples.", "name": "rest"},
         ],
+        "long": [{"context": "", "continuation": text} for text in ("Ann has", "has " * 9000)],
         "no_continuation": [{"context": "a", "continuation": "b"}, {"context": "a", "continuation": ""}],
         "labels": [{"document_id": "d", "index": i, "good": i in (1, 3)} for i in range(4)],
         "no_such_label": [{"document_id": "d", "index": 9, "good": True}],

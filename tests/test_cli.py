@@ -1,5 +1,6 @@
 """The commands, called in this process on tiny files: what they write and print."""
 
+import importlib
 import json
 import re
 import subprocess
@@ -13,15 +14,14 @@ import pyarrow.parquet as pq
 import pytest
 from cli_files import ANNOTATED, rationalyst
 
-from rationalyst_jax.cli import evaluate, score
-from rationalyst_jax.cli.main import COMMANDS, main
+from rationalyst_jax.cli import evaluate
+from rationalyst_jax.cli.main import COMMANDS, CONFIGS, main, parser_of
 from rationalyst_jax.lm.engine.engine import Engine
 from rationalyst_jax.lm.engine.requests import Generation, Handle, ScoreRequest
 from rationalyst_jax.mine import likelihood_filter
 from rationalyst_jax.mine.store import Provenance, read_filtered, read_triples, write_filtered
+from rationalyst_jax.pipeline import score as scoring
 from rationalyst_jax.reason.traces import read_traces
-
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +39,13 @@ def test_help_lists_every_command(capsys):
         assert "--config" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_has_help(name):
+    command = importlib.import_module(f"rationalyst_jax.cli.{name.replace(' ', '_')}")
+    actions = parser_of(name, command)._actions
+    assert not [action.dest for action in actions if not action.help]
+
+
 def test_help_and_mistakes_in_options_come_before_jax_is_imported():
     program = """
 import sys
@@ -53,10 +60,10 @@ assert not slow, slow
     assert run.returncode == 0, run.stderr
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_config_of_the_project_is_one_of_its_command(path, capsys):
-    command = next(part for part in path.stem.split("-") if part in COMMANDS)
-    assert rationalyst(f"{command} --config {path} --print_config") == 0
+@pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.yaml")))
+def test_every_shipped_config_is_one_of_its_command(name, capsys):
+    command = next(part for part in name.split("-") if part in COMMANDS)
+    assert rationalyst(f"{command} --config {name} --print_config") == 0
     assert "prompts: " in capsys.readouterr().out
 
 
@@ -102,11 +109,13 @@ def test_mine_imports_annotated_text(capsys):
 def test_mine_annotates_documents_and_keeps_what_is_done(capsys, monkeypatch):
     asked = []
 
-    def generate(self, requests):
-        asked.extend(requests)
-        return [[Generation((1,), np.zeros(1), ANNOTATED, "stop")] for _ in requests]
+    def submit(self, request):
+        asked.append(request)
+        handle = Handle(request, done=True, result=[Generation((1,), np.zeros(1), ANNOTATED, "stop")])
+        self._finished.append(handle)
+        return handle
 
-    monkeypatch.setattr(Engine, "generate", generate)
+    monkeypatch.setattr(Engine, "submit", submit)
     command = "mine --documents documents.jsonl --model model --prompts world --out mined"
     assert rationalyst(command) == 0
     out = capsys.readouterr().out
@@ -135,6 +144,14 @@ def test_filter_scores_and_decides(capsys):
     np.testing.assert_array_equal(gain, guided - without)
     out = capsys.readouterr().out
     assert re.search(r"reason: below_tau +│ +4 ", out) and "gain (nats), 50% quantile" in out
+    assert re.search(r"source world, tau 1e\+09 +│ +0 of 4 kept ", out)
+
+
+def test_thresholds_of_sources_that_are_not_there_are_refused(capsys):
+    command = "filter --triples filtered.parquet --model model --prompts world --out other.parquet"
+    assert rationalyst(f"{command} --filter.tau_by_source.gsm8k 1.2") == 1
+    message = "filter: tau_by_source names gsm8k, but the sources in filtered.parquet are world"
+    assert message in capsys.readouterr().err and not Path("other.parquet").exists()
 
 
 class Killed(Exception):
@@ -200,7 +217,7 @@ def test_score_is_additive_and_passes_other_keys_on(capsys):
 
 
 def test_killed_scoring_of_pairs_continues(monkeypatch):
-    monkeypatch.setattr(score, "BLOCK", 2)
+    monkeypatch.setattr(scoring, "BLOCK", 2)
     command = "score --model model --pairs pairs.jsonl --out {}/scores.jsonl"
     assert rationalyst(command.format("whole_pairs")) == 0
     real, asked = Engine.score, []

@@ -1,5 +1,6 @@
 """Whatever is wrong with the input, a command says so in one line that names it, and fails."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 from cli_files import rationalyst
 
-from rationalyst_jax.cli import demo
+from rationalyst_jax.cli import stats
 from rationalyst_jax.cli.main import COMMANDS
 
 
@@ -40,6 +41,7 @@ REASON = "reason --task gsm8k --questions questions.jsonl --agent model --prompt
 RANDOM = f"{REASON} --config random.yaml"
 FILTER = "filter --triples filtered.parquet --model model --prompts world --out x"
 TRAIN = "train --rationales filtered.parquet --model model --prompts world --run_dir x"
+SCORE = "score --model model --out x --pairs"
 EVALUATE = "evaluate --task gsm8k --questions questions.jsonl --traces"
 CALIBRATE = "calibrate --scored filtered.parquet --labels"
 BAD_INPUT = {
@@ -85,10 +87,16 @@ BAD_INPUT = {
     "serve --model model --port 70000": "serve: port must be from 0 to 65535, got 70000",
     "score --pairs pairs.jsonl --out x --model model --engine.tensor 99": "engine: tensor is 99, there are",
     "serve --model model --port 0 --api_key_from NO_SUCH_KEY": "variable NO_SUCH_KEY holds no key",
+    FILTER.replace("--out x", "--out folder"): "folder: is a folder, a file is to be written",
+    RANDOM.replace("--out x", "--out folder"): "folder: is a folder, a file is to be written",
+    f"{SCORE} pairs.jsonl".replace("x", "folder"): "folder: is a folder, a file is to be written",
+    f"{SCORE} pairs.jsonl --decay 2": "decay must be above 0 and at most 1, got 2.0",
+    f"{SCORE} long.jsonl": "tokens, the model has 8192 positions",
+    "mine --annotations annotations.jsonl --prompts world --out x --min_similarity 90": "min_similarity must",
+    f"{CALIBRATE} labels.jsonl --precision -1": "precision must be above 0 and at most 1, got -1",
     f"{EVALUATE} nowhere.jsonl": "nowhere.jsonl: No such file",
     f"{EVALUATE} text.jsonl": "text.jsonl:1: not JSON",
     f"{EVALUATE} short.jsonl": "2 ids are only in the questions, as 'q2'",
-    f"{EVALUATE} random.jsonl --limit 3": "1 ids are only in random.jsonl, as 'q3'",
     "evaluate --task gsm9k --questions questions.jsonl --traces random.jsonl": "unknown task 'gsm9k'",
     "convert --source nowhere --target x": "nowhere: no such checkpoint folder",
     "convert --source model --target folder": "folder: exists already",
@@ -176,13 +184,26 @@ def test_libraries_add_no_line_of_their_own():
     assert "token id 99999 is outside" in run.stderr
 
 
+def test_a_terminal_of_few_characters_is_no_error():
+    command = "stats --triples filtered.parquet --tokenizer model --prompts world"
+    program = [sys.executable, "-m", "rationalyst_jax.cli.main", *command.split()]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    run = subprocess.run(program, capture_output=True, env=environment)
+    assert run.returncode == 0 and b"fine-tuning" in run.stdout, run.stderr
+
+
+def test_ctrl_c_ends_in_one_line(monkeypatch, capsys):
+    def interrupted(**options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stats, "run", interrupted)
+    monkeypatch.setattr(stats, "add_arguments", lambda parser: None, raising=False)
+    assert rationalyst("stats") == 130
+    assert capsys.readouterr().err == "rationalyst stats: interrupted\n"
+
+
 def test_scoring_needs_no_chat_template():
     assert rationalyst("score --model no_template --pairs pairs.jsonl --out x/scores.jsonl") == 0
-
-
-def test_demo_says_where_its_config_should_be(monkeypatch, capsys):
-    monkeypatch.setattr(demo, "DEFAULT_CONFIG", Path("elsewhere/demo.yaml"))
-    assert_one_line(capsys, rationalyst("demo"), 2, "elsewhere/demo.yaml is not there: give --config FILE")
 
 
 def test_a_run_that_left_no_work_binds_nobody(capsys):

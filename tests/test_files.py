@@ -1,20 +1,23 @@
 """What a kill, a full disk or another run's settings may do to files: nothing."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rationalyst_jax.files.lock import locked
 from rationalyst_jax.files.rows import (
     append_rows,
     filled_field,
+    kept_rows,
     read_rows,
-    resume_rows,
     text_field,
     write_rows,
 )
-from rationalyst_jax.files.settings import claim, differences, digest
+from rationalyst_jax.files.settings import claimed, differences, digest
 from rationalyst_jax.files.whole import read_json, whole, write_json
 
 JSON = st.recursive(
@@ -70,38 +73,44 @@ def test_fields_are_text():
 
 
 @given(
-    rows=st.lists(st.dictionaries(st.text(), JSON, max_size=3), min_size=1, max_size=7),
-    block=st.integers(1, 4),
-    cut=st.floats(0, 1),
+    rows=st.lists(st.dictionaries(st.text(), JSON, max_size=3), min_size=1, max_size=7), cut=st.floats(0, 1)
 )
-def test_what_is_left_of_a_killed_run_and_what_is_done_again_make_the_whole(
-    tmp_path_factory, rows, block, cut
-):
+def test_what_is_left_of_a_killed_run_and_what_is_done_again_make_the_whole(tmp_path_factory, rows, cut):
     path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
-    write_rows(path, rows)
+    numbered = [{**row, "number": number} for number, row in enumerate(rows)]
+    write_rows(path, numbered)
     every_byte = path.read_bytes()
     path.write_bytes(every_byte[: round(cut * len(every_byte))])
-    seen = []
-    done = resume_rows(path, block, len(rows), lambda place, index, row: seen.append((index, row)))
-    assert seen == list(enumerate(rows[:done])) and (done == len(rows) or done % block == 0)
-    for start in range(done, len(rows), block):
-        append_rows(path, rows[start : start + block])
+    kept = kept_rows(path, lambda place, row: row["number"])
+    assert list(kept.items()) == list(enumerate(numbered[: len(kept)]))
+    append_rows(path, numbered[len(kept) :])
     assert path.read_bytes() == every_byte
+
+
+def test_of_two_rows_with_a_key_the_later_counts_and_what_fits_no_more_is_left_out(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    write_rows(path, [{"key": 1, "n": 0}, {"key": 2, "n": 0}, {"key": 1, "n": 1}])
+    kept = kept_rows(path, lambda place, row: row["key"] if row["key"] != 2 else None)
+    assert kept == {1: {"key": 1, "n": 1}}
 
 
 def test_a_file_of_another_run_is_not_cut(tmp_path):
     path = tmp_path / "rows.jsonl"
     write_rows(path, [{"n": n} for n in range(5)])
+    path.write_bytes(path.read_bytes() + b'{"n"')
     before = path.read_bytes()
-    with pytest.raises(ValueError, match="holds 5 rows, this run has only 4"):
-        resume_rows(path, 2, 4)
 
-    def refuse(place, index, row):
+    def refuse(place, row):
         raise ValueError(f"{place}: not ours")
 
     with pytest.raises(ValueError, match="jsonl:1: not ours"):
-        resume_rows(path, 2, 6, refuse)
+        kept_rows(path, refuse)
     assert path.read_bytes() == before
+
+
+def claim(*arguments) -> None:
+    with claimed(*arguments):
+        pass
 
 
 def test_settings_bind_once_there_is_work(tmp_path):
@@ -115,6 +124,46 @@ def test_settings_bind_once_there_is_work(tmp_path):
     settings.unlink()
     with pytest.raises(ValueError, match=r"config\.json: is missing"):
         claim(settings, {"a": 1}, work)
+
+
+HOLDING = """
+import sys, time
+from pathlib import Path
+from rationalyst_jax.files.lock import locked
+with locked(Path(sys.argv[1])):
+    print("taken", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_lock_names_the_process_that_has_it_and_dies_with_it(tmp_path):
+    output = tmp_path / "new" / "out.jsonl"
+    holder = subprocess.Popen([sys.executable, "-c", HOLDING, str(output)], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None and holder.stdout.readline() == "taken\n"
+    message = rf"out\.jsonl: process {holder.pid} is writing it: wait for it, or write elsewhere"
+    with pytest.raises(ValueError, match=message), locked(output):
+        raise AssertionError("taken twice")
+    holder.kill()
+    holder.wait()
+    holder.stdout.close()
+    with locked(output):
+        assert (tmp_path / "new" / "out.jsonl.lock").exists()
+    assert not list((tmp_path / "new").iterdir())
+
+
+def test_a_lock_that_is_let_go_is_free_and_locks_of_other_outputs_are_others(tmp_path):
+    for _ in range(2):
+        with locked(tmp_path / "a"), locked(tmp_path / "b"):
+            with pytest.raises(ValueError, match="a: process"), locked(tmp_path / "a"):
+                raise AssertionError("taken twice")
+
+
+def test_a_full_disk_names_the_file(tmp_path, small_disk):
+    small_disk(tmp_path, "64k")
+    for write in (append_rows, write_rows):
+        with pytest.raises(OSError, match="No space left") as found:
+            write(tmp_path / "rows.jsonl", [{"text": "x" * 2**17}])
+        assert found.value.filename == str(tmp_path / "rows.jsonl")
 
 
 @given(JSON, JSON)

@@ -136,9 +136,10 @@ REDUCTIONS = {
 def test_gains_are_those_of_separate_sequences(model, tokenizer, reduction, suppress, tmp_path):
     triples = make_triples()
     config = FilterConfig(reduction=reduction, suppress=suppress, row_length=64, rows_per_batch=2, block=2)
-    done = []
-    scored = score_all(triples, model, tokenizer, PROMPTS, config, tmp_path / "scores.jsonl", done.append)
-    assert sum(done) == len(triples) == 5
+    told = []
+    path = tmp_path / "scores.jsonl"
+    scored = score_all(triples, model, tokenizer, PROMPTS, config, path, lambda *counts: told.append(counts))
+    assert told[0] == (0, 5, 0) and told[-1][:2] == (5, 5) and told[-1][2] > 0
     for triple, row in zip(triples, scored, strict=True):
         ids = marker_ids(tokenizer, suppress)
         expected = separate_gain(model, tokenizer, PROMPTS, triple, REDUCTIONS[reduction], ids)
@@ -223,16 +224,16 @@ def test_killed_scoring_continues_with_the_same_bytes(model, tokenizer, tmp_path
     whole = path.read_bytes()
     ends = [i + 1 for i, byte in enumerate(whole) if byte == ord("\n")]
     path.write_bytes(whole[: [0, *ends][int(left)] + (9 if left % 1 else 0)])
-    asked, done = [], []
+    asked, told = [], []
 
     def counting(model, groups, weights, **options):
         asked.extend(groups)
         return score_sums(model, groups, weights, **options)
 
     monkeypatch.setattr(likelihood_filter, "score_sums", counting)
-    assert score_all(triples, model, tokenizer, PROMPTS, config, path, done.append) == scored
-    assert path.read_bytes() == whole
-    assert sum(done) == len(triples) and len(asked) == 3 - int(left)
+    again = score_all(triples, model, tokenizer, PROMPTS, config, path, lambda *counts: told.append(counts))
+    assert again == scored and path.read_bytes() == whole
+    assert told[-1][:2] == (len(triples), len(triples)) and len(asked) == 3 - int(left)
 
 
 def test_scores_of_other_documents_are_refused_and_kept(model, tokenizer, tmp_path):
@@ -241,9 +242,8 @@ def test_scores_of_other_documents_are_refused_and_kept(model, tokenizer, tmp_pa
     score_all(triples, model, tokenizer, PROMPTS, config, path)
     whole = path.read_bytes()
     for others, message in {
-        tuple(triples[1:]): r"scores.jsonl:1: scores 'a', this run has 'a' there",
-        tuple(triples[3:]): r"scores.jsonl: holds 3 rows, this run has only 2",
-        (*triples[3:], *triples[:3]): r"scores.jsonl:1: scores 'a', this run has 'b' there",
+        tuple(triples[1:]): r"scores.jsonl:1: scores other rationales of 'a' than this run has",
+        tuple(triples[3:]): r"scores.jsonl:1: scores other rationales of 'a' than this run has",
     }.items():
         with pytest.raises(ValueError, match=message):
             score_all(others, model, tokenizer, PROMPTS, config, path)

@@ -218,7 +218,7 @@ def test_a_damaged_index_is_named(content, saved):
 def test_checkpoints_are_read_and_written_without_torch(saved):
     code = (
         "import sys; sys.modules['torch'] = None\n"
-        "from rationalyst_jax.lm.hf import load_llama, save_llama\n"
+        "from rationalyst_jax.lm.weights.hf import load_llama, save_llama\n"
         "save_llama(load_llama(sys.argv[1]), sys.argv[2])"
     )
     subprocess.run([sys.executable, "-c", code, saved, saved / "again"], check=True)

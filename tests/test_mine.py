@@ -1,7 +1,6 @@
 """Documents in, annotations, triples on disk, and thresholds from labels."""
 
 import json
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,9 +10,9 @@ import pytest
 from scipy.stats import norm
 
 from rationalyst_jax.lm.engine.engine import Engine
+from rationalyst_jax.lm.engine.requests import GenerateRequest, Generation, Handle
 from rationalyst_jax.lm.weights.hf import load_llama
 from rationalyst_jax.lm.weights.tokenizer import load_tokenizer
-from rationalyst_jax.mine import annotate as annotate_module
 from rationalyst_jax.mine.annotate import annotate, document_seed
 from rationalyst_jax.mine.calibrate import LabeledGain, calibrate
 from rationalyst_jax.mine.config import AnnotateConfig, FilterConfig
@@ -27,9 +26,10 @@ from rationalyst_jax.mine.store import (
     write_filtered,
     write_triples,
 )
-from rationalyst_jax.mine.summary import summarize
+from rationalyst_jax.mine.summary import summarize_filtered, summarize_mined
 from rationalyst_jax.mine.triples import Triple, extract
 from rationalyst_jax.prompts.prompt import Prompt, PromptSet, load_prompts
+from rationalyst_jax.roles.role import NotAnswered, Role
 from rationalyst_jax.world.checkpoint import checkpoint_path
 from rationalyst_jax.world.corpus import documents as world_documents
 
@@ -59,7 +59,7 @@ def test_documents_are_read_with_defaults_for_id_and_source(tmp_path):
         ([1], "expected an object, found [1]"),
         ({"id": "b"}, "no 'text'"),
         ({"id": "b", "text": 3}, "'text' must be text, found 3"),
-        ({"id": 7, "text": "b"}, "'id' must be text, found 7"),
+        ({"id": 7.5, "text": "b"}, "'id' must be text, found 7.5"),
         ({"id": "b", "text": " \n"}, "'text' is empty"),
         ({"id": "a", "text": "b"}, "id 'a' was used before, at "),
         ('{"id": "b", "text": "\\ud800"}', "surrogates not allowed"),
@@ -93,7 +93,6 @@ def test_text_annotated_elsewhere_is_imported(tmp_path):
     [
         (AnnotateConfig, "block", 0, "annotate: block must be at least 1, got 0"),
         (AnnotateConfig, "max_document_tokens", 0, "max_document_tokens must be at least 1"),
-        (AnnotateConfig, "length_bucket", 0, "length_bucket must be at least 1"),
         (AnnotateConfig, "length_margin", -1, "length_margin must be at least 0, got -1"),
         (AnnotateConfig, "length_factor", 0.0, "length_factor must be above 0 and finite, got 0.0"),
         (AnnotateConfig, "temperature", float("nan"), "temperature must be 0 (greedy) or more, got nan"),
@@ -118,23 +117,54 @@ def test_a_setting_out_of_range_is_named(config, key, value, message):
 # Annotation
 
 
-class CopyingEngine:
-    """Writes each document's length, its seed and, after `patience` calls, nothing more."""
+class CopyingModel:
+    """Writes each document's length and seed, one a step and the last one first, for `patience` steps."""
 
-    def __init__(self, patience: int | None = None, positions: int = 100):
-        self.model = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=positions))
+    repeatable = True
+    tokens = 0
+
+    def __init__(self, patience: int = 1000, positions: int | None = 100):
         self.patience = patience
-        self.requests = []
+        self.positions = positions
+        self.requests: list[GenerateRequest] = []
+        self.waiting: list[Handle] = []
 
-    def forget(self):
-        pass
+    @property
+    def busy(self) -> bool:
+        return bool(self.waiting)
 
-    def generate(self, requests):
+    def submit(self, request: GenerateRequest) -> Handle:
+        self.requests.append(request)
+        self.waiting.append(Handle(request))
+        return self.waiting[-1]
+
+    def step(self) -> list[Handle]:
         if self.patience == 0:
             raise KeyboardInterrupt
-        self.patience = None if self.patience is None else self.patience - 1
-        self.requests += requests
-        return [[SimpleNamespace(text=f"{len(r.context)} {r.seed} é\n", finish="stop")] for r in requests]
+        self.patience -= 1
+        handle = self.waiting.pop()
+        text = f"{len(handle.request.context)} {handle.request.seed} é\n"
+        handle.result = [Generation((1,), np.zeros(1), text, "stop")]
+        handle.done = True
+        return [handle]
+
+    def cancel(self, handle: Handle) -> None: ...
+
+    def forget(self) -> None: ...
+
+    def flops(self, handle: Handle) -> int:
+        return 0
+
+
+class WordRole(Role):
+    """Words as tokens: the model is a fake, so what the ids are does not matter."""
+
+    def count_tokens(self, text):
+        return len(text.split())
+
+    def to_generate(self, prompt, fields, how):
+        options = {name: value for name, value in vars(how).items() if name != "suppress"}
+        return GenerateRequest(tuple(range(len(fields["document"].split()))), **options)
 
 
 PROMPTS = PromptSet(
@@ -145,89 +175,107 @@ PROMPTS = PromptSet(
 DOCUMENTS = [Document(f"d{i}", "word " * (i % 7 + 1) + "end", "s") for i in range(10)]
 
 
-@pytest.fixture
-def tokenizer(monkeypatch) -> Any:
-    """Words as tokens: the engine is a fake, so what the ids are does not matter."""
-    monkeypatch.setattr(
-        annotate_module,
-        "render",
-        lambda tokenizer, prompt, fields, target, close: (tuple(range(len(fields["document"].split()))), ()),
-    )
-    return lambda text, add_special_tokens: {"input_ids": text.split()}
+def run_annotate(path, model: Any, documents=DOCUMENTS, progress=lambda *counts: None, **config):
+    tokenizer: Any = None
+    role = WordRole(model, tokenizer)
+    return annotate(documents, role, PROMPTS, AnnotateConfig(block=4, **config), path, progress)
 
 
-def run_annotate(path, engine: Any, tokenizer, documents=DOCUMENTS, progress=lambda done: None, **config):
-    return annotate(documents, engine, tokenizer, PROMPTS, AnnotateConfig(block=4, **config), path, progress)
-
-
-def test_annotations_are_asked_for_with_a_seed_of_their_own_and_room_for_rationales(tmp_path, tokenizer):
-    engine = CopyingEngine()
-    annotations = run_annotate(
-        tmp_path / "a.jsonl", engine, tokenizer, seed=3, length_margin=2, length_bucket=4
-    )
+def test_annotations_are_asked_for_with_a_seed_of_their_own_and_room_for_rationales(tmp_path):
+    model = CopyingModel()
+    annotations = run_annotate(tmp_path / "a.jsonl", model, seed=3, length_margin=2)
     assert [a.document for a in annotations] == DOCUMENTS
     assert annotations[1] == Annotation(DOCUMENTS[1], f"3 {document_seed(3, 1)} é\n", "stop")
-    assert len({r.seed for r in engine.requests}) == len(DOCUMENTS)
-    assert all(0 <= r.seed < 2**31 and r.stop == ("|end|",) and r.temperature == 1 for r in engine.requests)
-    assert [r.max_tokens for r in engine.requests[:3]] == [8, 8, 12]  # 1.6 · (2, 3, 4) + 2, up to 4s
+    assert len({r.seed for r in model.requests}) == len(DOCUMENTS)
+    assert all(0 <= r.seed < 2**31 and r.stop == ("|end|",) and r.temperature == 1 for r in model.requests)
+    assert [r.max_tokens for r in model.requests[:3]] == [6, 7, 9]  # 1.6 · (2, 3, 4) + 2, rounded up
     assert read_annotations(tmp_path / "a.jsonl") == annotations
 
 
-@pytest.mark.parametrize("blocks", [0, 1, 2])
+@pytest.mark.parametrize("steps", [0, 3, 4, 9])
 @pytest.mark.parametrize("tail", ["", '{"id": "d4", "so', "row"])
-def test_a_killed_run_continues_with_the_same_bytes(tmp_path, tokenizer, blocks, tail):
-    run_annotate(tmp_path / "whole.jsonl", CopyingEngine(), tokenizer)
+def test_a_killed_run_asks_only_for_what_is_missing_and_ends_with_the_same_bytes(tmp_path, steps, tail):
+    run_annotate(tmp_path / "whole.jsonl", CopyingModel())
     whole = (tmp_path / "whole.jsonl").read_bytes()
     path = tmp_path / "killed.jsonl"
     with pytest.raises(KeyboardInterrupt):
-        run_annotate(path, CopyingEngine(patience=blocks), tokenizer)
+        run_annotate(path, CopyingModel(patience=steps))
+    assert len(path.read_bytes().splitlines()) == steps  # each as soon as it was done
     with path.open("ab") as file:
-        file.write(whole.splitlines(keepends=True)[4 * blocks] if tail == "row" else tail.encode())
-    engine, done = CopyingEngine(), []
-    run_annotate(path, engine, tokenizer, progress=done.append)
+        file.write(whole.splitlines(keepends=True)[0] if tail == "row" else tail.encode())
+    model, told = CopyingModel(), []
+    run_annotate(path, model, progress=lambda *counts: told.append(counts))
     assert path.read_bytes() == whole
-    assert len(engine.requests) == len(DOCUMENTS) - 4 * blocks and sum(done) == len(DOCUMENTS)
+    kept = steps + (tail == "row" and steps < 4)  # the first block ends with the first document
+    assert len(model.requests) == len(DOCUMENTS) - kept
+    assert told[0][:2] == (kept, len(DOCUMENTS)) and told[-1][:2] == (len(DOCUMENTS), len(DOCUMENTS))
 
 
-def test_a_finished_run_asks_for_nothing(tmp_path, tokenizer):
-    first = run_annotate(tmp_path / "a.jsonl", CopyingEngine(), tokenizer)
-    assert run_annotate(tmp_path / "a.jsonl", CopyingEngine(patience=0), tokenizer) == first
+def test_a_finished_run_asks_for_nothing(tmp_path):
+    first = run_annotate(tmp_path / "a.jsonl", CopyingModel())
+    assert run_annotate(tmp_path / "a.jsonl", CopyingModel(patience=0)) == first
 
 
-def test_annotations_of_other_documents_are_refused_and_kept(tmp_path, tokenizer):
+def test_annotations_of_other_documents_are_refused_and_kept(tmp_path):
     path = tmp_path / "a.jsonl"
-    run_annotate(path, CopyingEngine(), tokenizer)
+    run_annotate(path, CopyingModel())
     before = path.read_bytes()
-    with pytest.raises(ValueError, match=r"a\.jsonl: holds 10 rows, this run has only 2"):
-        run_annotate(path, CopyingEngine(), tokenizer, documents=DOCUMENTS[:2])
-    with pytest.raises(ValueError, match=r"a\.jsonl:1: annotates 'd0', this run has 'd9' there"):
-        run_annotate(path, CopyingEngine(), tokenizer, documents=DOCUMENTS[::-1])
+    with pytest.raises(ValueError, match=r"a\.jsonl:3: annotates 'd2', which is no document of this run"):
+        run_annotate(path, CopyingModel(), documents=DOCUMENTS[:2])
     assert path.read_bytes() == before
 
 
-def test_documents_that_are_too_long_are_left_out_by_name(tmp_path, tokenizer):
-    engine = CopyingEngine()
-    annotations = run_annotate(tmp_path / "a.jsonl", engine, tokenizer, max_document_tokens=4)
+def test_a_document_that_was_mended_is_annotated_anew_and_the_others_are_kept(tmp_path):
+    path = tmp_path / "a.jsonl"
+    run_annotate(path, CopyingModel())
+    mended = [*DOCUMENTS[:5], Document("d5", "mended end", "s"), *DOCUMENTS[6:]]
+    model = CopyingModel()
+    annotations = run_annotate(path, model, documents=mended)
+    assert len(model.requests) == 1 and [a.document for a in annotations] == mended
+    assert annotations[5].output == f"2 {document_seed(0, 5)} é\n"
+    assert read_annotations(path) == annotations
+
+
+def test_documents_that_an_endpoint_refuses_fail_alone(tmp_path):
+    class Refusing(CopyingModel):
+        def step(self):
+            [handle] = super().step()
+            if len(handle.request.context) == 3:
+                handle.error = NotAnswered("too much")
+            return [handle]
+
+    path = tmp_path / "a.jsonl"
+    message = r"annotate: 2 of 10 documents failed, as document d1: too much; the others are in .*a\.jsonl"
+    with pytest.raises(ValueError, match=message):
+        run_annotate(path, Refusing())
+    assert len(path.read_bytes().splitlines()) == 8
+    model = CopyingModel()
+    assert len(run_annotate(path, model)) == 10 and len(model.requests) == 2
+
+
+def test_documents_that_are_too_long_are_left_out_by_name(tmp_path):
+    model = CopyingModel()
+    annotations = run_annotate(tmp_path / "a.jsonl", model, max_document_tokens=4)
     assert [a.finish for a in annotations] == ["stop"] * 3 + ["too_long"] * 4 + ["stop"] * 3
-    assert engine.requests[3].seed == document_seed(0, 7)  # a seed goes with the place in the run
+    assert model.requests[3].seed == document_seed(0, 7)  # a seed goes with the place in the run
     # A prompt (here the document itself) and its copy must fit in the model's positions.
-    annotations = run_annotate(tmp_path / "b.jsonl", CopyingEngine(positions=8), tokenizer)
+    annotations = run_annotate(tmp_path / "b.jsonl", CopyingModel(positions=8))
     assert [a.finish for a in annotations] == ["stop"] * 3 + ["too_long"] * 4 + ["stop"] * 3
 
 
 def test_a_real_model_annotates_and_a_killed_run_continues_with_the_same_bytes(tmp_path):
     base = checkpoint_path("world")
     tokenizer, prompts = load_tokenizer(base), load_prompts("world")
-    engine = Engine(load_llama(base), tokenizer)
+    role = Role(Engine(load_llama(base), tokenizer), tokenizer)
     documents = [Document(row["id"], row["text"], row["source"]) for row in world_documents(7, 3)]
     config = AnnotateConfig(block=2)
     path = tmp_path / "a.jsonl"
-    annotations = annotate(documents, engine, tokenizer, prompts, config, path)
+    annotations = annotate(documents, role, prompts, config, path)
     assert all(a.finish in ("stop", "end") for a in annotations)
     assert extract(annotations).annotated >= 2  # it knows what it is asked for
     whole = path.read_bytes()
     path.write_bytes(whole[:-40])
-    assert annotate(documents, engine, tokenizer, prompts, config, path) == annotations
+    assert annotate(documents, role, prompts, config, path) == annotations
     assert path.read_bytes() == whole
 
 
@@ -344,12 +392,20 @@ def test_the_summary_counts_every_stage():
     extraction = extract(
         Annotation(Document(str(i), text, "s"), output, "stop") for i, output in enumerate(outputs)
     )
-    summary = summarize(extraction, FILTERED)
-    assert (summary.documents, summary.annotated, summary.faithful) == (4, 2, 3)
-    assert (summary.triples, summary.kept) == (2, 1)
-    assert summary.document_outcomes == {"exact": 2, "unannotated": 1, "changed": 1}
-    assert summary.rationale_outcomes == {"clean": 2, "stray": 1}
-    assert summary.reasons == {"gain": 1, "too_long": 1}
+    mined = summarize_mined(extraction)
+    assert (mined.documents, mined.annotated, mined.faithful, mined.triples) == (4, 2, 3, 2)
+    assert mined.document_outcomes == {"exact": 2, "unannotated": 1, "changed": 1}
+    assert mined.rationale_outcomes == {"clean": 2, "stray": 1}
+    filtered = summarize_filtered(FILTERED)
+    assert (filtered.rationales, filtered.kept) == (2, 1)
+    assert filtered.reasons == {"gain": 1, "too_long": 1}
+    assert {source: counts[1:] for source, counts in filtered.taus.items()} == {
+        source: (
+            sum(t.kept for t in FILTERED if t.source == source),
+            sum(t.source == source for t in FILTERED),
+        )
+        for source in {t.source for t in FILTERED}
+    }
 
 
 # Calibration

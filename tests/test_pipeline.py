@@ -20,7 +20,8 @@ from rationalyst_jax.mine.config import AnnotateConfig, FilterConfig
 from rationalyst_jax.pipeline import experiment
 from rationalyst_jax.pipeline.config import ExperimentConfig, Rationalyst, Run, WorldData
 from rationalyst_jax.pipeline.experiment import run
-from rationalyst_jax.pipeline.stages import RunDir
+from rationalyst_jax.pipeline.models import Models
+from rationalyst_jax.pipeline.run_dir import RunDir
 from rationalyst_jax.reason.config import ReasonConfig
 from rationalyst_jax.train.config import TrainConfig
 from rationalyst_jax.world.checkpoint import checkpoint_path
@@ -34,7 +35,7 @@ def small(run_dir: Path) -> ExperimentConfig:
         model="world",
         prompts="world",
         world=WorldData(documents=32, questions=16),
-        annotate=AnnotateConfig(block=16, length_bucket=32, length_margin=48),
+        annotate=AnnotateConfig(block=16, length_margin=80),
         filter=FilterConfig(tau=0.1, suppress=("<BOT>",), row_length=512, block=8),
         train=TrainConfig(
             steps=6, batch_examples=4, row_length=320, microbatch_rows=1, save_every=2, validate_every=2
@@ -74,7 +75,7 @@ def test_an_experiment_ends_with_a_summary_of_every_stage(finished):
     assert summary["mining"]["documents"] == 32 and sum(summary["mining"]["reasons"].values()) > 0
     assert set(summary["seconds"]) == {
         "data",
-        "annotate",
+        "mine",
         "filter",
         "train rationalyst",
         "reason random",
@@ -223,7 +224,10 @@ def test_other_versions_of_packages_are_told(finished, tmp_path):
     versions.write_text(json.dumps({**json.loads(versions.read_text()), "jax": "0.0.1"}))
     said = io.StringIO()
     console = Console(file=said, width=200)
-    RunDir(tmp_path / "run", experiment.Stages(small(tmp_path), CONSOLE).settings(), console)
+    config = small(tmp_path)
+    settings = experiment.Experiment(config, Models(config.engine), CONSOLE).settings()
+    with RunDir(tmp_path / "run", settings, console):
+        pass
     assert "was begun with other versions: jax '0.0.1' -> " in said.getvalue()
 
 
@@ -231,11 +235,11 @@ def test_other_versions_of_packages_are_told(finished, tmp_path):
 # function). Half of what `append_rows` was given is on the disk by then.
 KILLS = {
     "data": (["data", "stages/data.json"], "pipeline.experiment.write_rows", 2),
-    "annotate": (["mine/annotations.jsonl", "stages/annotate.json"], "mine.annotate.append_rows", 2),
-    "filter": (["mine/scores.jsonl", "stages/filter.json"], "mine.likelihood_filter.append_rows", 3),
+    "mine": (["mine/annotations.jsonl", "stages/mine.json"], "mine.annotate.append_rows", 20),
+    "filter": (["mine/filtered.parquet*", "stages/filter.json"], "mine.likelihood_filter.append_rows", 3),
     "train": (["train", "stages/train_*"], "train.loop.train_step", 4),
     "reason": (["reason", "stages/reason_*"], "reason.traces.append_rows", 4),
-    "evaluate": (["summary.json"], "pipeline.experiment.compare", 1),
+    "evaluate": (["summary.json"], "pipeline.experiment.evaluate", 1),
 }
 DYING = """
 import importlib, os, signal, sys
@@ -278,16 +282,17 @@ def test_a_run_killed_with_kill_9_in_a_stage_ends_the_same(finished, tmp_path, s
     killed = subprocess.run([sys.executable, "-c", DYING, str(run_dir), tests, where, str(calls)])
     assert killed.returncode == -signal.SIGKILL and not (run_dir / "summary.json").exists()
     assert conclusions(run(small(run_dir), full=False, console=CONSOLE)) == conclusions(finished[1])
-    for file in ("mine/annotations.jsonl", "mine/scores.jsonl", "reason/implicit.jsonl"):
+    for file in ("mine/annotations.jsonl", "reason/implicit.jsonl"):
         assert lines(run_dir / file) == lines(finished[0] / file)
+    for file in ("mine/filtered.parquet", "mine/rationalyst.parquet"):
+        assert (run_dir / file).read_bytes() == (finished[0] / file).read_bytes()
 
 
 # The demo itself, as a user starts it.
 
 
 def rationalyst_demo(run_dir: Path) -> list[str]:
-    config = Path(__file__).parents[1] / "configs" / "demo.yaml"
-    command = f"-m rationalyst_jax.cli.main demo --config {config} --run_dir {run_dir}"
+    command = f"-m rationalyst_jax.cli.main demo --run_dir {run_dir}"
     return [sys.executable, *command.split()]
 
 
@@ -321,8 +326,8 @@ def test_the_demo_killed_with_kill_9_in_every_stage_ends_the_same(demo, tmp_path
     run_dir = tmp_path / "run"
     signs = {
         "data": lambda run_dir: (run_dir / "experiment.config.json").exists(),
-        "annotate": lines_in("mine/annotations.jsonl", 128),
-        "filter": lines_in("mine/scores.jsonl", 256),
+        "mine": lines_in("mine/annotations.jsonl", 128),
+        "filter": lines_in("mine/filtered.parquet.scores.jsonl", 256),
         "train": lines_in("train/rationalyst/metrics.jsonl", 30),
         "reason": lines_in("reason/implicit.jsonl", 256),
         "evaluate": lambda run_dir: (run_dir / "stages" / "reason_untuned_RATIONALYST.json").exists(),

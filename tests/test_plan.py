@@ -3,7 +3,6 @@
 import json
 import math
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,6 +10,7 @@ import pytest
 from cli_files import rationalyst
 from flax import nnx
 
+from rationalyst_jax.cli.main import CONFIGS
 from rationalyst_jax.lm.devices.chips import CHIPS, GIB
 from rationalyst_jax.lm.devices.mesh import MeshShape
 from rationalyst_jax.lm.devices.sharding import make_mesh
@@ -25,7 +25,6 @@ from rationalyst_jax.plan.program import BETWEEN_SLICES, TimeFloor, by_kind, mem
 from rationalyst_jax.train.config import TrainConfig
 from rationalyst_jax.train.loop import begin, first_state
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 # Divisible by eight devices along any axis.
 TINY = LlamaConfig(64, 16, 32, num_layers=2, num_heads=8, num_kv_heads=8, head_dim=4)
 RUN = TrainConfig(row_length=32, microbatch_rows=2)
@@ -353,7 +352,7 @@ FOR_GPUS = ["llama3-8b-train-8xh100", "llama3-8b-train-1x80gb-lora"]
 
 @pytest.mark.parametrize("name", ["llama3-8b-train", *READY, *FOR_GPUS])
 def test_ready_configs_keep_the_papers_mathematics(name, stand_in):
-    rationalyst(f"{GOOD} --config {CONFIGS / name}.yaml")
+    rationalyst(f"{GOOD} --config {name}")
     config = stand_in[0].train
     assert config.dtype == "bfloat16"
     precision = {key: getattr(config, key) for key in ("dtype", "master_dtype", "moment_dtype", "lora")}
@@ -363,15 +362,10 @@ def test_ready_configs_keep_the_papers_mathematics(name, stand_in):
 @pytest.mark.parametrize("name", ["llama3-8b-train", *READY, *FOR_GPUS])
 def test_ready_configs_say_how_they_are_used(name):
     text = (CONFIGS / f"{name}.yaml").read_text()
-    assert (
-        f"# rationalyst train --config configs/{name}.yaml --rationales FILE --model DIR --run_dir DIR"
-        in text
-    )
+    assert f"# rationalyst train --config {name} --rationales FILE --model DIR --run_dir DIR" in text
     if name in READY:
         model, topology = READY[name]
-        assert (
-            f"# rationalyst plan --config configs/{name}.yaml --model {model} --topology {topology}" in text
-        )
+        assert f"# rationalyst plan --config {name} --model {model} --topology {topology}" in text
 
 
 def row(name: str, found: Plan) -> str:
@@ -397,14 +391,14 @@ def row(name: str, found: Plan) -> str:
 @pytest.mark.parametrize("name", READY)
 def test_ready_configs_fit(name, plans):
     model, topology = READY[name]
-    assert rationalyst(f"plan --config {CONFIGS / name}.yaml --model {model} --topology {topology}") == 0
+    assert rationalyst(f"plan --config {name} --model {model} --topology {topology}") == 0
     print(row(name, plans[0]))
 
 
 @pytest.mark.aot
 @pytest.mark.usefixtures("tpu_topology")
 def test_the_filter_of_llama_3_8b_fits_eight_chips(plans):
-    config = CONFIGS / "llama3-8b-filter.yaml"
+    config = "llama3-8b-filter"
     assert rationalyst(f"plan --stage filter --config {config} --model llama3-8b --topology v5e:2x4") == 0
     print(row("llama3-8b-filter", plans[0]))
 
@@ -416,7 +410,7 @@ def test_two_slices_exchange_gradients_alone(plans, tmp_path):
     """A small model, because the shapes make no difference here and large ones take minutes to compile."""
     small = LlamaConfig(1024, 1024, 2048, num_layers=2, num_heads=16, num_kv_heads=8, head_dim=64)
     (tmp_path / "config.json").write_text(json.dumps(small.to_hf()))
-    config = CONFIGS / "llama3-8b-train-v5e-16.yaml"
+    config = "llama3-8b-train-v5e-16"
     asked = f"plan --config {config} --model {tmp_path} --topology v5e:4x4 --slices 2"
     assert rationalyst(asked) == 1  # one replica does not lie in two slices
     assert rationalyst(f"{asked} --train.mesh.replica 2") == 0
@@ -431,7 +425,7 @@ def test_two_slices_exchange_gradients_alone(plans, tmp_path):
 @pytest.mark.usefixtures("tpu_topology")
 def test_what_does_not_fit_fits_with_what_is_suggested(plans, capsys):
     """Llama-3-8B for 16 chips on 4 of them, with everything done already that saves memory but adapters."""
-    config = CONFIGS / "llama3-8b-train-v5e-16.yaml"
+    config = "llama3-8b-train-v5e-16"
     saving = "--train.remat offload --train.mesh.tensor 4 --train.master_dtype bfloat16"
     asked = (
         f"plan --config {config} --model llama3-8b --topology v5e:2x2 {saving} --train.optimizer adafactor"

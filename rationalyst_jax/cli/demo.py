@@ -1,15 +1,13 @@
 """`rationalyst demo`: the whole method, one stage after the other."""
 
-from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser
 from rich.console import Console
 
-import rationalyst_jax
 from rationalyst_jax.pipeline.config import ExperimentConfig
 
-DEFAULT_CONFIG = Path(rationalyst_jax.__file__).parents[1] / "configs" / "demo.yaml"
+DEFAULT_CONFIG = "demo"
 
 
 def add_arguments(parser: ArgumentParser) -> None:

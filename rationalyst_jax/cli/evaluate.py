@@ -37,25 +37,25 @@ def run(
         questions: Its file of questions.
         limit: Only the first questions, where only these were asked.
     """
-    from rationalyst_jax.evaluate.grade import compare, grade, summarize
+    from rationalyst_jax.pipeline.evaluate import evaluate
     from rationalyst_jax.tasks.task import task_named
 
-    benchmark = task_named(task)
-    asked = benchmark.read(questions)[:limit]
-    grades = [grade(path, asked, benchmark) for path in traces]
+    names = {str(path): path for path in traces}
+    first = next(iter(names))
+    results = evaluate(task_named(task), questions, names, [first], limit=limit)
     table = Table(title=f"{task}: accuracy in %, 95 % bootstrap intervals", title_justify="left")
     table.add_column("traces", overflow="fold")
     for heading in ("accuracy", "n", "answered", "− first", "p (McNemar)"):
         table.add_column(heading, justify="right")
-    for i, (path, graded) in enumerate(zip(traces, grades, strict=True)):
-        compared = _compared(compare(graded, grades[0])) if i else ("", "")
-        table.add_row(escape(str(path)), *_accuracy(summarize(graded)), *compared)
+    for name, result in results.items():
+        compared = _compared(result.versus[first]) if name != first else ("", "")
+        table.add_row(escape(name), *_accuracy(result.accuracy), *compared)
     console = Console()
     console.print(table)
-    for path, graded in zip(traces, grades, strict=True):
-        if not any(row.correct for row in graded):
+    for name, result in results.items():
+        if result.accuracy.accuracy == 0:
             console.print(
-                f"{escape(str(path))}: none of {len(graded)} right; whatever wrote it solves nothing here"
+                f"{escape(name)}: none of {result.accuracy.n} right; whatever wrote it solves nothing here"
             )
 
 

@@ -8,6 +8,7 @@ mistakes in options are quick.
 import functools
 import importlib
 import inspect
+import io
 import logging
 import os
 import re
@@ -16,6 +17,7 @@ import threading
 import traceback
 from argparse import ArgumentError
 from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -42,13 +44,19 @@ COMMANDS = {
     "world questions": "write questions of the embedded world",
     "world pretrain": "train the embedded world's base model from scratch",
 }
-INPUT_ERROR, USAGE_ERROR = 1, 2
+CONFIGS = Path(__file__).parents[1] / "configs"
+INPUT_ERROR = 1
+USAGE_ERROR = 2
+INTERRUPTED = 130  # by Ctrl-C, as shells count it
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns 0, 1 for bad input, 2 for bad usage, 75 for work that was told to stop and
-    can be continued. Other exceptions are bugs and rise.
+    can be continued, 130 after Ctrl-C. Other exceptions are bugs and rise.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that knows few characters gets "?" for others
+            stream.reconfigure(errors="replace")
     arguments = list(sys.argv[1:] if argv is None else argv)
     name = next((n for n in (" ".join(arguments[:2]), " ".join(arguments[:1])) if n in COMMANDS), None)
     if name is None:
@@ -75,32 +83,48 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(name, error, INPUT_ERROR)
     except Interrupted as stop:
         return _fail(name, stop, EXIT_CODE)
+    except KeyboardInterrupt:
+        print(f"rationalyst {name}: interrupted", file=sys.stderr)
+        return INTERRUPTED
     return 0
 
 
 class ConfigFile(ActionConfigFile):
-    """A YAML file of options, whose mistakes are reported under its name."""
+    """A YAML file of options, or a shipped one by its name; mistakes are reported under that."""
 
     def __call__(self, parser, cfg, values, option_string=None):
         try:
-            super().__call__(parser, cfg, values, option_string)
+            super().__call__(parser, cfg, config_path(values), option_string)
         except (ArgumentError, TypeError, ValueError) as error:
             raise ArgumentError(None, f"{values}: {_message(error)}") from error
 
 
-def _parse(name: str, command: ModuleType, arguments: list[str]) -> dict[str, Any]:
-    """The keyword arguments of the command's `run`. Raises ArgumentError, ValueError, or SystemExit(0)."""
+def config_path(name: str) -> str:
+    """The path of the shipped config of that name; anything else is a path."""
+    shipped = CONFIGS / f"{name}.yaml"
+    return str(shipped) if shipped.is_file() and not os.path.exists(name) else name
+
+
+def parser_of(name: str, command: ModuleType) -> ArgumentParser:
+    """What knows the options of a command."""
     parser = ArgumentParser(prog=f"rationalyst {name}", description=COMMANDS[name], exit_on_error=False)
-    parser.add_argument("--config", action=ConfigFile, help="YAML file of the options below.")
+    parser.add_argument(
+        "--config", action=ConfigFile, help="YAML file of the options below, or the name of a shipped one."
+    )
     if hasattr(command, "add_arguments"):
         command.add_arguments(parser)
     else:
         parser.add_function_arguments(command.run, as_group=False)
+    return parser
+
+
+def _parse(name: str, command: ModuleType, arguments: list[str]) -> dict[str, Any]:
+    """The keyword arguments of the command's `run`. Raises ArgumentError, ValueError, or SystemExit(0)."""
+    parser = parser_of(name, command)
     given = _configs(arguments)
     if hasattr(command, "DEFAULT_CONFIG") and not given and not {"-h", "--help"} & {*arguments}:
-        if not command.DEFAULT_CONFIG.is_file():
-            raise ArgumentError(None, f"{command.DEFAULT_CONFIG} is not there: give --config FILE")
-        arguments, given = ["--config", str(command.DEFAULT_CONFIG), *arguments], [0, 1]
+        arguments = ["--config", command.DEFAULT_CONFIG, *arguments]
+        given = [0, 1]
     rest = [argument for i, argument in enumerate(arguments) if i not in given]
     # Files first, wherever they stand: an option on the command line always wins.
     files = [arguments[i] for i in given]
@@ -117,9 +141,10 @@ def _parse(name: str, command: ModuleType, arguments: list[str]) -> dict[str, An
 
 def _holds(file: str, key: str) -> bool:
     """Whether a YAML file has a dotted key."""
-    if not os.path.isfile(file):
+    path = config_path(file)
+    if not os.path.isfile(path):
         return False
-    with open(file, encoding="utf-8") as stream:
+    with open(path, encoding="utf-8") as stream:
         value = yaml.safe_load(stream)
     for name in key.split("."):
         if not isinstance(value, dict) or name not in value:

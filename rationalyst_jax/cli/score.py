@@ -1,23 +1,13 @@
 """`rationalyst score`: log-likelihoods of continuations, for any pairs of texts."""
 
 import math
-import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
 
 from rich.console import Console
 
 from rationalyst_jax.lm.engine.config import EngineConfig
 from rationalyst_jax.report.progress import track
 from rationalyst_jax.report.tables import counts_table
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from rationalyst_jax.lm.engine.requests import ScoreRequest
-
-BLOCK = 256  # pairs scored, and written, at once
 
 
 def run(model: str, pairs: Path, out: Path, engine: EngineConfig, decay: float = 0.9) -> None:
@@ -31,64 +21,17 @@ def run(model: str, pairs: Path, out: Path, engine: EngineConfig, decay: float =
         engine: How the model scores.
         decay: Weight of a token relative to the one before it, in the decayed reductions.
     """
-    from rationalyst_jax.files.rows import append_rows, read_rows, resume_rows
-    from rationalyst_jax.files.settings import claim, file_digest
-    from rationalyst_jax.lm.engine.open import open_engines
-    from rationalyst_jax.lm.weights.open import open_checkpoint
-    from rationalyst_jax.world.checkpoint import checkpoint_path
+    from rationalyst_jax.pipeline.models import Models
+    from rationalyst_jax.pipeline.score import score
 
     console = Console()
-    checkpoint = open_checkpoint(checkpoint_path(model))
-    rows = list(read_rows(pairs))
-    requests = [_encode(checkpoint.tokenizer, row, place) for place, row in rows]
-    unfinished, settings = (out.with_name(f"{out.name}.{end}") for end in ("unfinished", "config.json"))
-    asked = {"model": engine.weights(checkpoint.fingerprint), "pairs": file_digest(pairs), "decay": decay}
-    claim(settings, asked, unfinished)
-    done = resume_rows(unfinished, BLOCK, len(rows))
-    [scorer] = open_engines([checkpoint], engine)
-    with track(console, "pairs scored", len(rows)) as advance:
-        advance(done)
-        for start in range(done, len(rows), BLOCK):
-            block = rows[start : start + BLOCK], requests[start : start + BLOCK]
-            logprobs = scorer.score(block[1])
-            append_rows(unfinished, (_scored(*one, decay) for one in zip(*block, logprobs, strict=True)))
-            advance(len(block[0]))
-    os.replace(unfinished, out)
-    settings.unlink()
-
-    total, tokens = sum(row["sum"] for _, row in read_rows(out)), sum(len(r.continuation) for r in requests)
-    mean = total / tokens
-    summary = {"pairs": len(rows), "tokens": tokens, "nats a token": mean, "perplexity": math.exp(-mean)}
-    console.print(counts_table("scored", summary))
-
-
-def _encode(tokenizer: "PreTrainedTokenizerBase", row: Mapping[str, Any], place: str) -> "ScoreRequest":
-    """The ids of the whole text after BOS, cut where the continuation begins; a token across is in it.
-
-    Control tokens spelled in the text stay text. ValueError names the place of a malformed row.
-    """
-    from rationalyst_jax.files.rows import text_field
-    from rationalyst_jax.lm.engine.requests import ScoreRequest
-
-    context, continuation = text_field(row, "context", place), text_field(row, "continuation", place)
-    if not continuation:
-        raise ValueError(f"{place}: 'continuation' is empty")
-    encoded = tokenizer(
-        context + continuation,
-        add_special_tokens=False,
-        split_special_tokens=True,
-        return_offsets_mapping=True,
-    )
-    ids = encoded["input_ids"]
-    cut = sum(end <= len(context) for _, end in encoded["offset_mapping"])
-    return ScoreRequest((cast(int, tokenizer.bos_token_id), *ids[:cut]), tuple(ids[cut:]))
-
-
-def _scored(placed: tuple[str, Mapping[str, Any]], request: "ScoreRequest", logprobs: Any, decay: float):
-    """The row of a pair, with what the model gives its continuation."""
-    from typing import get_args
-
-    from rationalyst_jax.lm.trees.reduction import Reduction, reduce_logprobs
-
-    reduced = {name: reduce_logprobs(logprobs, name, decay) for name in get_args(Reduction)}
-    return {**placed[1], "tokens": request.continuation, "logprobs": logprobs.tolist(), **reduced}
+    with Models(engine) as models, track(console, "pairs scored") as progress:
+        found = score(pairs, model, models, out, decay=decay, progress=progress)
+    mean = found.total / found.tokens
+    rows = {
+        "pairs": found.pairs,
+        "tokens": found.tokens,
+        "nats a token": mean,
+        "perplexity": math.exp(-mean),
+    }
+    console.print(counts_table("scored", rows))

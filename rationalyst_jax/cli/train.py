@@ -31,82 +31,44 @@ def run(
         prompts: A shipped prompt set (llama3, world) or a YAML file.
         run_dir: Folder for checkpoints, metrics.jsonl, tensorboard, loss.png and the trained model (hf/;
             adapters also in PEFT's format in adapters/).
+        train: How it is trained.
+        distributed: Which other processes take part.
         resume: "auto" continues from the latest whole checkpoint in run_dir, "never" refuses to.
         profile: Trace so many steps of this start, into run_dir/profile.
         wandb: Project of Weights & Biases that gets the metrics too.
     """
     start(distributed)
-    import jax
-
-    from rationalyst_jax.files.settings import begun, claim, file_digest
-    from rationalyst_jax.lm.devices.sharding import mesh_of
-    from rationalyst_jax.lm.weights.open import open_checkpoint
-    from rationalyst_jax.lm.weights.peft import save_adapters
+    from rationalyst_jax.lm.engine.config import EngineConfig
+    from rationalyst_jax.pipeline.models import Models
+    from rationalyst_jax.pipeline.train import train as fine_tune
     from rationalyst_jax.prompts.prompt import load_prompts
-    from rationalyst_jax.report.plots import loss_curve
-    from rationalyst_jax.train.export import export
-    from rationalyst_jax.train.loop import fit, knobs_named
-    from rationalyst_jax.train.rationales import read_rationales
-    from rationalyst_jax.train.store import open_store
-    from rationalyst_jax.world.checkpoint import checkpoint_path
 
     console = Console(quiet=not is_main())
-    prompt_set, checkpoint = load_prompts(prompts), open_checkpoint(checkpoint_path(model))
-    mesh = mesh_of(train.mesh, jax.devices())
-    if not rationales.exists():
-        raise FileNotFoundError(f"{rationales}: no such file of rationales")
-    made_of = {
-        "rationales": file_digest(rationales),
-        "model": checkpoint.fingerprint,
-        "prompts": prompt_set.version,
-    }
-    checkpoints = run_dir / "checkpoints"
-    claim(run_dir / "train.config.json", {**made_of, "train": train.decides()}, checkpoints, write=is_main())
-    if resume == "never" and begun(checkpoints):
-        raise ValueError(
-            f"{checkpoints}: holds checkpoints, and resume is never; remove it or write elsewhere"
-        )
-
-    def examples():
-        return read_rationales(rationales, checkpoint.tokenizer, prompt_set)
-
-    checkpoint.check(mesh)
-    store = open_store(run_dir / "data", made_of, examples, train.row_length, train.batch_examples)
-    with knobs_named(train):
-        base = checkpoint.load(train.master_dtype if train.lora is None else train.dtype, mesh)
-    with track_steps(console) as (progress, note):
-        result = fit(
-            base,
-            store,
+    prompt_set = load_prompts(prompts)
+    with Models(EngineConfig()) as models, track_steps(console) as (progress, note):
+        summary = fine_tune(
+            rationales,
+            model,
+            models,
+            prompt_set,
             train,
             run_dir,
-            mesh=mesh,
-            starts_from=checkpoint.fingerprint,
-            progress=progress,
-            note=note,
+            resume=resume,
             profile=profile,
             wandb=wandb,
+            progress=progress,
+            note=note,
         )
-    trained, stored = result.model, checkpoint.stored_dtype()
-    if trained.adapters is not None:
-        save_adapters(trained, run_dir / "adapters", base=model)
-        if stored != train.dtype:  # the adapters were trained beside rounded weights
-            trained = checkpoint.load(mesh=mesh)
-            trained.adapters = result.model.adapters
-    export(trained, checkpoint.tokenizer, run_dir / "hf", stored, checkpoint.path)
-    if not is_main():
-        return
     rows: dict[str, object] = {
-        "rationales": result.examples,
-        "for validation": result.validation_examples,
-        "too long": result.dropped,
-        "tokens": result.sequence_tokens,
-        "tokens in trees": result.tree_tokens,
-        "steps": result.steps,
+        "rationales": summary.rationales,
+        "for validation": summary.validation,
+        "too long": summary.too_long,
+        "tokens": summary.tokens,
+        "tokens in trees": summary.tree_tokens,
+        "steps": summary.steps,
     }
-    if result.metrics:
-        loss_curve(run_dir / "metrics.jsonl", run_dir / "loss.png")
-        rows["loss (nats a token)"] = result.metrics["loss"]
-    if "val_loss" in result.metrics:
-        rows["validation loss (nats a token)"] = result.metrics["val_loss"]
+    if summary.metrics:
+        rows["loss (nats a token)"] = summary.metrics["loss"]
+    if "val_loss" in summary.metrics:
+        rows["validation loss (nats a token)"] = summary.metrics["val_loss"]
     console.print(counts_table("trained", rows))

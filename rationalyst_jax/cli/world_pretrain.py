@@ -18,13 +18,15 @@ def run(run_dir: Path, **config: Any) -> None:
         run_dir: Folder of checkpoints, metrics.jsonl, loss.png and the model (hf/); a killed run continues.
         config: Passed on.
     """
-    from rationalyst_jax.files.settings import claim
+    from rationalyst_jax.files.settings import claimed
     from rationalyst_jax.pipeline.pretrain import pretrain
     from rationalyst_jax.report.plots import loss_curve
 
     console, asked = Console(), PretrainConfig(**config)
-    claim(run_dir / "pretrain.config.json", asdict(asked), run_dir / "checkpoints")
-    with track_steps(console) as (progress, note):
+    with (
+        claimed(run_dir / "pretrain.config.json", asdict(asked), run_dir / "checkpoints"),
+        track_steps(console) as (progress, note),
+    ):
         result = pretrain(asked, run_dir, progress=progress, note=note)
     loss_curve(run_dir / "metrics.jsonl", run_dir / "loss.png")
     rows = {"texts": result.examples, "steps": result.steps, **result.metrics, "model": run_dir / "hf"}

@@ -8,6 +8,7 @@ from typing import Any
 Range = tuple[str, Callable[[Any], bool]]
 AT_LEAST_1: Range = "at least 1", lambda value: value >= 1
 AT_LEAST_0: Range = "at least 0", lambda value: value >= 0
+AT_LEAST_0_FINITE: Range = "at least 0 and finite", lambda value: 0 <= value < math.inf
 ABOVE_0: Range = "above 0", lambda value: value > 0
 ABOVE_0_FINITE: Range = "above 0 and finite", lambda value: 0 < value < math.inf
 FINITE: Range = "finite", math.isfinite

@@ -3,11 +3,11 @@
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rationalyst_jax.files.whole import whole
+from rationalyst_jax.files.whole import naming, whole
 
 Row = dict[str, Any]
 
@@ -50,6 +50,14 @@ def filled_field(row: Mapping[str, Any], key: str, place: str) -> str:
     return value
 
 
+def id_field(row: Mapping[str, Any], place: str, default: str) -> str:
+    """The row's "id" as text, which may be a number there, or `default` where it has none; not blank."""
+    value = row.get("id", default)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    return filled_field({"id": value}, "id", place)
+
+
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Writes a new file, whole or not at all."""
     with whole(path) as unfinished:
@@ -57,35 +65,30 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Adds one finished block to a file and waits until it is on the disk."""
-    with path.open("ab") as file:
+    """Adds finished rows to a file and waits until they are on the disk."""
+    with naming(path), path.open("ab") as file:
         file.write(b"".join(map(_line, rows)))
         file.flush()
         os.fsync(file.fileno())
 
 
-def resume_rows(
-    path: Path,
-    block: int,
-    total: int,
-    check: Callable[[str, int, Row], None] = lambda place, index, row: None,
-) -> int:
-    """Cuts a file of `total` rows to be, written `block` at a time, after its last whole block.
+def kept_rows(path: Path, check: Callable[[str, Row], Hashable]) -> dict[Any, Row]:
+    """The rows that an earlier run left in an unfinished file, by their keys.
 
-    Returns how many rows are left in it; what a kill left of a row or a block is gone. The file, and the
-    folder it is in, need not be there yet. Before anything is cut, `check` gets the place, index and value of
-    each row that stays and may refuse it by raising. Raises ValueError for a file of more than `total` rows.
+    `check` gets the place "file:line" and the value of a row, and gives its key; None where the row fits this
+    run no more; it may refuse the file by raising. A later row of a key replaces an earlier one. What a kill
+    left of a row at the end is cut off. The file, and the folder it is in, need not be there yet.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
     lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last line break is half a row
-    if len(lines) > total:
-        raise ValueError(f"{path}: holds {len(lines)} rows, this run has only {total}")
-    kept = total if len(lines) == total else len(lines) - len(lines) % block
-    for index, line in enumerate(lines[:kept]):
-        place = f"{path}:{index + 1}"
-        check(place, index, _parse(line, place))
-    os.truncate(path, sum(len(line) + 1 for line in lines[:kept]))
+    kept: dict[Any, Row] = {}
+    for number, line in enumerate(lines, start=1):
+        place = f"{path}:{number}"
+        row = _parse(line, place)
+        if (key := check(place, row)) is not None:
+            kept[key] = row
+    os.truncate(path, sum(len(line) + 1 for line in lines))
     return kept
 
 

@@ -3,11 +3,12 @@
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, nullcontext, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from rationalyst_jax.files.lock import locked
 from rationalyst_jax.files.whole import read_json, write_json
 
 _PACKAGES = (
@@ -16,22 +17,26 @@ _PACKAGES = (
 )
 
 
-def claim(path: Path, settings: Mapping[str, Any], work: Path, *, write: bool = True) -> None:
-    """Records `settings` (JSON values) in the file `path`, or finds the equal ones of an earlier run there.
+@contextmanager
+def claimed(path: Path, settings: Mapping[str, Any], work: Path, *, main: bool = True) -> Iterator[None]:
+    """A context in which this process alone writes `work`, a file or folder that was asked for like this.
 
-    `work` is the file or folder they decide about; while it holds nothing, what is recorded binds nobody and
-    is replaced (not without `write`: of several processes one writes, all compare). Raises ValueError naming
-    what differs, and where nothing says how there came to be work.
+    `settings` (JSON values) are recorded in the file `path`, or equal to those that an earlier run recorded
+    there. While `work` holds nothing, what is recorded binds nobody and is replaced. Of several processes
+    that write together one is `main`: it locks and records, the others compare. Raises ValueError naming what
+    differs, where nothing says how there came to be work, and naming the process that writes it already.
     """
-    if not begun(work):
-        if write:
-            write_json(path, settings)
-    elif not path.exists():
-        raise ValueError(f"{path}: is missing, so nothing says how the work beside it was made")
-    elif found := list(differences(read_json(path), json.loads(json.dumps(settings)))):
-        raise ValueError(
-            f"{path}: made with other settings: {'; '.join(found)}; remove {work} or write elsewhere"
-        )
+    with locked(work) if main else nullcontext():
+        if not begun(work):
+            if main:
+                write_json(path, settings)
+        elif not path.exists():
+            raise ValueError(f"{path}: is missing, so nothing says how the work beside it was made")
+        elif found := list(differences(read_json(path), json.loads(json.dumps(settings)))):
+            raise ValueError(
+                f"{path}: made with other settings: {'; '.join(found)}; remove {work} or write elsewhere"
+            )
+        yield
 
 
 def begun(work: Path) -> bool:

@@ -35,6 +35,8 @@ def calibrate(labeled: Sequence[LabeledGain], precision: float) -> Calibration:
 
     Raises ValueError where no tau reaches it, naming the best there is, or where nothing is labeled good.
     """
+    if not 0 < precision <= 1:
+        raise ValueError(f"calibrate: precision must be above 0 and at most 1, got {precision}")
     total = len(labeled)
     good = sum(item.good for item in labeled)
     if not good:

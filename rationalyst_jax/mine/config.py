@@ -23,12 +23,17 @@ from rationalyst_jax.lm.trees.reduction import Reduction, reduce_logprobs
 class AnnotateConfig:
     """How documents are annotated.
 
-    temperature: 1, because the greedy copy of a small model holds only vacuous rationales.
-    block: documents generated, and written, at once.
-    max_document_tokens: longer documents are left out ("too_long"), as are those whose copy would not fit in
-        the model's positions.
-    length_factor, length_margin, length_bucket: an output may have length_factor · document tokens +
-        length_margin tokens, rounded up to a multiple of length_bucket (few sizes, few compilations).
+    Attributes:
+        temperature: Of sampling; 0 is greedy. By default 1, because the greedy copy of a small model holds
+            only vacuous rationales.
+        top_p: Tokens are drawn among the likeliest with at least this share of the probability.
+        seed: Equal seeds give equal annotations.
+        block: Documents that are at work at once.
+        max_document_tokens: Longer documents are left out ("too_long"), as are those whose copy would not fit
+            in the model's positions.
+        length_factor: An output may have length_factor · document tokens + length_margin tokens.
+        length_margin: Tokens; see length_factor.
+
     Raises ValueError naming the key and the value that is out of range.
     """
 
@@ -39,10 +44,9 @@ class AnnotateConfig:
     max_document_tokens: int = 2048
     length_factor: float = 1.6
     length_margin: int = 64
-    length_bucket: int = 128
 
     def __post_init__(self):
-        require("annotate", self, AT_LEAST_1, "block", "max_document_tokens", "length_bucket")
+        require("annotate", self, AT_LEAST_1, "block", "max_document_tokens")
         require("annotate", self, AT_LEAST_0, "seed", "length_margin")
         require("annotate", self, ABOVE_0_FINITE, "length_factor")
         require("annotate", self, TEMPERATURE, "temperature")
@@ -53,17 +57,24 @@ class AnnotateConfig:
 class FilterConfig:
     """How rationales are judged.
 
-    reduction, decay: how per-token log-probabilities become one number (`lm/trees/reduction.py`).
-    tau: smallest gain in nats that keeps a rationale; tau_by_source overrides it. (The paper: 1.2 for GSM8K,
-        0.5 for ECQA, 0 for The Pile.)
-    keep: "gain"; or, as ablations, "all", or "random": as many of each source as "gain" would keep, drawn by
-        lot with `seed`.
-    suppress: marker tokens that get no probability while scoring. A model that has seen rationales inside of
-        text expects, after one, the next <BOT> at the next line break and charges what stands there instead
-        about 0.3 nats: on the side with the rationale, for no fault of the rationale.
-    row_length: tokens of a packed row, hence of the longest sequence: a text with one of its rationales (the
-        tree of a document may need several rows). rows_per_batch rows are computed at once. block: documents
-        packed together.
+    Attributes:
+        reduction: How per-token log-probabilities become one number. The paper's is decayed_sum: token t of
+            the following text, from 0, counts decay^t.
+        decay: Weight of a token relative to the one before it, in the decayed reductions.
+        tau: Smallest gain (nats) that keeps a rationale.
+        tau_by_source: Thresholds (nats) of single sources, instead of tau. (The paper: 1.2 for GSM8K, 0.5 for
+            ECQA, 0 for The Pile.)
+        keep: "gain": those that reach their threshold. As ablations "all", or "random": as many of each
+            source as "gain" would keep, drawn by lot.
+        seed: Of the lot.
+        suppress: Marker strings, one token each, that get no probability while scoring. A model that has seen
+            rationales inside of text expects the next marker at the next line break, and charges what stands
+            there instead about 0.3 nats, for no fault of the rationale.
+        row_length: Tokens of a packed row, and so of the longest sequence: a text with one of its rationales.
+            The tree of a document may need several rows.
+        rows_per_batch: Rows that are computed at once.
+        block: Documents that are packed together; a killed run repeats at most two blocks.
+
     Raises ValueError naming the key and the value that is out of range.
     """
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from rationalyst_jax.files.rows import Row, filled_field, read_rows, text_field
+from rationalyst_jax.files.rows import Row, filled_field, id_field, read_rows, text_field
 
 
 @dataclass(frozen=True)
@@ -37,26 +37,27 @@ def read_documents(path: str | Path) -> list[Document]:
     return [document for *_, document in _documents(Path(path), text_key="text")]
 
 
-def read_annotations(path: str | Path) -> list[Annotation]:
+def read_annotations(path: str | Path, source: str | None = None) -> list[Annotation]:
     """Reads rows {"input", "output", "id"?, "source"?, "finish"?}, defaults and errors as `read_documents`.
 
-    Both our own annotations and text that was annotated elsewhere have this form.
+    Both our own annotations and text that was annotated elsewhere have this form. `source` is that of rows
+    which name none; None: the file stem.
     """
     return [
         Annotation(
             document, text_field(row, "output", place), text_field(row, "finish", place, default="imported")
         )
-        for place, row, document in _documents(Path(path), text_key="input")
+        for place, row, document in _documents(Path(path), text_key="input", source=source)
     ]
 
 
-def _documents(path: Path, text_key: str) -> Iterator[tuple[str, Row, Document]]:
+def _documents(path: Path, text_key: str, source: str | None = None) -> Iterator[tuple[str, Row, Document]]:
     """Each row with its place "file:line" and its document."""
     first_at: dict[str, str] = {}
     for place, row in read_rows(path):
         text = filled_field(row, text_key, place)
-        id = text_field(row, "id", place, default=f"{path.stem}-{place.rpartition(':')[2]}")
+        id = id_field(row, place, default=f"{path.stem}-{place.rpartition(':')[2]}")
         if id in first_at:
             raise ValueError(f"{place}: id {id!r} was used before, at {first_at[id]}")
         first_at[id] = place
-        yield place, row, Document(id, text, text_field(row, "source", place, default=path.stem))
+        yield place, row, Document(id, text, text_field(row, "source", place, default=source or path.stem))

@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
 
-from rationalyst_jax.files.rows import Row, append_rows, read_rows, resume_rows
+from rationalyst_jax.files.rows import Row, append_rows, kept_rows
 from rationalyst_jax.lm.model.llama import Llama
 from rationalyst_jax.lm.trees.likelihood import Pair, Scores, Work, score_sums
 from rationalyst_jax.lm.trees.reduction import reduction_weights
@@ -64,15 +64,15 @@ def score_triples(
     prompts: PromptSet,
     config: FilterConfig,
     path: Path,
-    progress: Callable[[int], None] = lambda done: None,
+    progress: Callable[[int, int, int], None] = lambda done, total, tokens: None,
     mesh: Mesh | None = None,
 ) -> tuple[list[ScoredTriple], Work]:
     """The gain of every triple, in their order, and the work that took (of this call, not of earlier ones).
 
     Scores are written to the JSONL file `path`, one row per document, `config.block` documents at a time. A
-    file that is already there is continued, and ends as that of an uninterrupted run. `progress` is called
-    with the number of triples that have been scored since its last call. Under a `mesh`, on which the model's
-    weights lie, its devices share the rows of a batch.
+    file that is already there is continued, and ends as that of an uninterrupted run. `progress` is told how
+    many triples are scored, of how many, and how many tokens this call has computed. Under a `mesh`, on which
+    the model's weights lie, its devices share the rows of a batch.
 
     Raises ValueError for a suppressed marker that is no single token, for a log-likelihood that is not
     finite (a broken model, or a suppressed token in the text), and where the file scores other documents.
@@ -81,26 +81,33 @@ def score_triples(
     by_document: dict[str, list[int]] = {}
     for i, triple in enumerate(triples):
         by_document.setdefault(triple.document_id, []).append(i)
-    order = [i for places in by_document.values() for i in places]
     documents = [[triples[i] for i in places] for places in by_document.values()]
 
-    def check(place: str, index: int, row: Row) -> None:
-        found, wanted = row.get("document_id"), documents[index][0].document_id
-        if found != wanted or len(row.get("scores", ())) != len(documents[index]):
-            raise ValueError(f"{place}: scores {found!r}, this run has {wanted!r} there")
+    def check(place: str, row: Row) -> str:
+        name = str(row.get("document_id"))
+        if len(row.get("scores", ())) != len(by_document.get(name, ())):
+            raise ValueError(f"{place}: scores other rationales of {name!r} than this run has")
+        return name
 
-    done = resume_rows(path, config.block, len(documents), check)
-    progress(sum(map(len, documents[:done])))
+    rows = kept_rows(path, check)
+    blocks = [documents[first : first + config.block] for first in range(0, len(documents), config.block)]
+    # A block is scored as a whole: the last bits of a sum depend on what is computed beside it.
+    missing = [block for block in blocks if any(document[0].document_id not in rows for document in block)]
+    done = len(triples) - sum(len(document) for block in missing for document in block)
     work = Work()
-    blocks = (documents[first : first + config.block] for first in range(done, len(documents), config.block))
-    begun = (_begin(block, model, tokenizer, prompts, config, suppress, mesh) for block in blocks)
+    progress(done, len(triples), work.nodes)
+    begun = (_begin(block, model, tokenizer, prompts, config, suppress, mesh) for block in missing)
     for block in _one_ahead(begun):
-        append_rows(path, block.rows())
-        progress(sum(map(len, block.documents)))
+        new = list(block.rows())
+        append_rows(path, new)
+        rows |= {row["document_id"]: row for row in new}
+        done += sum(map(len, block.documents))
         work += block.scores.work
-    rows = read_rows(path) if documents else ()
-    scores = (of_triple for _, row in rows for of_triple in row["scores"])
-    scored = {i: _scored(triples[i], of_triple) for i, of_triple in zip(order, scores, strict=True)}
+        progress(done, len(triples), work.nodes)
+    scored: dict[int, ScoredTriple] = {}
+    for name, places in by_document.items():
+        for i, of_triple in zip(places, rows[name]["scores"], strict=True):
+            scored[i] = _scored(triples[i], of_triple)
     return [scored[i] for i in range(len(triples))], work
 
 

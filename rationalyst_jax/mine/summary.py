@@ -1,42 +1,74 @@
-"""What mining did, counted."""
+"""What mining and filtering did, counted."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from rationalyst_jax.mine.likelihood_filter import FilteredTriple
 from rationalyst_jax.mine.parse import FAITHFUL
 from rationalyst_jax.mine.triples import Extraction
 
+QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
+
 
 @dataclass(frozen=True)
-class MiningSummary:
-    """From documents to kept rationales.
+class MineSummary:
+    """From documents to triples.
 
-    annotated: documents whose copy holds a marker; faithful: documents whose copy is faithful; per outcome of
-    parsing (`mine.parse`) and per reason of the filter (`mine.likelihood_filter`) how many met it.
+    annotated: documents whose copy holds a marker; faithful: documents whose copy is faithful;
+    document_outcomes, rationale_outcomes: how many met each outcome of parsing (`mine/parse.py`), the most
+    frequent first.
     """
 
     documents: int
     annotated: int
     faithful: int
     triples: int
-    kept: int
     document_outcomes: Mapping[str, int]
     rationale_outcomes: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class FilterSummary:
+    """From triples to kept rationales.
+
+    reasons: how many were kept or dropped for each reason of the filter, the most frequent first. taus: each
+    source's threshold (nats) and how many of its rationales were kept, of how many. gains: quantiles of the
+    gain (nats), empty where nothing was scored.
+    """
+
+    rationales: int
+    kept: int
     reasons: Mapping[str, int]
+    taus: Mapping[str, tuple[float, int, int]]
+    gains: Mapping[float, float]
 
 
-def summarize(extraction: Extraction, filtered: Sequence[FilteredTriple]) -> MiningSummary:
-    """Counts; the keys of each mapping come most frequent first."""
-    reasons = Counter(triple.reason for triple in filtered)
-    return MiningSummary(
+def summarize_mined(extraction: Extraction) -> MineSummary:
+    """Counts what became of documents and rationales."""
+    return MineSummary(
         documents=sum(extraction.documents.values()),
         annotated=extraction.annotated,
         faithful=sum(n for outcome, n in extraction.documents.items() if outcome in FAITHFUL),
         triples=len(extraction.triples),
-        kept=sum(triple.kept for triple in filtered),
         document_outcomes=dict(Counter(extraction.documents).most_common()),
         rationale_outcomes=dict(Counter(extraction.rationales).most_common()),
-        reasons=dict(reasons.most_common()),
+    )
+
+
+def summarize_filtered(filtered: Sequence[FilteredTriple]) -> FilterSummary:
+    """Counts what was kept, and why the rest was not."""
+    taus = {}
+    for source in dict.fromkeys(triple.source for triple in filtered):
+        of_source = [triple for triple in filtered if triple.source == source]
+        taus[source] = of_source[0].tau, sum(triple.kept for triple in of_source), len(of_source)
+    gains = [triple.gain for triple in filtered if triple.gain is not None]
+    return FilterSummary(
+        rationales=len(filtered),
+        kept=sum(triple.kept for triple in filtered),
+        reasons=dict(Counter(triple.reason for triple in filtered).most_common()),
+        taus=taus,
+        gains={q: float(np.quantile(gains, q)) for q in QUANTILES} if gains else {},
     )

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from rationalyst_jax.files.whole import file_name
+from rationalyst_jax.lm.devices.mesh import MeshShape
+from rationalyst_jax.lm.engine.config import EngineConfig
 from rationalyst_jax.mine.config import AnnotateConfig, FilterConfig
 from rationalyst_jax.reason.config import GuideName, ReasonConfig
 from rationalyst_jax.train.config import TrainConfig
@@ -13,7 +15,12 @@ from rationalyst_jax.world.pretraining import Mixture
 
 @dataclass(frozen=True)
 class WorldData:
-    """Documents and questions to be made by the world's generator, by their number."""
+    """Documents and questions to be made by the world's generator.
+
+    Attributes:
+        documents: How many unlabeled documents.
+        questions: How many questions of each set.
+    """
 
     documents: int = 1000
     questions: int = 500
@@ -26,7 +33,13 @@ class WorldData:
 
 @dataclass(frozen=True)
 class Rationalyst:
-    """One way to get a rationale model: which rationales it is trained on, or none (`train` false)."""
+    """One way to get a rationale model.
+
+    Attributes:
+        keep: Which rationales it is trained on: those the filter keeps by "gain", "all", or as many "random"
+            ones.
+        train: False is the model as it is, untuned.
+    """
 
     keep: Literal["gain", "all", "random"] = "gain"
     train: bool = True
@@ -36,9 +49,15 @@ class Rationalyst:
 class Run:
     """One pass over a set of questions.
 
-    strategy: of `reason`. rationalyst: a name among the experiment's. candidates, keep_rationales and guide:
-    instead of `reason`'s. budget_of: an earlier run, whose FLOPs a question decide how many candidates this
-    one has. full: only in full runs.
+    Attributes:
+        strategy: One of those of `reason`.
+        rationalyst: A name among the experiment's rationalysts.
+        candidates: Instead of `reason`'s.
+        keep_rationales: Instead of `reason`'s.
+        guide: Instead of `reason`'s.
+        budget_of: An earlier run, whose FLOPs a question decide how many candidates this one has.
+        questions: The name of the set.
+        full: Only in full runs.
     """
 
     strategy: str
@@ -55,10 +74,25 @@ class Run:
 class ExperimentConfig:
     """One experiment, from documents to a table.
 
-    run_dir: where everything goes; a run that was killed continues there. model: Hugging Face checkpoint of
-    annotator, agent and scorer, and where fine-tuning starts ("world": the one shipped). prompts: a shipped
-    prompt set or a YAML file. seed: of everything: no stage may be given another.
-    documents and questions: JSONL files, questions by name of the set; or made by the generator (`world`).
+    Attributes:
+        run_dir: Folder of all that the experiment leaves; a run that was killed continues there.
+        model: Checkpoint folder of annotator, agent and scorer, where fine-tuning starts ("world": the one
+            shipped).
+        prompts: A shipped prompt set (llama3, world) or a YAML file.
+        task: The benchmark, which knows how questions are read and graded (gsm8k).
+        seed: Of everything: no stage may be given another.
+        documents: JSONL file of unlabeled documents; or none, where `world` makes them.
+        questions: JSONL files of questions, by the name of the set; or none, where `world` makes them.
+        world: Documents and questions made by the generator of the embedded world.
+        engine: How models generate.
+        mesh: How the filter divides all devices; by default it uses one.
+        annotate: How documents are annotated.
+        filter: How rationales are judged.
+        train: How each RATIONALYST is trained.
+        reason: How questions are solved.
+        rationalysts: Rationale models by name.
+        strategies: Runs of the first table, by name.
+        ablations: Runs of the second table, by name.
     """
 
     run_dir: str
@@ -69,6 +103,8 @@ class ExperimentConfig:
     documents: str | None = None
     questions: Mapping[str, str] = field(default_factory=dict)
     world: WorldData | None = None
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    mesh: MeshShape | None = None
     annotate: AnnotateConfig = field(default_factory=AnnotateConfig)
     filter: FilterConfig = field(default_factory=FilterConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -119,7 +155,14 @@ class ExperimentConfig:
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """The recipe: `texts` documents read once by a Llama. Training takes the same `seed`."""
+    """The recipe of the world's base model: documents read once by a Llama.
+
+    Attributes:
+        seed: Of the texts, the weights and the order.
+        texts: How many documents.
+        mixture: What they are.
+        train: How the model is trained.
+    """
 
     seed: int = 0
     texts: int = 90_000

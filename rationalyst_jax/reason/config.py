@@ -20,14 +20,31 @@ STEP_ENDS: dict[str, tuple[str, ...]] = {  # the strings that end a step
 class ReasonConfig:
     """How questions are solved. Lengths are in tokens of the role's own tokenizer.
 
-    `candidates`, `temperature`, `max_steps`, `reduction` and `decay` default to the paper's inference
-    (section 3.4; three candidates at 0.7, at most 15 steps, decayed mean of 0.9).
-    A step is a line, a sentence, or a whole turn of the agent (`step_end`). `suppress` lists marker strings,
-    one token each, that the agent never samples and the scorer counts as impossible: a model that has seen
-    inline rationales expects a marker at every line break and would charge each step for its absence.
-    `block` questions run at once; a killed run repeats at most one block.
-    keep_rationales: `explicit` shows the agent those of earlier steps too. guide: what `best_of_n` and `beam`
-    rank by. beams: how many partial solutions `beam` keeps.
+    The defaults are the paper's inference (section 3.4): implicit supervision, three candidates at
+    temperature 0.7, at most 15 steps, decayed mean of 0.9.
+
+    Attributes:
+        strategy: How the next step is chosen: greedy, random, self_consistency, likelihood, implicit,
+            explicit, rationale_confidence, judge, best_of_n or beam.
+        candidates: Next steps that the agent proposes; whole solutions of self_consistency and best_of_n.
+        temperature: Of the agent's proposals; 0 is greedy.
+        top_p: Proposals are drawn among the likeliest tokens with at least this share of the probability.
+        max_steps: A solution ends after so many.
+        max_step_tokens: The longest step.
+        max_rationale_tokens: The longest rationale.
+        reduction: How a candidate's log-probabilities become its score.
+        decay: Weight of a token relative to the one before it, in the decayed reductions.
+        rationale_temperature: Of RATIONALYST; 0 is greedy.
+        seed: Equal seeds give equal traces.
+        step_end: A step is a line, a sentence, or a whole turn of the agent.
+        suppress: Marker strings, one token each, that the agent never samples and the scorer counts as
+            impossible. A model that has seen inline rationales expects a marker at every line break and would
+            charge each step for its absence.
+        block: Questions that are at work at once; a killed run repeats at most one block.
+        keep_rationales: The strategy explicit shows the agent the rationales of earlier steps too.
+        guide: What best_of_n and beam rank by: likelihood, implicit, rationale_confidence or judge.
+        beams: Partial solutions that beam keeps.
+
     Raises ValueError naming the key and the value that is out of range.
     """
 

@@ -6,11 +6,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rationalyst_jax.files.settings import digest
+from rationalyst_jax.files.settings import claimed, digest
 from rationalyst_jax.prompts.prompt import PromptSet
 from rationalyst_jax.reason.config import ReasonConfig
 from rationalyst_jax.reason.strategies import STRATEGIES, Outcome, check_strategy
-from rationalyst_jax.reason.traces import Sample, Trace, append_trace, read_traces, resume_traces
+from rationalyst_jax.reason.traces import Sample, Trace, append_trace, in_order, resume_traces
 from rationalyst_jax.reason.trajectory import Extract, Roles, Setting, Trajectory
 from rationalyst_jax.roles.drive import drive
 from rationalyst_jax.tasks.question import Question
@@ -23,20 +23,21 @@ def solve(
     config: ReasonConfig,
     extract: Extract,
     path: Path,
-    progress: Callable[[int], None] = lambda done: None,
+    progress: Callable[[int, int, int], None] = lambda done, total, tokens: None,
 ) -> list[Trace]:
-    """Solves all questions with one strategy and returns their traces, which are also in the JSONL at `path`,
-    each since its question was finished.
+    """Solves all questions with one strategy and returns their traces, which are also in the JSONL at `path`:
+    each as soon as its question is finished, and in the end in the questions' order.
 
     Called again with the same arguments it goes on where it was killed, and ends with the same lines as a run
     never interrupted, but for the seconds: `config.block` questions are at work at once, and a block that is
     not complete is worked on again from its beginning, for the last bits of a score depend on what is
     computed beside it. (Not where a model's results cannot be repeated anyway; then only what is missing is.)
-    `progress` is told the number of questions done, those of an earlier run included.
+    `progress` is told how many questions are done (those of an earlier run included), of how many, and how
+    many tokens this one has computed.
 
-    Raises ValueError for an unknown strategy, a strategy whose role is missing, an id given twice, or a file
-    at `path` made with other settings; and, when all others are done, if questions failed: called again, it
-    tries them again.
+    Raises ValueError for an unknown strategy, a strategy whose role is missing, an id given twice, a file at
+    `path` made with other settings or being written by another process; and, when all others are done, if
+    questions failed: called again, it tries them again.
     """
     has_rationalyst = roles.rationalyst is not None
     check_strategy(config, has_rationalyst=has_rationalyst, can_score=roles.scorer.can_score)
@@ -46,24 +47,29 @@ def solve(
             raise ValueError(f"reason: question id {question.id!r} is given twice")
         ids.add(question.id)
 
-    done = resume_traces(path, _settings(questions, roles, prompts, config), ids)
-    progress(len(done))
-    setting = Setting(roles, prompts, config, extract)
-    repeatable = all(model.repeatable for model in roles.models)
-    failures: dict[str, Exception] = {}
-    for start in range(0, len(questions), config.block):
-        block = questions[start : start + config.block]
-        missing = [question for question in block if question.id not in done]
-        if missing:
-            _solve_block(block if repeatable else missing, setting, path, done, failures, progress)
-    if failures:
-        name, error = next(iter(failures.items()))
-        raise ValueError(
-            f"reason: {len(failures)} of {len(questions)} questions failed, as question {name}: {error}; "
-            f"the others are in {path}, and the same run again tries these again"
-        )
-    traces = {trace.id: trace for trace in read_traces(path)} if questions else {}
-    return [traces[question.id] for question in questions]
+    settings = _settings(questions, roles, prompts, config)
+    with claimed(path.with_name(path.name + ".config.json"), settings, path):
+        done = resume_traces(path, ids)
+        setting = Setting(roles, prompts, config, extract)
+        repeatable = all(model.repeatable for model in roles.models)
+        failures: dict[str, Exception] = {}
+
+        def tell() -> None:
+            progress(len(done), len(questions), sum(model.tokens for model in roles.models))
+
+        tell()
+        for start in range(0, len(questions), config.block):
+            block = questions[start : start + config.block]
+            missing = [question for question in block if question.id not in done]
+            if missing:
+                _solve_block(block if repeatable else missing, setting, path, done, failures, tell)
+        if failures:
+            name, error = next(iter(failures.items()))
+            raise ValueError(
+                f"reason: {len(failures)} of {len(questions)} questions failed, as question {name}: {error}; "
+                f"the others are in {path}, and the same run again tries these again"
+            )
+        return in_order(path, [question.id for question in questions])
 
 
 def _solve_block(
@@ -72,9 +78,12 @@ def _solve_block(
     path: Path,
     done: set[str],
     failures: dict[str, Exception],
-    progress: Callable[[int], None],
+    tell: Callable[[], None],
 ) -> None:
-    """Solves questions at once: traces of those not done before go to the file, errors to `failures`."""
+    """Solves questions at once: traces of those not done before go to the file, errors to `failures`.
+
+    `tell` is called while they are at work.
+    """
     for model in setting.roles.models:
         model.forget()
     strategy, began = setting.config.strategy, time.monotonic()
@@ -83,13 +92,12 @@ def _solve_block(
         if questions[number].id not in done:
             append_trace(path, _trace(strategy, *outcome, time.monotonic() - began))
             done.add(questions[number].id)
-            progress(len(done))
 
     def failed(number: int, error: Exception) -> None:
         failures[questions[number].id] = error
 
     coroutines = [STRATEGIES[strategy](Trajectory(question, setting)) for question in questions]
-    drive(coroutines, setting.roles.models, finished, failed)
+    drive(coroutines, setting.roles.models, finished, failed, tell)
 
 
 def _trace(strategy: str, winner: Trajectory, samples: Sequence[Trajectory], seconds: float) -> Trace:

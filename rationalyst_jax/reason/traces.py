@@ -1,16 +1,15 @@
 """Traces: what happened on each question, one JSON line each, in files that survive being killed.
 
-Beside `traces.jsonl` stands `traces.jsonl.config.json`: what the run was asked, so that a run with other
-settings never continues it.
+Beside `traces.jsonl` stands `traces.jsonl.config.json` (`reason/solve.py`): what the run was asked, so that a
+run with other settings never continues it.
 """
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Sequence, Set
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
 
-from rationalyst_jax.files.rows import append_rows, read_rows, resume_rows
-from rationalyst_jax.files.settings import claim
+from rationalyst_jax.files.rows import append_rows, kept_rows, read_rows, write_rows
 
 
 @dataclass(frozen=True)
@@ -123,24 +122,31 @@ def append_trace(path: Path, trace: Trace) -> None:
     append_rows(path, [asdict(trace)])
 
 
-def resume_traces(path: Path, settings: Mapping[str, Any], ids: Set[str]) -> set[str]:
+def resume_traces(path: Path, ids: Set[str]) -> set[str]:
     """The questions of a run, among `ids`, that the file has traces of.
 
-    Half a line at its end is cut off. A new file gets `settings` (JSON values) beside it; an old one must
-    have
-    been made with equal settings. Raises ValueError naming the key that differs, or the row that is no trace,
-    is of another run's question or of one that has a trace already.
+    Half a line at its end is cut off. Raises ValueError naming the row that is of another run's question, or
+    of one that has a trace already.
     """
-    claim(path.with_name(path.name + ".config.json"), settings, path)
     done: set[str] = set()
 
-    def check(place: str, _: int, row: dict[str, Any]) -> None:
+    def check(place: str, row: dict[str, Any]) -> str:
         name = str(row.get("id"))
         if name not in ids:
             raise ValueError(f"{place}: not a trace of this run's questions (id {name!r})")
         if name in done:
             raise ValueError(f"{place}: question {name!r} has two traces")
         done.add(name)
+        return name
 
-    resume_rows(path, 1, len(ids), check)
+    kept_rows(path, check)
     return done
+
+
+def in_order(path: Path, ids: Sequence[str]) -> list[Trace]:
+    """The traces of a finished run in the order of its questions, which from then on is the file's too."""
+    traces = {trace.id: trace for trace in read_traces(path)} if ids else {}
+    ordered = [traces[name] for name in ids]
+    if list(traces) != list(ids):
+        write_rows(path, map(asdict, ordered))
+    return ordered

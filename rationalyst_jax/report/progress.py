@@ -7,54 +7,46 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.progress import TimeElapsedColumn as Elapsed
 from rich.progress import TimeRemainingColumn as Remaining
-from rich.text import Text
 
 Note = Callable[[str], None]
 _SECONDS_BETWEEN_LINES = 60
 
 
-class _Rate(ProgressColumn):
-    """Units per second."""
-
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:.1f}/s" if task.speed else "")
-
-
 @contextmanager
-def track(console: Console, what: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """A progress line named `what`; yields a function that advances it by a count. `total` None is unknown.
+def track(console: Console, what: str) -> Iterator[Callable[[int, int, int], None]]:
+    """A progress line named `what`; yields what is to be told how many are done, of how many, and how many
+    tokens were computed for them so far.
 
-    Where the console is no terminal, one plain line says what was done when it ends.
+    A terminal shows counts, tokens a second and time left while the work goes on; anything else gets a plain
+    line a minute, and one at the end.
     """
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        _Rate(),
+        TextColumn("{task.fields[speed]}"),
         Elapsed(),
         Remaining(),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task(what, total=total)
-        yield lambda count: progress.advance(task, count)
-        done = progress.tasks[task].completed
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task, begun, said = bar.add_task(what, total=None, speed=""), time.monotonic(), time.monotonic()
+
+        def progress(done: int, total: int, tokens: int) -> None:
+            nonlocal said
+            now = time.monotonic()
+            speed = f"{tokens / (now - begun):,.0f} tokens/s" if tokens and now > begun else ""
+            bar.update(task, completed=done, total=total, speed=speed)
+            if not console.is_terminal and now - said >= _SECONDS_BETWEEN_LINES:
+                console.print(f"{what}: {done} of {total}{speed and ', '}{speed}", highlight=False)
+                said = now
+
+        yield progress
+        done = bar.tasks[task].completed
     if not console.is_terminal:
         console.print(f"{what}: {done:.0f}")
-
-
-def so_far(advance: Callable[[int], None]) -> Callable[[int], None]:
-    """Turns "this many more" into "this many by now"."""
-    done = 0
-
-    def progress(count: int) -> None:
-        nonlocal done
-        advance(count - done)
-        done = count
-
-    return progress
 
 
 @contextmanager

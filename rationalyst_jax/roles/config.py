@@ -7,14 +7,20 @@ from rationalyst_jax.files.ranges import ABOVE_0, AT_LEAST_0, AT_LEAST_1, requir
 
 @dataclass(frozen=True)
 class EndpointConfig:
-    """How an endpoint is asked.
+    """How an endpoint is asked. The key, where one is needed, is in OPENAI_API_KEY.
 
-    model: the name it knows the model by. tokenizer: folder of the model's tokenizer; without one it is a
-    chat. continues: an unfinished message of the assistant is gone on with, as vLLM and `rationalyst serve`
-    do; else the model is asked to go on. concurrency: requests at once. retries: of a request that timed out
-    (`timeout`, seconds), was refused for a while (429), met an error of the server's or a broken answer; the
-    n-th waits `back_off` * 2^n seconds, or as long as the server asks. The key, where one is needed, is in
-    OPENAI_API_KEY.
+    Attributes:
+        model: The name that the endpoint knows the model by.
+        tokenizer: Folder of the model's tokenizer: the endpoint is sent token ids. Without one it is sent
+            chat messages, and gives no log-probabilities of given texts.
+        continues: An unfinished message of the assistant is gone on with, as vLLM and `rationalyst serve` do;
+            else the model is asked for the next step in a message of its own.
+        concurrency: Requests at once.
+        retries: Of a request that timed out, was refused for a while (429), or met an error of the server's.
+        timeout: Seconds that a request may take.
+        back_off: The n-th retry waits back_off * 2^n seconds, or as long as the server asks.
+
+    Raises ValueError naming the key and the value that is out of range.
     """
 
     model: str = ""

@@ -50,11 +50,13 @@ def drive(
     models: Sequence[Model],
     finished: Callable[[int, Any], None],
     failed: Callable[[int, Exception], None],
+    working: Callable[[], None] = lambda: None,
 ) -> None:
     """Runs all coroutines to their ends, at once: requests of one are on their way while others think.
 
     `finished` and `failed` are told the number of a coroutine, as it ends, and what it gave: a result, or
-    what ended this one alone: NotAnswered, or a request that a model refuses.
+    what ended this one alone: NotAnswered, or a request that a model refuses. `working` is called after every
+    step of a model.
     """
     asked: dict[int, list[Handle]] = {}  # what a coroutine waits for
     whose: dict[Handle, tuple[int, Model]] = {}  # of those not done
@@ -87,6 +89,7 @@ def drive(
                     number, _ = whose.pop(handle, (-1, None))  # none: cancelled, in an earlier run
                     if number in asked and not any(other in whose for other in asked[number]):
                         resume(number, asked.pop(number))
+                working()
     finally:  # an interruption leaves nothing behind in models that live on
         for handle, (_, model) in whose.items():
             model.cancel(handle)

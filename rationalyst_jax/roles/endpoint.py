@@ -23,6 +23,7 @@ from rationalyst_jax.roles.config import EndpointConfig
 from rationalyst_jax.roles.role import NotAnswered, Role, Sampling
 
 LONGEST_WAIT = 60.0  # seconds between two tries
+BYTES_PER_TOKEN = 3
 MOMENT = 0.001  # seconds that a step waits for an answer
 
 
@@ -40,6 +41,14 @@ class ChatRole(Role):
 
     tokenizer: Any = None
 
+    def count_tokens(self, text: str) -> int:
+        """A guess, for nobody has the tokenizer: three bytes a token, which few texts exceed."""
+        return -(-len(text.encode()) // BYTES_PER_TOKEN)
+
+    def has_room(self, request: ChatRequest, tokens: int) -> bool:
+        """The endpoint itself refuses what is too long."""
+        return True
+
     def to_generate(self, prompt: Prompt, fields: Mapping[str, Field], how: Sampling) -> ChatRequest:
         return ChatRequest(messages(prompt, fields), how)
 
@@ -53,6 +62,7 @@ class Endpoint:
     """Answers requests in threads. `usage` of a handle is what the server counted."""
 
     repeatable = False
+    positions = None
 
     def __init__(self, base_url: str, config: EndpointConfig):
         self.config = config
@@ -61,6 +71,7 @@ class Endpoint:
         self._threads = ThreadPoolExecutor(config.concurrency, thread_name_prefix="endpoint")
         self._asked: dict[Future[tuple[Any, Usage]], Handle] = {}
         self._gone = threading.Event()
+        self.tokens = 0
 
     @property
     def busy(self) -> bool:
@@ -85,6 +96,7 @@ class Endpoint:
             handle.done = True
             try:
                 handle.result, handle.usage = future.result()
+                self.tokens += handle.usage.prefilled + handle.usage.scored + handle.usage.generated
             except NotAnswered as error:
                 handle.error = error
             handles.append(handle)

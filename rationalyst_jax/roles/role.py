@@ -24,6 +24,16 @@ class Model(Protocol):
         ...
 
     @property
+    def positions(self) -> int | None:
+        """The most tokens of a sequence, context and continuation; None where nobody knows."""
+        ...
+
+    @property
+    def tokens(self) -> int:
+        """Tokens computed so far, of contexts and continuations."""
+        ...
+
+    @property
     def busy(self) -> bool:
         """Whether a request is not done, or is and was not told."""
         ...
@@ -76,6 +86,15 @@ class Role:
     @property
     def can_score(self) -> bool:
         return True
+
+    def count_tokens(self, text: str) -> int:
+        """How many tokens the model has for a text."""
+        return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def has_room(self, request: Any, tokens: int) -> bool:
+        """Whether so many tokens after a request's context have positions in the model."""
+        positions = self.model.positions
+        return positions is None or len(request.context) + tokens <= positions
 
     def to_generate(self, prompt: Prompt, fields: Mapping[str, Field], how: Sampling) -> Any:
         """The request for texts that follow a prompt, left open."""

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
+from rationalyst_jax.files.ranges import AT_LEAST_0_FINITE, require
 from rationalyst_jax.world.corpus import Line, annotated_lines
 from rationalyst_jax.world.problems import draw
 
@@ -25,11 +26,24 @@ ANNOTATION_RATE = 0.8
 
 @dataclass(frozen=True)
 class Mixture:
-    """Shares of the three kinds of text, by number of documents; they sum to 1."""
+    """Shares of the three kinds of text, by number of documents.
+
+    Attributes:
+        plain: Documents.
+        inline: Documents with thoughts between markers.
+        annotation: Documents followed by their annotated copy.
+
+    Raises ValueError for a share below 0, and where all are 0.
+    """
 
     plain: float = 0.3
     inline: float = 0.4
     annotation: float = 0.3
+
+    def __post_init__(self):
+        require("mixture", self, AT_LEAST_0_FINITE, "plain", "inline", "annotation")
+        if not self.plain + self.inline + self.annotation:
+            raise ValueError("mixture: one of plain, inline and annotation must be above 0")
 
 
 def pretraining_texts(seed: int, count: int, mixture: Mixture) -> Iterator[list[tuple[str, float]]]:

@@ -103,6 +103,7 @@ class Engine:
         self._slots = list(range(rows - 1, -1, -1))  # nobody's
         self._unread: deque[Dispatched] = deque()
         self._finished: list[Handle] = []
+        self.tokens = 0  # computed so far, of contexts and continuations
 
     @property
     def positions(self) -> int:
@@ -303,6 +304,7 @@ class Engine:
         complete, copies = [], []
         for b, (run, start, stop) in enumerate(parts):
             place = D + b * self._piece - start
+            self.tokens += stop - start
             run.computed += max(0, min(stop, run.asked + 1) - start)
             run.handle.usage.attended += _attended(start, stop)
             if isinstance(run.handle.request, ScoreRequest):
@@ -388,6 +390,7 @@ class Engine:
         most, over = self._memory.most(branch.request), False
         tokens, logprobs = answers.token_A.tolist(), answers.logprob_A.tolist()
         for place, (token, logprob) in enumerate(zip(tokens, logprobs, strict=True)):
+            self.tokens += 1
             branch.tokens.append(token)
             branch.logprobs.append(logprob)
             if branch.request.alternatives:

@@ -3,30 +3,39 @@
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from rich.console import Console
 
-from rationalyst_jax.files.settings import begun, claim, differences, package_versions
+from rationalyst_jax.files.settings import begun, claimed, differences, package_versions
 from rationalyst_jax.files.whole import file_name, read_json, write_json
 
 
 class RunDir:
     """The folder of one experiment: its config, `versions.json` and a marker in `stages/` per stage.
 
-    Where the folder was begun with other versions of packages, the console says so: the same seed then need
-    not give the same figures. Raises ValueError where it belongs to an experiment with other settings.
+    A context, in which no other process works in the folder. Where it was begun with other versions of
+    packages, the console says so: the same seed then need not give the same figures. Raises ValueError where
+    it belongs to an experiment with other settings, or to another process.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any], console: Console):
         self.path = path
         self.console = console
-        claim(path / "experiment.config.json", settings, path / "stages")
+        self._claimed = claimed(path / "experiment.config.json", settings, path / "stages")
+
+    def __enter__(self) -> Self:
+        self._claimed.__enter__()
+        path, console = self.path, self.console
         versions = package_versions()
         if not begun(path / "stages"):
             write_json(path / "versions.json", versions)
         elif changed := list(differences(read_json(path / "versions.json"), versions)):
             console.print(f"[yellow]{path} was begun with other versions:[/] {'; '.join(changed)}")
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._claimed.__exit__(*error)
 
     def stage(self, name: str, work: Callable[[], Any]) -> Any:
         """What `work` returned (a JSON value), now or when the stage was done before."""

@@ -1,0 +1,120 @@
+"""Log-likelihoods of continuations, for any pairs of texts as they are."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from rationalyst_jax.files.rows import Row, append_rows, kept_rows, read_rows, text_field, write_rows
+from rationalyst_jax.files.settings import claimed
+from rationalyst_jax.files.whole import check_file
+from rationalyst_jax.lm.engine.requests import ScoreRequest
+from rationalyst_jax.lm.trees.reduction import Reduction, reduce_logprobs
+from rationalyst_jax.pipeline.models import Models, Place
+
+BLOCK = 256  # pairs scored, and written, at once
+_NUMBER = "pair"  # the key under which an unfinished row keeps its number
+
+
+@dataclass(frozen=True)
+class ScoreSummary:
+    """pairs: how many; tokens: of their continuations; total: the sum of their log-probabilities (nats)."""
+
+    pairs: int
+    tokens: int
+    total: float
+
+
+def score(
+    pairs: Path,
+    model: Place,
+    models: Models,
+    out: Path,
+    *,
+    decay: float = 0.9,
+    progress: Callable[[int, int, int], None] = lambda done, total, tokens: None,
+) -> ScoreSummary:
+    """Scores the pairs of a JSONL file: BOS, the context, the continuation, without a chat template.
+
+    `out` gets each pair with `tokens`, `logprobs` (nats) and all reductions. Until it is whole it is called
+    `<out>.unfinished`; a run that was killed continues there, and scores anew only blocks of pairs that have
+    changed since. Raises ValueError naming file and line of a malformed pair or one longer than the model's
+    positions (before the model is loaded), for work begun with other settings, and while another process is
+    at this work.
+    """
+    if not 0 < decay <= 1:
+        raise ValueError(f"score: decay must be above 0 and at most 1, got {decay}")
+    check_file(out)
+    checkpoint = models.checkpoint(model)
+    rows = list(read_rows(pairs))
+    requests = [encode(checkpoint.tokenizer, row, place) for place, row in rows]
+    positions = checkpoint.config.max_position_embeddings
+    for (place, _), request in zip(rows, requests, strict=True):
+        length = len(request.context) + len(request.continuation)
+        if length > positions:
+            raise ValueError(f"{place}: {length} tokens, the model has {positions} positions")
+
+    unfinished = out.with_name(f"{out.name}.unfinished")
+    record = out.with_name(f"{out.name}.config.json")
+
+    def check(place: str, row: Row) -> int | None:
+        number = row.get(_NUMBER)
+        if not isinstance(number, int):
+            raise ValueError(f"{place}: not a row of scores")
+        known = number < len(rows) and rows[number][1].items() <= row.items()
+        return number if known else None
+
+    with claimed(record, {"model": models.known(model).name, "decay": decay}, unfinished):
+        done = kept_rows(unfinished, check)
+        [role] = models.roles(model)
+        engine: Any = role.model
+        for start in range(0, len(rows), BLOCK):
+            block = range(start, min(start + BLOCK, len(rows)))
+            if all(number in done for number in block):
+                continue
+            logprobs = engine.score([requests[number] for number in block])
+            new = {}
+            for number, values in zip(block, logprobs, strict=True):
+                new[number] = {_NUMBER: number, **_scored(rows[number][1], requests[number], values, decay)}
+            append_rows(unfinished, new.values())
+            done |= new
+            progress(len(done), len(rows), engine.tokens)
+        if len(done) != len(rows):
+            raise ValueError(f"{unfinished}: holds {len(done)} of {len(rows)} pairs")
+        ordered = [{k: v for k, v in done[number].items() if k != _NUMBER} for number in range(len(rows))]
+        write_rows(out, ordered)
+        unfinished.unlink()
+        record.unlink()
+    tokens = sum(len(request.continuation) for request in requests)
+    return ScoreSummary(len(rows), tokens, sum(row["sum"] for row in ordered))
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, row: Mapping[str, Any], place: str) -> ScoreRequest:
+    """The ids of the whole text after BOS, cut where the continuation begins; a token across is in it.
+
+    Control tokens spelled in the text stay text. Raises ValueError naming the place of a malformed row.
+    """
+    context = text_field(row, "context", place)
+    continuation = text_field(row, "continuation", place)
+    if not continuation:
+        raise ValueError(f"{place}: 'continuation' is empty")
+    encoded = tokenizer(
+        context + continuation,
+        add_special_tokens=False,
+        split_special_tokens=True,
+        return_offsets_mapping=True,
+    )
+    ids: Any = encoded["input_ids"]
+    offsets: Any = encoded["offset_mapping"]
+    cut = sum(end <= len(context) for _, end in offsets)
+    bos: Any = tokenizer.bos_token_id
+    return ScoreRequest((bos, *ids[:cut]), tuple(ids[cut:]))
+
+
+def _scored(row: Row, request: ScoreRequest, logprobs: np.ndarray, decay: float) -> Row:
+    """The row of a pair, with what the model gives its continuation."""
+    reduced = {name: reduce_logprobs(logprobs, name, decay) for name in get_args(Reduction)}
+    return {**row, "tokens": list(request.continuation), "logprobs": logprobs.tolist(), **reduced}

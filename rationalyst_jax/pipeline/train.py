@@ -1,0 +1,118 @@
+"""The stage `train`: kept rationales become a RATIONALYST, exported as a Hugging Face checkpoint."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import jax
+
+from rationalyst_jax.files.settings import begun, claimed, file_digest
+from rationalyst_jax.lm.devices.distributed import is_main
+from rationalyst_jax.lm.devices.sharding import mesh_of
+from rationalyst_jax.lm.weights.peft import save_adapters
+from rationalyst_jax.pipeline.models import Models, Place
+from rationalyst_jax.prompts.prompt import PromptSet
+from rationalyst_jax.report.plots import loss_curve
+from rationalyst_jax.train.config import TrainConfig
+from rationalyst_jax.train.examples import Example
+from rationalyst_jax.train.export import export
+from rationalyst_jax.train.loop import fit, knobs_named
+from rationalyst_jax.train.metrics import Metrics
+from rationalyst_jax.train.rationales import read_rationales
+from rationalyst_jax.train.store import open_store
+
+
+@dataclass(frozen=True)
+class TrainSummary:
+    """A finished training.
+
+    rationales: trained on; validation: held out; too_long: of both, dropped. tokens, tree_tokens: of the
+    training examples apart and as trees. metrics: the last step's row of metrics.jsonl.
+    """
+
+    rationales: int
+    validation: int
+    too_long: int
+    tokens: int
+    tree_tokens: int
+    steps: int
+    metrics: Mapping[str, float]
+
+
+def train(
+    rationales: Path,
+    start: Place,
+    models: Models,
+    prompts: PromptSet,
+    config: TrainConfig,
+    run_dir: Path,
+    *,
+    resume: Literal["auto", "never"] = "auto",
+    profile: int = 0,
+    wandb: str | None = None,
+    progress: Callable[[int, Metrics], None] = lambda steps, row: None,
+    note: Callable[[str], None] = print,
+) -> TrainSummary:
+    """Fine-tunes the checkpoint `start` to write the kept rationales, and exports it to `run_dir/hf`.
+
+    Closes all engines first: the memory is for training. In `run_dir` a killed run continues; adapters are
+    also left in PEFT's format in `run_dir/adapters`. Where processes are many, all must call this. Raises
+    what `train/loop.py::fit` raises, and ValueError for checkpoints that `resume` "never" forbids to go on
+    from.
+    """
+    models.close()
+    checkpoint = models.checkpoint(start)
+    mesh = mesh_of(config.mesh, jax.devices())
+    if not rationales.exists():
+        raise FileNotFoundError(f"{rationales}: no such file of rationales")
+    made_of = {
+        "rationales": file_digest(rationales),
+        "model": checkpoint.fingerprint,
+        "prompts": prompts.version,
+    }
+    checkpoints = run_dir / "checkpoints"
+
+    def examples() -> Iterator[Example]:
+        return read_rationales(rationales, checkpoint.tokenizer, prompts)
+
+    settings = {**made_of, "train": config.decides()}
+    with claimed(run_dir / "train.config.json", settings, checkpoints, main=is_main()):
+        if resume == "never" and begun(checkpoints):
+            raise ValueError(
+                f"{checkpoints}: holds checkpoints, and resume is never; remove it or write elsewhere"
+            )
+        checkpoint.check(mesh)
+        store = open_store(run_dir / "data", made_of, examples, config.row_length, config.batch_examples)
+        with knobs_named(config):
+            base = checkpoint.load(config.master_dtype if config.lora is None else config.dtype, mesh)
+        result = fit(
+            base,
+            store,
+            config,
+            run_dir,
+            mesh=mesh,
+            starts_from=checkpoint.fingerprint,
+            progress=progress,
+            note=note,
+            profile=profile,
+            wandb=wandb,
+        )
+        trained, stored = result.model, checkpoint.stored_dtype()
+        if trained.adapters is not None:
+            save_adapters(trained, run_dir / "adapters", base=str(start))
+            if stored != config.dtype:  # the adapters were trained beside rounded weights
+                trained = checkpoint.load(mesh=mesh)
+                trained.adapters = result.model.adapters
+        export(trained, checkpoint.tokenizer, run_dir / "hf", stored, checkpoint.path)
+        if result.metrics and is_main():
+            loss_curve(run_dir / "metrics.jsonl", run_dir / "loss.png")
+    return TrainSummary(
+        rationales=result.examples,
+        validation=result.validation_examples,
+        too_long=result.dropped,
+        tokens=result.sequence_tokens,
+        tree_tokens=result.tree_tokens,
+        steps=result.steps,
+        metrics=result.metrics,
+    )

@@ -1,0 +1,92 @@
+"""Two real processes on one output: the second is refused in one line, whatever the command."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cli_files import rationalyst
+
+# A command, where in it the first process stops (and stays), and the output that it holds by then.
+COMMANDS = {
+    "mine": (
+        "mine --documents documents.jsonl --model model --prompts world --out {}",
+        "lm.engine.engine.Engine.step",
+        "annotations.jsonl",
+    ),
+    "filter": (
+        "filter --triples filtered.parquet --model model --prompts world --out {}/kept.parquet",
+        "mine.likelihood_filter.append_rows",
+        "kept.parquet.scores.jsonl",
+    ),
+    "score": (
+        "score --pairs pairs.jsonl --model model --out {}/scores.jsonl",
+        "lm.engine.engine.Engine.step",
+        "scores.jsonl.unfinished",
+    ),
+    "reason": (
+        "reason --config random.yaml --questions questions.jsonl --agent model --out {}/traces.jsonl",
+        "lm.engine.engine.Engine.step",
+        "traces.jsonl",
+    ),
+    "train": (
+        "train --rationales filtered.parquet --model model --prompts world --train.row_length 64 "
+        "--train.validation_fraction 0 --run_dir {}",
+        "train.loop.train_step",
+        "checkpoints",
+    ),
+    "demo": ("demo --run_dir {}", "lm.engine.engine.Engine.step", "stages"),
+    "world pretrain": (
+        "world pretrain --texts 50 --train.steps 1 --run_dir {}",
+        "train.loop.train_step",
+        "checkpoints",
+    ),
+}
+HOLDING = """
+import importlib, shlex, sys, time
+from rationalyst_jax.cli.main import main
+
+def stay(*arguments, **options):
+    print("at work", flush=True)
+    time.sleep(3600)
+
+*module, owner, name = ("rationalyst_jax." + sys.argv[2]).split(".")
+try:
+    holder = getattr(importlib.import_module(".".join(module)), owner)
+except ModuleNotFoundError:
+    holder = importlib.import_module(".".join([*module, owner]))
+except AttributeError:
+    holder = importlib.import_module(".".join([*module, owner]))
+setattr(holder, name, stay)
+sys.exit(main(shlex.split(sys.argv[1])))
+"""
+
+
+@pytest.fixture(scope="module")
+def at_work(files: Path) -> Iterator[dict[str, int]]:
+    """The process that is at work on each command, by the command's name."""
+    running = {}
+    try:
+        for name, (command, where, _) in COMMANDS.items():
+            arguments = [sys.executable, "-c", HOLDING, command.format(f"locked_{name.split()[0]}"), where]
+            running[name] = subprocess.Popen(arguments, cwd=files, stdout=subprocess.PIPE, text=True)
+        for name, process in running.items():
+            assert process.stdout is not None
+            assert any("at work" in line for line in process.stdout), name
+        yield {name: process.pid for name, process in running.items()}
+    finally:
+        for process in running.values():
+            process.kill()
+            process.communicate()
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_second_run_is_refused_and_names_file_and_process(name, at_work, files, monkeypatch, capsys):
+    command, _, output = COMMANDS[name]
+    monkeypatch.chdir(files)
+    folder = f"locked_{name.split()[0]}"
+    assert rationalyst(command.format(folder)) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert f"{folder}/{output}: process {at_work[name]} is writing it" in error
