@@ -14,7 +14,7 @@ MAKE_VENV = $(PYTHON) -m venv .venv
 INSTALL = $(BIN)/python -m pip install --quiet -c constraints.txt
 endif
 
-.PHONY: install demo test aot lint bench
+.PHONY: install demo test aot lint bench wheels accelerator
 install: .venv/installed
 
 .venv/python:
@@ -56,3 +56,12 @@ lint: .venv/installed-test
 bench: .venv/installed-test
 	@set -e; for name in sampling reasoning int8 attention likelihood training; do \
 		echo "$$name"; $(BIN)/python benchmarks/$$name.py; done
+
+# What a bare machine with an NVIDIA GPU may lack, to be carried there: pure Python, half a megabyte.
+wheels:
+	$(PYTHON) -m pip download --quiet --no-deps --only-binary=:all: --dest build/wheels \
+		'jax-triton>=0.3.1,<0.4' 'pytest>=8.3,<10' pluggy iniconfig
+
+# There: with that machine's own python, and no environment of ours. ARGS=--smoke tries it on a CPU.
+accelerator:
+	$(PYTHON) benchmarks/accelerator.py $(ARGS)

@@ -13,14 +13,12 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from documents import filter_groups, long_documents, real_documents, shared_data
 from jax import Array
 from measure import BLOCK, arguments, best_of, compilations, matmul_peak, print_json, print_table, visited
 from torch.nn.functional import scaled_dot_product_attention
@@ -28,7 +26,6 @@ from torch.nn.functional import scaled_dot_product_attention
 from rationalyst_jax.lm.attention import IMPLEMENTATIONS, tree_attention
 from rationalyst_jax.lm.trees.tree import TokenTree, build_tree, chain, pack
 from rationalyst_jax.lm.weights.tokenizer import load_tokenizer
-from rationalyst_jax.mine.triples import Triple
 from rationalyst_jax.prompts.prompt import load_prompts
 
 REAL_ROW, LONG_ROW = 2048, 1024  # rows of real documents have this length, those of long ones a multiple
@@ -125,11 +122,15 @@ def packed(name: str, trees: Sequence[TokenTree], row_length: int, plain: bool =
     return Input(name, rows.subtree_size_RT, sum(map(len, trees)), pairs, plain)
 
 
-def inputs(shared: Path, sizes: Sizes) -> list[Input]:
+def inputs(sizes: Sizes) -> list[Input]:
     """Real documents, long ones with few and many rationales, and a row that never branches."""
+    # Not for who takes only the contenders from here: these need all that mining needs.
+    from documents import filter_groups, long_documents, real_documents, shared_data
+
+    shared = shared_data()
     tokenizer, prompts = load_tokenizer(shared / "llama3_tokenizer"), load_prompts("llama3")
 
-    def trees(documents: list[list[Triple]]) -> list[TokenTree]:
+    def trees(documents: list[list[Any]]) -> list[TokenTree]:
         groups = filter_groups(documents, tokenizer, prompts)
         return [build_tree([pair.context + pair.continuation for pair in group])[0] for group in groups]
 
@@ -280,9 +281,13 @@ def distance(made: Array, expected: Array) -> Array:
 
 
 def compete(
-    one: Input, contenders: dict[str, Contender], sizes: Sizes, peak: float
+    one: Input,
+    contenders: dict[str, Contender],
+    sizes: Sizes,
+    peak: float,
+    tell: Callable[[Measured], None] = lambda row: None,
 ) -> tuple[list[Measured], dict[str, str]]:
-    """Rows of one input, and by contender why it has none, or not all."""
+    """Rows of one input, each told as soon as it is there; and by contender why it has none, or not all."""
     x = draw(one, sizes)
     first: dict[str, Sequence[Array]] = {}
     rows: list[Measured] = []
@@ -301,6 +306,7 @@ def compete(
                     of_matmul=flops / step.seconds / peak,
                 )
                 rows.append(row)
+                tell(row)
         except Exception as error:  # whatever a kernel dies of, the others are still worth measuring
             reason = str(error).strip() or type(error).__name__
             failed[by] = reason.splitlines()[0]
@@ -388,7 +394,7 @@ def main() -> None:
     if sizes.dtype == "float32":  # on GPUs JAX would multiply in 19 bits, torch in 32
         jax.config.update("jax_default_matmul_precision", "highest")
     try:
-        given = inputs(shared_data(), sizes)
+        given = inputs(sizes)
     except ValueError as error:
         raise SystemExit(str(error)) from None
 

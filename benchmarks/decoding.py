@@ -23,7 +23,7 @@ def ours(engine: Engine, prompts: Prompts, new: int, ends: tuple[int, ...]) -> f
 
 def by_transformers(model: Any, prompts: Prompts, new: int, pad: int) -> float:
     """Prompts of one length; a run that writes one token alone is taken off."""
-    ids = torch.tensor(prompts)
+    ids = torch.tensor(prompts, device=model.device)
 
     def generate(count: int) -> Any:
         with torch.inference_mode():

@@ -21,7 +21,6 @@ from typing import Any
 import jax
 import numpy as np
 import torch
-from documents import filter_groups, long_documents, real_documents, shared_data
 from flax import nnx
 from measure import (
     arguments,
@@ -91,6 +90,9 @@ class Run:
 
 def inputs(sizes: Sizes) -> dict[str, Groups]:
     """Real documents, and long ones with few and many rationales, as the filter renders them."""
+    # Not for who takes only the sides from here: these need all that mining needs.
+    from documents import filter_groups, long_documents, real_documents, shared_data
+
     shared = shared_data()
     render = partial(
         filter_groups, tokenizer=load_tokenizer(shared / "llama3_tokenizer"), prompts=load_prompts("llama3")
@@ -180,10 +182,10 @@ def ours(model: Llama, groups: Groups, sizes: Sizes) -> tuple[Run, np.ndarray]:
     return Run(seconds, work.nodes, work.filled, peak_memory(), seen, len(compiled)), sums
 
 
-def theirs(peer: Any, groups: Groups) -> tuple[Run, np.ndarray]:
+def theirs(peer: Any, groups: Groups, batches: Sequence[int] = BATCHES) -> tuple[Run, np.ndarray]:
     pairs = [pair for group in groups for pair in group]
     part = pairs[:: max(1, len(pairs) // 48)]
-    speed = {batch: best_of(1, lambda b=batch: in_torch(peer, part, b))[0] for batch in BATCHES}
+    speed = {batch: best_of(1, lambda b=batch: in_torch(peer, part, b))[0] for batch in batches}
     batch = min(speed, key=lambda batch: speed[batch])
     start = time.perf_counter()
     sums = in_torch(peer, pairs, batch)

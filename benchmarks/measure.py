@@ -59,6 +59,14 @@ def matmul_peak(dtype: DTypeLike, size: int) -> float:
     return 2 * size**3 / seconds
 
 
+def copy_peak(size: int) -> float:
+    """Bytes/s, read and written ones, of a pass over `size` bytes: what this machine's memory reaches."""
+    x = jnp.zeros(size // 4, jnp.int32)
+    copy = jax.jit(lambda x: x + 1)
+    seconds, _ = best_of(5, lambda: copy(x).block_until_ready())
+    return 2 * x.nbytes / seconds
+
+
 @contextmanager
 def compilations() -> Iterator[list[float]]:
     """A list that gets the seconds of each XLA compilation in the block: its length is their number."""

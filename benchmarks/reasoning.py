@@ -16,6 +16,7 @@ The limit: two FLOPs for each weight and computed token, head included, where a 
 import json
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,6 @@ import jax
 import numpy as np
 import torch
 import yaml
-from documents import shared_data
 from flax import nnx
 from measure import arguments, compilations, matmul_peak, peak_memory, print_json, print_table
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
@@ -70,7 +70,8 @@ class Transformers:
     repeatable = False
 
     def __init__(self, folder: Path, tokenizer: PreTrainedTokenizerBase):
-        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+        self.model = model.to("cuda") if jax.default_backend() == "gpu" else model
         self.tokenizer, self.filler = tokenizer, tokenizer.eos_token_id
         self.waiting: list[Handle] = []
 
@@ -104,7 +105,7 @@ class Transformers:
         width = max(map(len, rows))
         ids = torch.tensor([[self.filler] * (width - len(row)) + list(row) for row in rows])
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-        return ids, mask
+        return ids.to(self.model.device), mask.to(self.model.device)
 
     def _generate(self, batch: list[Handle]) -> None:
         r = batch[0].request
@@ -137,7 +138,7 @@ class Transformers:
         positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
         logits = self.model(ids, attention_mask=mask, position_ids=positions, logits_to_keep=most + 1).logits
         chosen = torch.log_softmax(logits[:, :-1].float(), dim=-1).gather(2, ids[:, -most:, None])[..., 0]
-        for handle, row in zip(batch, chosen.numpy(), strict=True):
+        for handle, row in zip(batch, chosen.cpu().numpy(), strict=True):
             count = len(handle.request.continuation)
             handle.result = row[most - count :]
             handle.usage.prefilled, handle.usage.scored = len(handle.request.context), count
@@ -171,10 +172,9 @@ class Apart:
         return self._engine.submit(type(request)(**fields))
 
 
-def few_shot(shared: Path, folder: Path) -> PromptSet:
-    """The shipped prompts, with real solved questions before each question."""
+def few_shot(rows: Sequence[Mapping[str, str]], folder: Path) -> PromptSet:
+    """The shipped prompts, with solved questions before each question."""
     prompts = load_prompts("llama3")
-    rows = [json.loads(line) for line in (shared / "gsm8k/train.jsonl").read_text().splitlines()[:EXAMPLES]]
     chat = [{"role": "system", "content": "Solve the question step by step, one step on each line."}]
     for row in rows:
         chat.append({"role": "user", "content": row["question"]})
@@ -218,15 +218,18 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--questions", type=int, default=16)
     options = parser.parse_args()
+    from documents import shared_data  # not for who takes only the two sides from here
+
     shared = shared_data()
     tokenizer = load_tokenizer(shared / "llama3_tokenizer")
+    solved = (shared / "gsm8k/train.jsonl").read_text().splitlines()[:EXAMPLES]
     lines = (shared / "gsm8k/test.jsonl").read_text().splitlines()[: options.questions]
     questions = [Question(str(i), json.loads(line)["question"]) for i, line in enumerate(lines)]
     model = Llama(SHAPE, rngs=nnx.Rngs(0))
     weights = sum(w.size for w in jax.tree.leaves(nnx.state(model)))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        prompts = few_shot(shared, folder)
+        prompts = few_shot([json.loads(line) for line in solved], folder)
         save_llama(model, folder)
         peer = Transformers(folder, tokenizer)
         engine = Engine(model, tokenizer, rows=(CANDIDATES + 1) * options.questions)

@@ -34,6 +34,16 @@ def few_programs() -> Iterator[None]:
     gc.collect()
 
 
+@pytest.fixture(autouse=True)
+def on_a_gpu(request: pytest.FixtureRequest) -> None:
+    """Skips what is marked `gpu` where JAX has none."""
+    if request.node.get_closest_marker("gpu"):
+        import jax
+
+        if jax.default_backend() != "gpu":
+            pytest.skip("needs an NVIDIA GPU, and JAX_PLATFORMS=cuda,cpu")
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of real rows, tokenizer and weights beside the project; skips where it is absent."""

@@ -56,7 +56,9 @@ def exact(q, k, v, size_BT, dout) -> dict[str, np.ndarray]:
 @pytest.fixture(scope="module")
 def triton_attention() -> Attention:
     """The Triton kernels, run by Triton's interpreter on the CPU."""
-    pytest.importorskip("triton", reason="the gpu extra is not part of the test extra")
+    version = pytest.importorskip("triton", reason="the gpu extra is not part of the test extra").__version__
+    if version.startswith("3.6.") and np.lib.NumpyVersion(np.__version__) >= "2.5.0":
+        pytest.skip("Triton 3.6's interpreter takes arrays of one number for numbers, NumPy 2.5 does not")
     torch = pytest.importorskip("torch")
     from rationalyst_jax.lm.attention import triton
 
@@ -157,21 +159,6 @@ def test_triton_on_forests_of_every_kind(triton_attention, forest):
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_triton_on_grouped_heads(triton_attention, N, K, H, dtype):
     check(triton_attention, rows_of(FORESTS["deep and wide"], FORESTS["comb"][:20]), N, K, H, dtype)
-
-
-@pytest.mark.gpu  # JAX_PLATFORMS=cuda pytest -m gpu
-@pytest.mark.parametrize("forest", FORESTS)
-@pytest.mark.parametrize(("N", "K", "H"), HEADS)
-@pytest.mark.parametrize(
-    ("name", "dtype"),
-    [
-        *itertools.product(["xla", "triton"], ["bfloat16", "float16", "float32"]),
-        *itertools.product(["cudnn"], ["bfloat16", "float16"]),
-    ],
-)
-def test_on_a_gpu(name, dtype, N, K, H, forest):
-    with jax.default_matmul_precision("highest"):  # as the commands have it: float32 means float32
-        check(partial(tree_attention, implementation=name), rows_of(*[FORESTS[forest]] * 2), N, K, H, dtype)
 
 
 BLOCKS = {

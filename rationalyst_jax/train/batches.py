@@ -15,9 +15,8 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import grain
 import jax
 import numpy as np
 from jax import Array
@@ -26,7 +25,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rationalyst_jax.lm.devices.sharding import by_row, row_shards
 from rationalyst_jax.lm.trees.tree import best_fit
 from rationalyst_jax.train.config import TrainConfig
-from rationalyst_jax.train.store import TreeStore
+
+if TYPE_CHECKING:  # a step can be compiled and run where neither is installed
+    import grain
+
+    from rationalyst_jax.train.store import TreeStore
 
 
 @jax.tree_util.register_dataclass
@@ -84,7 +87,7 @@ class Batches(Sequence[Batch]):
     `batches[step]` is what this process holds of a batch, on the host; `place` puts it on the devices.
     """
 
-    def __init__(self, store: TreeStore, members: Sequence[np.ndarray], config: TrainConfig, mesh: Mesh):
+    def __init__(self, store: "TreeStore", members: Sequence[np.ndarray], config: TrainConfig, mesh: Mesh):
         self.store, self.members, self.mesh = store, members, mesh
         self.row_length, shards = config.row_length, row_shards(mesh)
         most_rows = most_targets = 1
@@ -173,12 +176,14 @@ class Batches(Sequence[Batch]):
         return jax.make_array_from_callback(shape, by_row(self.mesh, 1), rows_of_a_device, held.dtype)
 
 
-def loader(batches: Batches, start: int = 0) -> grain.DatasetIterator[Batch]:
+def loader(batches: Batches, start: int = 0) -> "grain.DatasetIterator[Batch]":
     """The batches from step `start` on, on the devices: while a step runs, the next one is built and placed.
 
     `get_state()` tells how many have been taken, as a JSON value that knows neither processes nor mesh, and
     `set_state` goes there. To be closed in the end, so that no thread goes on.
     """
+    import grain
+
     read = grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)
     placed = grain.MapDataset.source(batches).to_iter_dataset(read).map(batches.place)
     iterator = iter(grain.experimental.ThreadPrefetchIterDataset(placed, prefetch_buffer_size=1))
