@@ -51,8 +51,8 @@ def run(
     from rationalyst_jax.lm.weights.open import open_checkpoint
     from rationalyst_jax.prompts.prompt import load_prompts
     from rationalyst_jax.reason.solve import solve
-    from rationalyst_jax.reason.strategies import check_strategy
-    from rationalyst_jax.reason.traces import mean_ledger
+    from rationalyst_jax.reason.strategies import check_strategy, guided_by
+    from rationalyst_jax.reason.traces import count_unrated, mean_ledger
     from rationalyst_jax.reason.trajectory import Roles
     from rationalyst_jax.roles.role import Role
     from rationalyst_jax.tasks.task import task_named
@@ -85,6 +85,8 @@ def run(
         "steps a question": sum(len(trace.steps) for trace in traces) / len(traces),
     }
     rows |= {f"ended by: {finish}": n for finish, n in Counter(t.finish for t in traces).most_common()}
+    if guided_by(reason) == "judge":
+        rows["verdicts that are no rating"] = "{} of {}".format(*count_unrated(traces))
     console.print(counts_table(f"solved: {reason.strategy}", rows))
     console.print(ledger_table("ledger, means of a question", {reason.strategy: mean_ledger(traces)}))
 
