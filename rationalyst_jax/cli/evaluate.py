@@ -35,14 +35,14 @@ def run(
     Args:
         task: The benchmark, which knows how questions are read and answers are graded (gsm8k).
         questions: Its file of questions.
-        limit: Only the first questions, where only these were asked.
+        limit: Only so many questions, the first ones; traces of the others are left out.
     """
     from rationalyst_jax.evaluate.grade import compare, grade, summarize
     from rationalyst_jax.tasks.task import task_named
 
     benchmark = task_named(task)
-    asked = benchmark.read(questions)[:limit]
-    grades = [grade(path, asked, benchmark) for path in traces]
+    known = benchmark.read(questions)
+    grades = [grade(path, known, benchmark, limit) for path in traces]
     table = Table(title=f"{task}: accuracy in %, 95 % bootstrap intervals", title_justify="left")
     table.add_column("traces", overflow="fold")
     for heading in ("accuracy", "n", "answered", "− first", "p (McNemar)"):

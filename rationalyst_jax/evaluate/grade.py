@@ -41,8 +41,10 @@ class Comparison:
     p: float
 
 
-def grade(traces: Path, questions: Sequence[Question], task: Task) -> list[Grade]:
+def grade(traces: Path, questions: Sequence[Question], task: Task, limit: int | None = None) -> list[Grade]:
     """Grades every question by its trace (JSONL rows with "id" and "answer": text or null), in their order.
+
+    With a limit only so many questions, the first ones, are graded: traces of the others are left out.
 
     Raises ValueError naming the file, and the row where there is one, for a malformed or repeated trace, and
     where traces and questions are not about the same ids.
@@ -57,8 +59,11 @@ def grade(traces: Path, questions: Sequence[Question], task: Task) -> list[Grade
                 f"{place}: 'answer' must be text or null, found {row.get('answer', 'no such key')!r:.60}"
             )
         answers[name] = row["answer"]
-    match_ids(str(traces), answers, "the questions", [question.id for question in questions])
-    return [grade_one(question, answers[question.id], task) for question in questions]
+    asked = questions[:limit]
+    for question in questions[len(asked) :]:
+        answers.pop(question.id, None)
+    match_ids(str(traces), answers, "the questions", [question.id for question in asked])
+    return [grade_one(question, answers[question.id], task) for question in asked]
 
 
 def grade_one(question: Question, answer: str | None, task: Task) -> Grade:
