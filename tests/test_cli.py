@@ -203,6 +203,8 @@ def test_evaluate_grades_and_compares(capsys):
     assert "75.0 [" in guided and re.search(r"│ +4 │ +3 │ \+50.0 \[", guided) and " 0.5 │" in guided
     assert rationalyst(f"{EVALUATE} short.jsonl --limit 2") == 0
     assert "100.0 [100.0, 100.0]" in capsys.readouterr().out
+    assert rationalyst(f"{EVALUATE} random.jsonl short.jsonl --limit 2") == 0
+    assert len(re.findall(r"│ +2 │ +2 │", capsys.readouterr().out)) == 2
 
 
 def test_score_is_additive_and_passes_other_keys_on(capsys):
@@ -385,8 +387,12 @@ def test_reason_writes_a_trace_per_question_and_models_in_one_folder_share_an_en
     assert len(engines) == 1
     out = capsys.readouterr().out
     assert re.search(r"questions +│ +1 ", out) and re.search(r"ended by: answer +│ +1 ", out)
+    assert "no rating" not in out
     assert rationalyst(f"{command} --limit 1 --reason.seed 1") == 1
     assert "seed" in capsys.readouterr().err
+    judged = command.replace("r/traces", "r/judged") + " --reason.strategy judge"
+    assert rationalyst(f"{judged} --limit 1") == 0
+    assert re.search(r"verdicts that are no rating +│ 2 of 2 ", capsys.readouterr().out)
 
 
 def test_convert_to_orbax_and_back_gives_the_same_files():

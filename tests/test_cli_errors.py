@@ -97,6 +97,7 @@ BAD_INPUT = {
     f"{EVALUATE} nowhere.jsonl": "nowhere.jsonl: No such file",
     f"{EVALUATE} text.jsonl": "text.jsonl:1: not JSON",
     f"{EVALUATE} short.jsonl": "2 ids are only in the questions, as 'q2'",
+    f"{EVALUATE} short.jsonl --limit 3": "1 ids are only in the questions, as 'q2'",
     "evaluate --task gsm9k --questions questions.jsonl --traces random.jsonl": "unknown task 'gsm9k'",
     "convert --source nowhere --target x": "nowhere: no such checkpoint folder",
     "convert --source model --target folder": "folder: exists already",

@@ -49,6 +49,18 @@ def test_questions_without_trace_and_traces_without_question_are_one_error(tmp_p
         grade(path, QUESTIONS, GSM8K)
 
 
+@pytest.mark.parametrize(("limit", "ids"), ((1, "a"), (2, "ab"), (3, "abc"), (9, "abc"), (None, "abc")))
+def test_a_limit_cuts_the_traces_to_the_first_questions(tmp_path, limit: int | None, ids: str):
+    path = traces(tmp_path, *({"id": name, "answer": "5"} for name in "cab"))
+    assert [row.id for row in grade(path, QUESTIONS, GSM8K, limit)] == list(ids)
+
+
+def test_a_limit_hides_no_unknown_trace_and_no_missing_one(tmp_path):
+    path = traces(tmp_path, {"id": "c", "answer": "5"}, {"id": "x", "answer": "5"})
+    with pytest.raises(ValueError, match=r"traces\.jsonl, as 'x'; 1 ids are only in the questions, as 'a'"):
+        grade(path, QUESTIONS, GSM8K, limit=1)
+
+
 @pytest.mark.parametrize(
     ("row", "complaint"),
     (

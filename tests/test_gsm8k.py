@@ -1,142 +1,121 @@
 """GSM8K: reading questions, extracting the stated number, and comparing numbers exactly."""
 
 import json
-import time
+import subprocess
+import sys
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rationalyst_jax.tasks.gsm8k import correct, extract, number, read, written
+from rationalyst_jax.tasks.gsm8k import correct, extract, flexible, read
+from rationalyst_jax.tasks.numbers import number
 from rationalyst_jax.tasks.task import TASKS, task_named
 
-STATED = {
-    "She makes 18 dollars.\n#### 18": "18",
-    "#### 18\n": "18",
-    "####18": "18",
-    "#### -10": "-10",
-    "#### $1,234.50": "1234.5",
-    "#### 2,125 dollars": "2125",
-    "#### 18.": "18",
-    "#### **18.**": "18",
-    "The answer is 5.": "5",
-    "the answer is 5. The other 7 are gone.": "5",
-    "THE ANSWER IS 5": "5",
-    "So the answer is: 5": "5",
-    "The answer is:\n\n5": "5",
-    "Final answer: $42": "42",
-    "**Final Answer:** 42": "42",
-    "The answer is **42**.": "42",
-    "**The answer is:** 42": "42",
-    "The answer is *$42*.": "42",
-    "The answer is $3.5.": "3.5",
-    "The answer is 3.50 dollars": "3.5",
-    "The answer is .5": "0.5",
-    "The answer is 007": "7",
-    "The answer is 1,450,000.": "1450000",
-    "The answer is -5 degrees": "-5",
-    "The answer is \u22125": "-5",
-    "The answer is -$5": "-5",
-    "The answer is $-5": "-5",
-    "The answer is +5": "5",
-    "The answer is 50%.": "50",
-    "The answer is 1/2.": "0.5",
-    "The answer is 1/3 of them": "1/3",
-    "The answer is -2 1/2 cups": "-2.5",
-    "The answer is 5kg": "5",
-    "The answer is 18 eggs, which is all of them": "18",
-    "The answer is 60 km/h": "60",
-    "The answer is 3 of the 5 boxes": "3",
-    "The answer is $18/day": "18",
-    "The answer is a) no": None,
-    "The answer is 1.5 million": "1500000",
-    "The answer is 9 * 2 = $18.": "18",
-    "The answer is 5 (that is 2+3=5).": "5",
-    r"So \boxed{18}": "18",
-    r"The answer is $\boxed{18}$.": "18",
-    r"\[ \boxed{\$1{,}234 \text{ dollars}} \]": "1234",
-    r"\boxed{-\frac{3}{4}}": "-0.75",
-    r"\boxed{2\frac{1}{2}}": "2.5",
-    r"The answer is \$18.": "18",
-    r"The answer is \(18\).": "18",
-    r"The answer is 50\%": "50",
-    # several statements: the last one counts, readable or not
-    "The answer is 4. No: the answer is 5.": "5",
-    "#### 4\nThe answer is 5.": "5",
-    "The answer is 4.\n#### 5": "5",
-    "The answer is 4. Then the answer is unclear.": None,
-    "#### 1. Count the eggs\nThe answer is 16.\n#### Done": "16",
+CASES = Path(__file__).parent / "cases" / "gsm8k.jsonl"
+SHARED_CASES = Path(__file__).resolve().parents[2] / "shared" / "cases" / "gsm8k_extract.jsonl"
+
+# Verdicts of SHARED_CASES that we do not share: it says None, but each of these is one exact number that a
+# careful grader would accept.
+OTHER_VERDICTS = {
+    "The answer is therefore 18.": "18",  # as "indeed": the word changes nothing
+    "The answer is 18, not 20.": "18",  # the other number is named as what it is not
+    "The answer is minus 3.": "-3",
+    "The answer is negative 3.": "-3",
+    "The answer is 3 and a half.": "3.5",
+    "The answer is 3 and 1/2.": "3.5",
+    "The answer is 3½.": "3.5",
+    "The answer is 3 ½.": "3.5",
+    "The answer is 5 hundred thousand.": "500000",
+    # The second answer is to a question of the model's own, so the first one stands.
+    "#### 18\n\nQuestion: How many?\nAnswer: ...\n#### 7": "18",
 }
 
-UNSTATED = (
-    "",
-    "She has 18 eggs.",
-    "16 - 3 - 4 = 9",
-    "Answer: 16 eggs are laid a day",
-    "The answer isn't 5",
-    "The answer is not 5",
-    "The answer is five",
-    "The answer is",
-    "The answer is - 5",
-    "The answer is 3 + 4",
-    "The answer is 3-4 apples",
-    "The answer is 5 or 6",
-    "The answer is 2 hours and 30 minutes",
-    "The answer is 5 apples, 3 pears",
-    "The answer is 5 very red apples and 3 pears",
-    "The answer is 10% of 50",
-    "The answer is 5 x 3",
-    "The answer is 12,34",
-    "The answer is 1.234,50",
-    "The answer is 3:30",
-    "The answer is 1e5",
-    "The answer is 10^5",
-    "The answer is 1/0",
-    "The answer is 1/2/3",
-    "The answer is 5½",
-    "#### 1. Count the eggs",
-    "#### Step 1",
-    r"\boxed{18",
-    r"\boxed{10\sqrt{2}}",
-    "The answer is " + "9" * 5000,
-    "The answer is 1/" + "9" * 5000,
-    "The answer is 0." + "3" * 20 + "/" + "7" * 19,
-)
+
+def cases(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
 
 decimals = st.decimals(min_value=-(10**9), max_value=10**9, places=4)
 
 
-@pytest.mark.parametrize(("text", "answer"), STATED.items())
-def test_the_stated_number_is_extracted(text: str, answer: str | None):
-    assert extract(text) == answer
+@pytest.mark.parametrize("case", cases(CASES), ids=lambda case: case["text"])
+def test_the_stated_number_is_extracted_and_nothing_else(case: dict):
+    assert extract(case["text"]) == case["answer"], case["note"]
 
 
-@pytest.mark.parametrize("text", UNSTATED)
-def test_what_states_no_single_number_stays_unanswered(text: str):
-    assert extract(text) is None
+@pytest.mark.skipif(not SHARED_CASES.exists(), reason="cases of others are looked for in ../shared/cases")
+def test_verdicts_of_others_are_met_or_disagreed_with_by_name():
+    theirs = {case["text"]: case["answer"] for case in cases(SHARED_CASES)}
+    assert set(OTHER_VERDICTS) <= set(theirs)
+    assert {text: extract(text) for text in theirs} == theirs | OTHER_VERDICTS
+    ours = {case["text"] for case in cases(CASES)}
+    assert len(ours) >= len(theirs) and not ours & set(theirs)
+
+
+@pytest.mark.parametrize(
+    "text", ("9" * 5000, "1/" + "9" * 5000, "0." + "3" * 20 + "/" + "7" * 21, "1" + " million" * 3 * 10**4)
+)
+def test_a_number_without_end_is_none(text: str):
+    assert extract("The answer is " + text) is None
+    assert extract("#### " + text) is None
+
+
+FLEXIBLE = {
+    "She has 18 eggs and sells 4 of them.": "4",
+    "It costs $1,234.50.": "1234.5",
+    "5-3=2": "2",
+    "It is 5 - 3": "3",
+    "It was 3 - 5, so -2": "-2",
+    "It was -2": "-2",
+    "#### 12\n\nQuestion: What is 5 * 8?\n#### 40": "12",
+    "The answer is 1/2.": "2",
+    "The answer is .5": "0.5",
+    "1,2345": "2345",
+    "It is 12, not 20": "20",
+    "No number at all": None,
+    "9" * 41: None,
+    "": None,
+}
+
+
+@pytest.mark.parametrize(("text", "answer"), FLEXIBLE.items())
+def test_the_flexible_answer_is_the_last_number_of_the_solution(text: str, answer: str | None):
+    assert flexible(text) == answer
+    assert TASKS["gsm8k"].flexible(text) == answer
 
 
 @given(st.text())
 def test_any_text_is_extracted_from_without_error(text: str):
     for opening in ("", "#### ", "The answer is ", "\\boxed{"):
-        answer = extract(opening + text)
-        assert answer is None or number(answer) is not None
+        for answer in (extract(opening + text), flexible(opening + text)):
+            assert answer is None or number(answer) is not None
 
 
-@pytest.mark.parametrize(
-    "stuck", ("1,", "9 ", "1 / ", "2+3=", " ", "a ", "(", ".5", "#### ", "\\frac{", "answer is 1 ")
-)
-def test_a_model_caught_in_a_loop_is_read_quickly(stuck: str):
-    started = time.process_time()
-    extract("The answer is 5 " + stuck * 5000 + "a" + stuck * 5000)
-    assert time.process_time() - started < 1
+# Quadratic reading would take minutes for one of these, linear reading takes seconds for all of them.
+STUCK = r"""
+import sys
+from rationalyst_jax.tasks.gsm8k import extract, flexible
+loops = (" ", "9", "{", "(", " (a", "#### ", "a-", "* ", "1,", "2+3=", "Q ", "answer is 1 ")
+for loop in (*loops, r"\boxed{", r"\frac{"):
+    for opening in ("", "The answer is 5 ", r"\boxed{"):
+        for ending in ("", "=5"):
+            text = opening + loop * (50_000 // len(loop)) + ending
+            extract(text)
+            flexible(text)
+"""
+
+
+def test_a_model_caught_in_a_loop_is_read_in_linear_time():
+    subprocess.run([sys.executable, "-c", STUCK], check=True, timeout=180)
 
 
 @given(st.text(alphabet="0123456789.,-+/*$% =x{}\\\n#abe:½", max_size=30))
 def test_text_of_digits_and_signs_is_extracted_from_without_error(text: str):
-    answer = extract("The answer is " + text)
-    assert answer is None or correct(answer, answer)
+    for answer in (extract("The answer is " + text), flexible(text)):
+        assert answer is None or correct(answer, answer)
 
 
 @given(
@@ -153,11 +132,6 @@ def test_a_number_survives_every_form_of_statement(value, form: str, grouped: bo
     assert Fraction(answer) == Fraction(value)
 
 
-@given(st.fractions(min_value=-(10**9), max_value=10**9, max_denominator=10**6))
-def test_a_written_number_reads_back_as_itself(value: Fraction):
-    assert number(written(value)) == value
-
-
 @given(decimals, decimals)
 def test_only_equal_numbers_are_correct(a, b):
     assert correct(str(a), str(b)) == (Fraction(a) == Fraction(b))
@@ -172,18 +146,21 @@ def test_decimals_are_not_cut():
     assert not correct("0.3333333333333333", "1/3")
 
 
-def test_all_gold_answers_are_accepted_and_their_neighbours_rejected(shared):
-    rows = [json.loads(line) for line in (shared / "gsm8k" / "test.jsonl").read_bytes().splitlines()]
-    questions = read(shared / "gsm8k" / "test.jsonl")
-    assert len(questions) == len(rows) == 1319
-    for question, row in zip(questions, rows, strict=True):
-        gold = int(row["answer"].split("#### ")[1].replace(",", ""))
+@pytest.mark.parametrize(("file", "count"), (("test", 1319), ("train", 7473)))
+def test_all_gold_answers_are_accepted_and_their_neighbours_rejected(shared, file: str, count: int):
+    path = shared / "gsm8k" / f"{file}.jsonl"
+    rows = [json.loads(line) for line in path.read_bytes().splitlines()]
+    questions = read(path)
+    assert len(questions) == len(rows) == count
+    for i, (question, row) in enumerate(zip(questions, rows, strict=True)):
         assert question.text == row["question"]
         assert correct(extract(row["answer"]), question.gold)
+        assert correct(flexible(row["answer"]), question.gold)
+        gold = int(row["answer"].split("#### ")[1].replace(",", ""))
         assert correct(extract(f"The answer is {gold:,}."), question.gold)
-        for wrong in (gold + 1, gold - 1):
-            assert not correct(extract(f"The answer is {wrong}."), question.gold)
-            assert not correct(extract(f"#### {wrong}"), question.gold)
+        wrong = gold + (-1) ** i
+        assert not correct(extract(f"The answer is {wrong}."), question.gold)
+        assert not correct(flexible(f"#### {wrong}"), question.gold)
 
 
 def test_real_solutions_are_graded_as_processbench_labelled_them(shared):
@@ -221,7 +198,7 @@ def test_questions_are_named_by_their_id_or_their_line(tmp_path):
         ('{"question": "a?", "answer": "1"}', "'answer' must end in '#### number', found '1'"),
         ('{"question": "a?", "answer": "#### one"}', "found 'one'"),
         ('{"id": "x", "question": "a?", "answer": "#### 1"}', "id 'x' is there twice"),
-        ('{"id": 7, "question": "a?", "answer": "#### 1"}', "'id' must be text, found 7"),
+        ('{"id": 7.5, "question": "a?", "answer": "#### 1"}', "'id' must be text, found 7.5"),
     ),
 )
 def test_a_malformed_row_is_named_by_file_and_line(tmp_path, row: str, complaint: str):

@@ -21,7 +21,7 @@ from rationalyst_jax.prompts.prompt import load_prompts, render
 from rationalyst_jax.reason.config import ReasonConfig
 from rationalyst_jax.reason.solve import solve
 from rationalyst_jax.reason.strategies import STRATEGIES
-from rationalyst_jax.reason.traces import Usage
+from rationalyst_jax.reason.traces import UNRATED, Usage, count_unrated
 from rationalyst_jax.reason.trajectory import Roles
 from rationalyst_jax.roles.role import Role
 from rationalyst_jax.tasks.question import Question
@@ -409,9 +409,14 @@ def test_rationale_confidence_takes_the_step_after_which_rationalyst_is_surest(r
 
 @pytest.mark.parametrize(
     ("words", "rating"),
-    [("2", 2), (" 3 of 3", 3), ("Rating: 1.", 1), ("10", -1), ("4", -1), ("none", -1), ("2.5", -1), ("", -1)],
+    [
+        *[("2", 2), (" 3 of 3", 3), ("2 out of 3", 2), ("3/3", 3), ("3 / 3.", 3), ("2.0", 2), ("2.", 2)],
+        *[("Rating: 1.", 1), ("**Rating:** 3", 3), ("**2**", 2), ("My rating is 2", 2), ("score = (1)", 1)],
+        *[(words, UNRATED) for words in ("20 / 3 = 6", "3 + 3", "10", "4", "-1", "2.5", "1.5", "3/4")],
+        *[(words, UNRATED) for words in ("none", "", " ", "two", "Step 2 is right", "2 apples", "2 or 3")],
+    ],
 )
-def test_a_judge_rates_from_0_to_3_and_what_cannot_be_read_is_not_guessed(run, words, rating):
+def test_a_judge_rates_from_0_to_3_and_what_is_no_rating_counts_as_the_middle(run, words, rating):
     def judged(context, seed, place):
         return ("0" if "bad" in context else words), "stop"
 
@@ -422,12 +427,28 @@ def test_a_judge_rates_from_0_to_3_and_what_cannot_be_read_is_not_guessed(run, w
     [step] = trace.steps
     assert step.scores == (0, rating) and step.notes == ("0", words)
     assert step.text == ("good" if rating > 0 else "bad")
+    assert count_unrated([trace]) == (int(rating == UNRATED), 2)
     [context] = {
         run.scorer.text(r.context)
         for r in run.scorer.requests("generate")
         if "good" in run.scorer.text(r.context)
     }
     assert context == document(QUESTIONS[0], ["good"]) + "<rate>"
+
+
+def test_of_candidates_that_no_verdict_rates_the_first_is_taken(run):
+    words = {"first": "20 / 3 = 6", "second": "3 apples", "third": "I see"}
+
+    def judged(context, seed, place):
+        return next(verdict for text, verdict in words.items() if text in context), "stop"
+
+    def agent(context, seed, place):
+        return list(words)[place], "stop"
+
+    [trace] = run("judge", QUESTIONS[:1], agent=agent, scorer=judged, candidates=3, max_steps=1)
+    [step] = trace.steps
+    assert step.text == "first" and step.scores == (UNRATED,) * 3 and step.notes == tuple(words.values())
+    assert count_unrated([trace]) == (3, 3)
 
 
 def solution_scores(question, steps):

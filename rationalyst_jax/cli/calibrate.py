@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from rationalyst_jax.files.rows import filled_field, read_rows
+from rationalyst_jax.files.rows import id_field, read_rows
 from rationalyst_jax.report.tables import counts_table
 
 Gains = Mapping[tuple[str, int], float | None]
@@ -38,7 +38,9 @@ def _labeled(labels: Path, gains: Gains, scored: Path) -> Iterator[tuple[float, 
     """Gain and label of each labeled rationale; those that were too long to be scored are left out."""
     seen: set[tuple[str, int]] = set()
     for place, row in read_rows(labels):
-        document, index, good = filled_field(row, "document_id", place), row.get("index"), row.get("good")
+        document = id_field(row, "document_id", place)
+        index = row.get("index")
+        good = row.get("good")
         if not isinstance(index, int) or (document, index) not in gains:
             raise ValueError(f"{place}: {scored} has no rationale {index!r} of document {document!r}")
         if (document, index) in seen:

@@ -35,7 +35,7 @@ def run(
     Args:
         task: The benchmark, which knows how questions are read and answers are graded (gsm8k).
         questions: Its file of questions.
-        limit: Only the first questions, where only these were asked.
+        limit: Only so many questions, the first ones; traces of the others are left out.
     """
     from rationalyst_jax.pipeline.evaluate import evaluate
     from rationalyst_jax.tasks.task import task_named

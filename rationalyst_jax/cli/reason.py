@@ -67,5 +67,7 @@ def run(
         "steps a question": summary.steps,
     }
     rows |= {f"ended by: {finish}": n for finish, n in summary.finishes.items()}
+    if summary.verdicts:
+        rows["verdicts that are no rating"] = f"{summary.unrated} of {summary.verdicts}"
     console.print(counts_table(f"solved: {reason.strategy}", rows))
     console.print(ledger_table("ledger, means of a question", {reason.strategy: summary.ledger}))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rationalyst_jax.evaluate.statistics import mcnemar, mean_interval
-from rationalyst_jax.files.rows import filled_field, read_rows
+from rationalyst_jax.files.rows import id_field, read_rows
 from rationalyst_jax.tasks.question import Question
 from rationalyst_jax.tasks.task import Task
 
@@ -41,15 +41,17 @@ class Comparison:
     p: float
 
 
-def grade(traces: Path, questions: Sequence[Question], task: Task) -> list[Grade]:
+def grade(traces: Path, questions: Sequence[Question], task: Task, limit: int | None = None) -> list[Grade]:
     """Grades every question by its trace (JSONL rows with "id" and "answer": text or null), in their order.
+
+    With a limit only so many questions, the first ones, are graded: traces of the others are left out.
 
     Raises ValueError naming the file, and the row where there is one, for a malformed or repeated trace, and
     where traces and questions are not about the same ids.
     """
     answers: dict[str, str | None] = {}
     for place, row in read_rows(traces):
-        name = filled_field(row, "id", place)
+        name = id_field(row, "id", place)
         if name in answers:
             raise ValueError(f"{place}: question {name!r} has two traces")
         if "answer" not in row or not isinstance(row["answer"], str | None):
@@ -57,8 +59,11 @@ def grade(traces: Path, questions: Sequence[Question], task: Task) -> list[Grade
                 f"{place}: 'answer' must be text or null, found {row.get('answer', 'no such key')!r:.60}"
             )
         answers[name] = row["answer"]
-    match_ids(str(traces), answers, "the questions", [question.id for question in questions])
-    return [grade_one(question, answers[question.id], task) for question in questions]
+    asked = questions[:limit]
+    for question in questions[len(asked) :]:
+        answers.pop(question.id, None)
+    match_ids(str(traces), answers, "the questions", [question.id for question in asked])
+    return [grade_one(question, answers[question.id], task) for question in asked]
 
 
 def grade_one(question: Question, answer: str | None, task: Task) -> Grade:

@@ -50,12 +50,15 @@ def filled_field(row: Mapping[str, Any], key: str, place: str) -> str:
     return value
 
 
-def id_field(row: Mapping[str, Any], place: str, default: str) -> str:
-    """The row's "id" as text, which may be a number there, or `default` where it has none; not blank."""
-    value = row.get("id", default)
+def id_field(row: Mapping[str, Any], key: str, place: str, default: str | None = None) -> str:
+    """An identifier as text, which may be an integer in the row; `default` where the key is missing; not blank.
+
+    Raises ValueError as `text_field`.
+    """
+    value = row.get(key, default)
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
-    return filled_field({"id": value}, "id", place)
+    return filled_field({key: value} if key in row or default is not None else {}, key, place)
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

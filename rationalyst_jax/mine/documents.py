@@ -56,7 +56,7 @@ def _documents(path: Path, text_key: str, source: str | None = None) -> Iterator
     first_at: dict[str, str] = {}
     for place, row in read_rows(path):
         text = filled_field(row, text_key, place)
-        id = id_field(row, place, default=f"{path.stem}-{place.rpartition(':')[2]}")
+        id = id_field(row, "id", place, default=f"{path.stem}-{place.rpartition(':')[2]}")
         if id in first_at:
             raise ValueError(f"{place}: id {id!r} was used before, at {first_at[id]}")
         first_at[id] = place

@@ -24,13 +24,14 @@ def evaluate(
     *,
     limit: int | None = None,
 ) -> dict[str, Evaluation]:
-    """Grades each run's traces by the first `limit` questions of a task's file (None: all).
+    """Grades each run's traces by the first `limit` questions of a task's file (None: all); traces of the
+    others are left out.
 
     baselines: names among the runs. Raises ValueError for a malformed file, and where traces and questions
     are not about the same ids.
     """
-    asked = task.read(questions)[:limit]
-    grades = {name: grade(path, asked, task) for name, path in traces.items()}
+    known = task.read(questions)
+    grades = {name: grade(path, known, task, limit) for name, path in traces.items()}
     return {
         name: Evaluation(
             summarize(graded),

@@ -10,8 +10,8 @@ from rationalyst_jax.pipeline.models import Models, Place
 from rationalyst_jax.prompts.prompt import PromptSet
 from rationalyst_jax.reason.config import ReasonConfig
 from rationalyst_jax.reason.solve import solve
-from rationalyst_jax.reason.strategies import check_strategy
-from rationalyst_jax.reason.traces import mean_ledger
+from rationalyst_jax.reason.strategies import check_strategy, guided_by
+from rationalyst_jax.reason.traces import count_unrated, mean_ledger
 from rationalyst_jax.reason.trajectory import Roles
 from rationalyst_jax.tasks.task import Task
 
@@ -31,6 +31,7 @@ class ReasonSummary:
 
     answered: with an answer that could be read. steps: of a question, the mean. finishes: how many ended for
     which reason, the most frequent first. ledger: means of a question (`reason/traces.py::mean_ledger`).
+    verdicts: of a judge, and unrated: how many of them are no rating.
     """
 
     questions: int
@@ -38,6 +39,8 @@ class ReasonSummary:
     steps: float
     finishes: Mapping[str, int]
     ledger: Mapping[str, float]
+    verdicts: int = 0
+    unrated: int = 0
 
 
 def reason(
@@ -71,10 +74,13 @@ def reason(
         scorer=found[cast.agent if cast.scorer is None else cast.scorer],
     )
     traces = solve(asked, roles, prompts, config, task.extract, out, progress)
+    unrated, verdicts = count_unrated(traces) if guided_by(config) == "judge" else (0, 0)
     return ReasonSummary(
         questions=len(traces),
         answered=sum(trace.answer is not None for trace in traces),
         steps=sum(len(trace.steps) for trace in traces) / len(traces),
         finishes=dict(Counter(trace.finish for trace in traces).most_common()),
         ledger=mean_ledger(traces),
+        verdicts=verdicts,
+        unrated=unrated,
     )

@@ -120,7 +120,10 @@ async def by_confidence(
 
 
 async def by_judge(trajectory: Trajectory, candidates: Sequence[Generation], _: Generation | None) -> Ranking:
-    """The scorer's ratings of the solution so far, from 0 to 3 (the paper's verifier baseline)."""
+    """The scorer's ratings of the solution so far, from 0 to 3 (the paper's verifier baseline).
+
+    Where none of its verdicts is a rating, all candidates are equal and the first one is taken.
+    """
     scores, words = await trajectory.judge(candidates)
     return Ranking(scores, notes=words)
 
@@ -223,12 +226,17 @@ STRATEGIES: dict[str, Strategy] = {
 }
 
 
+def guided_by(config: ReasonConfig) -> str:
+    """What a run's candidates are ranked by: its guide, where the strategy takes any, or the strategy."""
+    return config.guide if config.strategy in ("best_of_n", "beam") else config.strategy
+
+
 def check_strategy(config: ReasonConfig, *, has_rationalyst: bool, can_score: bool = True) -> None:
     """Raises ValueError for a strategy that isn't there, or that needs a RATIONALYST, or log-probabilities of
     the scorer, where there are none."""
     if config.strategy not in STRATEGIES:
         raise ValueError(f"reason: no strategy {config.strategy!r}, only {', '.join(STRATEGIES)}")
-    by = config.guide if config.strategy in ("best_of_n", "beam") else config.strategy
+    by = guided_by(config)
     if by in ("implicit", "rationale_confidence", "explicit") and not has_rationalyst:
         raise ValueError(
             f"reason: strategy {config.strategy!r} by {by} needs a rationalyst; without one there are "

@@ -11,6 +11,10 @@ from typing import Any
 
 from rationalyst_jax.files.rows import append_rows, kept_rows, read_rows, write_rows
 
+# A judge's words that are no rating count as the middle of its scale from 0 to 3. Ratings are whole numbers,
+# so in a trace this score says that there was none.
+UNRATED = 1.5
+
 
 @dataclass(frozen=True)
 class Step:
@@ -18,7 +22,8 @@ class Step:
 
     text: the step without the white space that ends it (`end`); finish: how the agent ended it ("stop", "end"
     of turn, "length"). candidates: all texts proposed, `choice` the place of the one taken; scores: one each,
-    reduced nats or ratings, None where nothing was ranked (a strategy that doesn't, or candidates all equal).
+    reduced nats or ratings (UNRATED where a judge gave none), None where nothing was ranked (a strategy that
+    doesn't, or candidates all equal).
     rationale: what RATIONALYST wrote, None where it was not asked; rationale_finish "length" marks one cut
     off. guided: the rationale really was in the scorer's or the agent's context (an empty one never is).
     notes: what was written about each candidate: a rationale after it, or a judge's words.
@@ -115,6 +120,12 @@ def mean_ledger(traces: Sequence[Trace]) -> dict[str, float]:
             for what in ("scored", "prefilled", "cached", "flops"):
                 totals[what] += getattr(used, what)
     return {name: round(total / len(traces), 1) for name, total in totals.items()}
+
+
+def count_unrated(traces: Sequence[Trace]) -> tuple[int, int]:
+    """How many verdicts in the traces of a judge are no rating, and how many there are."""
+    scores = [score for trace in traces for step in trace.steps for score in step.scores or ()]
+    return scores.count(UNRATED), len(scores)
 
 
 def append_trace(path: Path, trace: Trace) -> None:

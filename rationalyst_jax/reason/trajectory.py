@@ -13,7 +13,7 @@ from rationalyst_jax.lm.engine.requests import Generation, Handle
 from rationalyst_jax.lm.trees.reduction import reduce_logprobs
 from rationalyst_jax.prompts.prompt import Field, PromptSet
 from rationalyst_jax.reason.config import STEP_ENDS, ReasonConfig
-from rationalyst_jax.reason.traces import Step, Usage
+from rationalyst_jax.reason.traces import UNRATED, Step, Usage
 from rationalyst_jax.roles.drive import Call, ask
 from rationalyst_jax.roles.role import Model, NotAnswered, Role, Sampling
 from rationalyst_jax.tasks.question import Question
@@ -24,6 +24,15 @@ Extract = Callable[[str], str | None]
 Scores = tuple[float, ...]
 
 JUDGE_TOKENS = 8  # more than a number needs
+# The whole of what a judge writes: "2", "**3**.", "Rating: 1", "3/3", "2 out of 3".
+RATING = re.compile(
+    r"""[\s*_`"'(\[]*+
+        (?:(?:the|my)\s+)? (?:(?:rating|score)(?:\s+is|[\s*_]*[:=])[\s*_`"'(\[]*)?
+        (?P<rating>[0-3])(?:\.0)?
+        (?:\s*/\s*3|\s+(?:out\s+)?of\s+3)?
+        [\s*_`"')\].!]*+""",
+    re.VERBOSE | re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -162,7 +171,9 @@ class Trajectory:
     async def judge(self, candidates: Sequence[Generation]) -> tuple[Scores, tuple[str, ...]]:
         """The scorer's rating of the solution with each candidate, from 0 to 3, and its words.
 
-        Words without such a number are rated -1: under all that can be read.
+        Only words that are a rating and nothing else count: the digits of "20 / 3 = 6" rate nothing. Other
+        words count as UNRATED, the middle: they say nothing of the candidate, so it is put neither behind one
+        that was found wrong nor before one that was found right. Where none is rated all are equal.
         """
         scorer, prompt = self.setting.roles.scorer, self.setting.prompts["judge"]
         how = Sampling(JUDGE_TOKENS, temperature=0, stop=("\n",), suppress=self.setting.config.suppress)
@@ -171,8 +182,8 @@ class Trajectory:
             fields = self._fields("".join(self._ended(candidate)))
             calls.append((scorer.model, scorer.to_generate(prompt, fields, how)))
         words = tuple(verdict.text for [verdict] in await self.ask("scorer", calls))
-        found = (re.search(r"(?<![\w.])[0-3](?![\w]|\.\d)", text) for text in words)
-        return tuple(float(number.group()) if number else -1.0 for number in found), words
+        found = (RATING.fullmatch(text) for text in words)
+        return tuple(float(match["rating"]) if match else UNRATED for match in found), words
 
     async def ask(self, role: str, calls: Sequence[Call]) -> list[Any]:
         """The results of calls to one role, counted."""

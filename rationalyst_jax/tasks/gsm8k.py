@@ -1,57 +1,42 @@
 """GSM8K (Cobbe et al. 2021, arXiv 2110.14168): grade-school word problems whose answer is one number.
 
-Numbers are exact fractions throughout: "3.5" is not 3, "0.1" is one tenth, and no float rounds an answer
-into a right one. What cannot be read as one number stays unanswered; nothing is guessed.
+Answers are compared as exact fractions (`numbers.py`). What cannot be read as one number stays unanswered.
 """
 
 import re
-from decimal import Decimal, localcontext
 from fractions import Fraction
 from pathlib import Path
 
-from rationalyst_jax.files.rows import filled_field, read_rows
+from rationalyst_jax.files.rows import filled_field, id_field, read_rows
+from rationalyst_jax.tasks.numbers import SCALES, any_of, last_number, number, written
 from rationalyst_jax.tasks.question import Question
 
-MAX_DIGITS = 40  # a longer number is a model caught in a loop
+# Where a model that does not stop goes on with a question of its own, or another turn of the chat.
+RUN_ON = re.compile(
+    r"""<\|[a-z_]+\|> | </s> | <end_of_turn>
+      | (?: ^ | (?<=[.!?:>*0-9])[ \t] )
+        [#>*_ \t]{0,12}
+        (?:(?:Next|New|Another|Follow-?up)\s)?
+        (?:[Qq]uestion|QUESTION|Q|[Pp]roblem|PROBLEM|Exercise|Instruction|Human|User|user)
+        (?:\ ?\#?[0-9]{1,3})?
+        [*_]{0,3} (?: : | (?<=[0-9])\.(?=\s) | [ \t]{0,3}$ )""",
+    re.VERBOSE | re.MULTILINE,
+)
 
 # What opens a statement of the answer. A bare "Answer:" does not: documents open their reasoning with it.
+# "The answer is correct" states none: it speaks of one that was stated.
 STATEMENT = re.compile(
-    r"(?P<hashes>####)|(?P<boxed>\\boxed\s*\{)|\banswer\s+is\b|\bfinal\s+answer\s*:", re.IGNORECASE
-)
-
-NUMBER = re.compile(
-    r"""[\s:*_`"'~(\[{$€£¥]*
-        (?P<sign>[-+]?)[$€£¥]*
-        (?:(?P<whole>[0-9]+)\s+(?=[0-9]+\s*/\s*[0-9]))?                          # 2 1/2
-        (?P<digits>[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?|[0-9]+(?:\.[0-9]+)?|\.[0-9]+)
-        (?:\s*/\s*(?P<denominator>[0-9]+))?
-        # Not the head of something else: 1,00  3:30  1e5  2²  1½  2\pi
-        (?![.,:]?[0-9]|e[-+]?[0-9]|[²³¼-¾⅐-⅞]|\\[a-z])
-        (?:\s*(?P<scale>hundred|thousand|million|billion)\b)?""",
+    r"""(?P<hashes>\#\#\#\#)
+      | (?P<boxed>\\boxed\s*\{)
+      | (?: \banswer\s+is\b | \bfinal\s+answer\s*: )
+        (?: [\s:,*_]*+ \b(?: actually | also | clearly | exactly | hence | indeed | just | now | only | simply
+                           | still | then | therefore | thus | equal\s+to | a\s+total\s+of )\b ,?+ )*+
+        (?! [\s:*_]*+ (?: consistent | correct | plausible | reasonable | right | valid | verified )\b )
+        [\s:*_]*+""",
     re.VERBOSE | re.IGNORECASE,
 )
-SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9}
-
-# A second number tied to the first, over its unit: "9 * 2", "5 red apples and 3 pears", "10% of 50".
-JOINED = re.compile(
-    r"""[)\]}*_`%]*\s*(?:[a-z]+(?:\s+[a-z]+){0,4}\s*)?
-        (?:(?P<operator>[-+*/×÷^=]|(?<![a-z])x)|,|\b(?:and|or|to)\b|%\s*of\b)
-        \s*[($€£¥*]*[-+]?\.?[0-9]""",
-    re.VERBOSE | re.IGNORECASE,
-)
-
-LATEX = (
-    (re.compile(r"(?<=[0-9])(?=\\[dt]?frac)"), " "),  # a mixed number
-    (re.compile(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}"), r"\1/\2"),
-    (re.compile(r"\\(?:text|mathrm|textbf|mathbf)\s*\{([^{}]*)\}"), r"\1"),
-    (re.compile(r"\\(?:times|cdot)\b"), "*"),
-    (re.compile(r"\{,\}"), ","),
-    (re.compile(r"\\([%$])"), r"\1"),
-    (re.compile(r"\\[,!;: ()\[\]]"), ""),  # spaces and math brackets
-)
-# The minus sign, en dash, and small and full-width hyphens.
-MINUS_SIGNS = str.maketrans(dict.fromkeys("\u2212\u2013\ufe63\uff0d", "-"))
-SENTENCE_END = re.compile(r"[.!?;][*_`\"')$]*(?=\s|$)")
+HEADING = re.compile(r"[\s*_]*+[0-9]++[*_\s]*+[-.):][*_]*+\s++[*_]*+[^\W\d_]")  # as in "#### 1. The eggs"
+SCALE_AFTER_BOX = re.compile(rf"[\s$*\\)\]]*+({any_of(SCALES)})\b")
 
 
 def read(path: Path) -> list[Question]:
@@ -62,7 +47,7 @@ def read(path: Path) -> list[Question]:
     """
     questions: dict[str, Question] = {}
     for place, row in read_rows(path):
-        name = filled_field(row, "id", place) if "id" in row else f"{path.stem}-{place.rpartition(':')[2]}"
+        name = id_field(row, "id", place, default=f"{path.stem}-{place.rpartition(':')[2]}")
         if name in questions:
             raise ValueError(f"{place}: id {name!r} is there twice")
         _, hashes, gold = filled_field(row, "answer", place).rpartition("####")
@@ -74,25 +59,30 @@ def read(path: Path) -> list[Question]:
 
 
 def extract(text: str) -> str | None:
-    """The number a model states as its answer, written canonically, or None where it states none.
+    """The strict reading: the number a model states as its answer, written canonically, or None.
 
     Statements are "#### n", "the answer is n", "final answer: n" and "\\boxed{n}". The last one counts, even
     where it holds no number; only a "####" line that is no number is taken for a heading and passed over.
+    `text` is one step or a whole solution; what follows after it (`solution`) is not read.
     """
+    text = solution(text)
+    end = len(text)
     for statement in reversed(list(STATEMENT.finditer(text))):
-        rest = text[statement.end() :]
-        if statement["hashes"]:
-            line = rest.partition("\n")[0].partition("####")[0]
-            after = "".join(SENTENCE_END.split(line)[1:]).strip()  # as in the heading "#### 1. The eggs"
-            value = None if after else number(line)
-            if value is None:
-                continue
-        else:
-            value = number(
-                braced(rest) if statement["boxed"] else rest.lstrip(" \t\r\n:*_").partition("\n")[0]
-            )
-        return None if value is None else written(value)
+        value = _stated(statement, text[statement.end() : end])
+        if value is not None or not statement["hashes"]:
+            return None if value is None else written(value)
+        end = statement.start()
     return None
+
+
+def flexible(text: str) -> str | None:
+    """The flexible reading: the last number of the solution, stated as the answer or not, or None.
+
+    It finds more answers than the strict one, and takes wrong ones for answers: 20 in "12, not 20". Other
+    harnesses report it beside theirs; like them it reads digits alone, so "1/2" ends in the number 2.
+    """
+    value = last_number(solution(text))
+    return None if value is None else written(value)
 
 
 def correct(answer: str | None, gold: str) -> bool:
@@ -101,41 +91,25 @@ def correct(answer: str | None, gold: str) -> bool:
     return value is not None and value == number(gold)
 
 
-def number(clause: str) -> Fraction | None:
-    """The one number a clause opens with, after markup and currency and before its unit, or None.
+def solution(text: str) -> str:
+    """The text up to the first question that the model asks itself, and up to the end of its turn.
 
-    A percentage is its number ("50%" is 50, as in GSM8K's gold answers). An equation is its right-hand side.
+    A text may open with "Question:": that one is the question asked, and stays.
     """
-    clause = clause.translate(MINUS_SIGNS)
-    for pattern, replacement in LATEX:
-        clause = pattern.sub(replacement, clause)
-    clause = SENTENCE_END.split(clause, maxsplit=1)[0]
-    match = NUMBER.match(clause)
-    if match is None or digit_count(match[0]) > MAX_DIGITS:
-        return None
-    if joined := JOINED.match(clause, match.end()):
-        left, equals, right = clause.rpartition("=")
-        return number(right) if joined["operator"] and equals and left else None
-    denominator = int(match["denominator"] or 1)
-    if denominator == 0:
-        return None
-    size = int(match["whole"] or 0) + Fraction(match["digits"].replace(",", "")) / denominator
-    size *= SCALES[match["scale"].lower()] if match["scale"] else 1
-    value = -size if match["sign"] == "-" else size
-    return value if digit_count(written(value)) <= MAX_DIGITS else None  # so what is written can be read
+    for cut in RUN_ON.finditer(text):
+        if before := text[: cut.start()].strip():
+            return before
+    return text
 
 
-def digit_count(text: str) -> int:
-    return sum(map(str.isdigit, text))
-
-
-def written(value: Fraction) -> str:
-    """A number's one way of being written, so that equal answers are equal texts: "-3", "0.5", "1/3"."""
-    if 10**MAX_DIGITS % value.denominator:
-        return str(value)
-    with localcontext(prec=3 * MAX_DIGITS):  # enough for every digit on either side of the point
-        exact = format(Decimal(value.numerator) / value.denominator, "f")
-    return exact.rstrip("0").rstrip(".") if "." in exact else exact
+def _stated(statement: re.Match[str], rest: str) -> Fraction | None:
+    """The number of a statement, with `rest` what follows its opening."""
+    if statement["boxed"]:
+        inside = braced(rest)
+        scale = SCALE_AFTER_BOX.match(rest, len(inside) + 1)
+        return number(f"{inside} {scale[1]}" if scale else inside)
+    line = rest.partition("\n")[0]
+    return None if statement["hashes"] and HEADING.match(line) else number(line)
 
 
 def braced(text: str) -> str:
