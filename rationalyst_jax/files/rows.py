@@ -51,7 +51,8 @@ def filled_field(row: Mapping[str, Any], key: str, place: str) -> str:
 
 
 def id_field(row: Mapping[str, Any], key: str, place: str, default: str | None = None) -> str:
-    """An identifier as text, which may be an integer in the row; `default` where the key is missing; not blank.
+    """An identifier as text, which may be an integer in the row; `default` where the key is missing; not
+    blank.
 
     Raises ValueError as `text_field`.
     """
