@@ -146,8 +146,12 @@ def random_words(count: int, rng: np.random.Generator, vocabulary: int) -> str:
 
 
 def word_tokenizer(vocabulary: int) -> Any:
-    """Token i is the word "wi", the last three are Llama 3's marks; all other words are w0."""
-    from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+    """Token i is the word "wi", the last three are Llama 3's marks; all other words are w0.
+
+    A random model writes marks too: in its texts they are nothing, for a prompt with a second beginning is
+    refused.
+    """
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     marks = ("<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>")
@@ -155,6 +159,8 @@ def word_tokenizer(vocabulary: int) -> Any:
     names = words | {mark: len(words) + i for i, mark in enumerate(marks)}
     tokenizer = Tokenizer(models.WordLevel(names, unk_token="w0"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    nothing = decoders.Replace(Regex(r"<\|\w+\|>"), "")
+    tokenizer.decoder = decoders.Sequence([nothing, decoders.WordPiece(cleanup=False)])
     tokenizer.add_special_tokens([AddedToken(mark, normalized=False, special=True) for mark in marks])
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=marks[0], eos_token=marks[1])
     fast.chat_template = (
