@@ -41,6 +41,12 @@ class Restored(NamedTuple):
     data: Any
 
 
+class _Manager(ocp.CheckpointManager):
+    def reached_preemption(self, step: int) -> bool:
+        """Never: the loop asks jax, and Orbax's numbers would come between its own (`Preemption.heard`)."""
+        return False
+
+
 class Checkpoints:
     """The last `keep` states of one run, and the one with the lowest validation loss.
 
@@ -61,7 +67,7 @@ class Checkpoints:
             preservation_policy=AnyPreservationPolicy([LatestN(n=keep), best]),
             cleanup_tmp_directories=True,  # what a killed run left half written
         )
-        self.manager = ocp.CheckpointManager(folder.absolute(), options=options)
+        self.manager = _Manager(folder.absolute(), options=options)
 
     def __enter__(self) -> Self:
         return self
