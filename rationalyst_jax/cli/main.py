@@ -14,7 +14,7 @@ import re
 import sys
 import threading
 import traceback
-from argparse import ArgumentError
+from argparse import SUPPRESS, ArgumentError
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
@@ -96,12 +96,18 @@ def _parse(name: str, command: ModuleType, arguments: list[str]) -> dict[str, An
         command.add_arguments(parser)
     else:
         parser.add_function_arguments(command.run, as_group=False)
+    passed_over: tuple[str, ...] = getattr(command, "PASSED_OVER", ())  # keys that files may hold
+    for key in passed_over:
+        parser.add_argument(f"--{key}", help=SUPPRESS)
     given = _configs(arguments)
     if hasattr(command, "DEFAULT_CONFIG") and not given and not {"-h", "--help"} & {*arguments}:
         if not command.DEFAULT_CONFIG.is_file():
             raise ArgumentError(None, f"{command.DEFAULT_CONFIG} is not there: give --config FILE")
         arguments, given = ["--config", str(command.DEFAULT_CONFIG), *arguments], [0, 1]
     rest = [argument for i, argument in enumerate(arguments) if i not in given]
+    for key in passed_over:
+        if any(argument.partition("=")[0] == f"--{key}" for argument in rest):
+            raise ArgumentError(None, f"Option '{key}' is not accepted")
     # Files first, wherever they stand: an option on the command line always wins.
     files = [arguments[i] for i in given]
     try:
@@ -112,7 +118,7 @@ def _parse(name: str, command: ModuleType, arguments: list[str]) -> dict[str, An
             if unknown and _holds(file, unknown[1]):
                 raise ArgumentError(None, f"{file}: unknown key {unknown[1]}") from None
         raise
-    return {key: value for key, value in options.items() if key != "config"}
+    return {key: value for key, value in options.items() if key not in ("config", *passed_over)}
 
 
 def _holds(file: str, key: str) -> bool:

@@ -157,13 +157,17 @@ class Batches(Sequence[TrainBatch]):
         """The step's batch in NumPy arrays: of each microbatch the rows `held` (below B, ascending) alone."""
         members = self.members[step]
         row, offset, rows = best_fit(self.store.nodes[members].tolist(), self.row_length)
-        A, b, T, P = self.microbatches, len(held), self.row_length, self.row_targets
-        token_ABT, position_ABT = np.zeros((2, A, b, T), np.int32)
-        subtree_size_ABT = np.ones((A, b, T), np.int32)
-        place_ABP = np.zeros((A, b, P), np.int32)
-        target_ABP = np.full((A, b, P), -1, np.int32)
-        weight_ABP = np.zeros((A, b, P), np.float32)
-        filled_AB = np.zeros((A, b), int)
+        A = self.microbatches
+        B = len(held)  # those of this process
+        T = self.row_length
+        P = self.row_targets
+        token_ABT = np.zeros((A, B, T), np.int32)
+        position_ABT = np.zeros((A, B, T), np.int32)
+        subtree_size_ABT = np.ones((A, B, T), np.int32)
+        place_ABP = np.zeros((A, B, P), np.int32)
+        target_ABP = np.full((A, B, P), -1, np.int32)
+        weight_ABP = np.zeros((A, B, P), np.float32)
+        filled_AB = np.zeros((A, B), int)
         held_at = {r: i for i, r in enumerate(held.tolist())}
         for member, r, start in zip(members, row, offset, strict=True):
             a, r_of_microbatch = divmod(int(r), self.rows)

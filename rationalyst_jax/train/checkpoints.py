@@ -55,7 +55,8 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, run: Mapping[str, Any], keep: int, note: Callable[[str], None]):
-        self.folder, self.note = folder, note
+        self.folder = folder
+        self.note = note
         self.run = json.loads(json.dumps(run))
 
         def quality(metrics: Any) -> float:
@@ -224,7 +225,8 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 def _config(fields: dict[str, Any]) -> LlamaConfig:
     """A config that went through JSON as its fields."""
-    scaling, eos = fields["rope_scaling"], fields["eos_token_id"]
+    scaling = fields["rope_scaling"]
     scaling = None if scaling is None else RopeScaling(**scaling)
+    eos = fields["eos_token_id"]
     eos = tuple(eos) if isinstance(eos, list) else eos
     return LlamaConfig(**{**fields, "rope_scaling": scaling, "eos_token_id": eos})

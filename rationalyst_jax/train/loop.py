@@ -160,8 +160,9 @@ def begin(model: Llama, config: TrainConfig, mesh: Mesh) -> Parts:
     graph, weights = nnx.split(model)
     model = nnx.merge(graph, jax.device_put(weights, shard_weights(weights, mesh)))
     if config.lora is not None:
-        layers, lora, seed = model.layers, config.lora, config.seed
-        model.adapters = created(lambda: Adapters(layers, lora, rngs=nnx.Rngs(seed)), mesh)
+        layers = model.layers
+        lora = config.lora
+        model.adapters = created(lambda: Adapters(layers, lora, rngs=nnx.Rngs(config.seed)), mesh)
     graph, trained, frozen = take_apart(model)
     trained = jax.tree.map(lambda w: w.astype(config.master_dtype), trained)
     return Parts(graph, trained, jax.tree.map(lambda w: w.astype(config.dtype), frozen))

@@ -141,8 +141,8 @@ def _wandb_run(project: str, run_dir: Path) -> Any:
     if not kept.exists():
         with whole(kept) as unfinished:
             unfinished.write_text(uuid.uuid4().hex)
-    name, run_id = run_dir.resolve().name, kept.read_text()
     try:
-        return wandb.init(project=project, name=name, id=run_id, dir=run_dir, resume="allow")
+        name = run_dir.resolve().name
+        return wandb.init(project=project, name=name, id=kept.read_text(), dir=run_dir, resume="allow")
     except wandb.Error as error:
         raise ValueError(f"wandb: {' '.join(str(error).split())}") from error
