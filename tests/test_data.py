@@ -35,7 +35,14 @@ from rationalyst_jax.reason.traces import Step
 from rationalyst_jax.reason.trajectory import Roles, Setting, Trajectory
 from rationalyst_jax.roles.role import Role
 from rationalyst_jax.tasks.question import Question
-from rationalyst_jax.train.batches import Batch, Batches, held_rows, loader, ordered_steps, shuffled_steps
+from rationalyst_jax.train.batches import (
+    Batches,
+    TrainBatch,
+    held_rows,
+    loader,
+    ordered_steps,
+    shuffled_steps,
+)
 from rationalyst_jax.train.config import TrainConfig
 from rationalyst_jax.train.examples import Example, TargetTree, forest, split_by_group
 from rationalyst_jax.train.rationales import read_rationales
@@ -83,7 +90,7 @@ def assert_same_trees(found: Iterable[TargetTree], expected: Iterable[TargetTree
         assert named == (other.group, other.examples, other.sequence_tokens)
 
 
-def assert_same_batch(one: Batch, other: Batch) -> None:
+def assert_same_batch(one: TrainBatch, other: TrainBatch) -> None:
     jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
@@ -316,7 +323,7 @@ def test_validation_takes_every_tree_once_in_order():
 # ---- Batches ----
 
 
-def trees_in(batch: Batch) -> Counter:
+def trees_in(batch: TrainBatch) -> Counter:
     """The trees of a batch with their targets, read back from its rows; how often each is there."""
     found = Counter()
     token_ABT, position_ABT, size_ABT = map(
@@ -471,7 +478,7 @@ def test_batches_are_made_ahead_and_not_counted_as_taken(store):
     ready = threading.Event()
     place = batches.place
 
-    def placed(batch: Batch) -> Batch:
+    def placed(batch: TrainBatch) -> TrainBatch:
         if counting.reads.total() >= enough:
             ready.set()
         return place(batch)

@@ -86,7 +86,8 @@ def test_an_experiment_gives_what_the_commands_give(finished, tmp_path):
     )
     command(
         "train",
-        f"--rationales {tmp_path}/mine/rationalyst.parquet --model world --run_dir {tmp_path}/train/rationalyst",
+        f"--rationales {tmp_path}/mine/rationalyst.parquet --model world "
+        f"--run_dir {tmp_path}/train/rationalyst",
     )
     questions = run_dir / "data" / "test.jsonl"
     command(

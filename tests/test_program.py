@@ -16,7 +16,7 @@ from rationalyst_jax.lm.model.llama import Llama
 from rationalyst_jax.lm.trees.likelihood import Batch, score_rows
 from rationalyst_jax.plan.program import (
     Collective,
-    Memory,
+    ProgramMemory,
     by_kind,
     collectives,
     collectives_of,
@@ -98,7 +98,7 @@ def test_donated_arguments_need_no_second_place():
 
 def test_the_slowest_resource_decides_the_floor():
     found = [Collective("all-gather", 2, 10**11, 8), Collective("all-reduce between slices", 1, 10**15, 2)]
-    floor = time_floor(CHIPS["v5e"], 197e12 / 2, Memory(819 * 10**8, 0, 0, 0, 0), found)
+    floor = time_floor(CHIPS["v5e"], 197e12 / 2, ProgramMemory(819 * 10**8, 0, 0, 0, 0), found)
     assert (floor.compute, floor.memory, floor.communication, floor.seconds) == (0.5, 0.1, 1.0, 1.0)
 
 

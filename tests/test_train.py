@@ -2,6 +2,7 @@
 
 import json
 import struct
+import subprocess
 import sys
 from dataclasses import replace
 from importlib import import_module
@@ -23,12 +24,12 @@ from rationalyst_jax.lm.model.config import LlamaConfig
 from rationalyst_jax.lm.model.llama import Llama, tree_attend
 from rationalyst_jax.lm.weights.hf import load_llama, save_llama
 from rationalyst_jax.lm.weights.tokenizer import load_tokenizer
-from rationalyst_jax.train.batches import Batch, Batches, ordered_steps, shuffled_steps
+from rationalyst_jax.train.batches import Batches, TrainBatch, ordered_steps, shuffled_steps
 from rationalyst_jax.train.config import TrainConfig
 from rationalyst_jax.train.examples import Example
 from rationalyst_jax.train.export import export
 from rationalyst_jax.train.loop import FitResult, fit
-from rationalyst_jax.train.step import loss_and_gradient, take_apart
+from rationalyst_jax.train.step import loss_and_gradient, take_apart, train_step
 from rationalyst_jax.train.store import TreeStore, open_store
 
 TINY = LlamaConfig(
@@ -83,7 +84,7 @@ def fit_examples(
     return fit(model, store, config, run_dir, **{"mesh": one_device(), **options})
 
 
-def one_batch(examples: list[Example], microbatch_rows: int) -> Batch:
+def one_batch(examples: list[Example], microbatch_rows: int) -> TrainBatch:
     config = TrainConfig(batch_examples=len(examples), row_length=64, microbatch_rows=microbatch_rows)
     with TemporaryDirectory() as folder:
         store = store_of(examples, config, Path(folder))
@@ -244,6 +245,7 @@ def test_an_interrupted_run_ends_in_the_same_bits(tmp_path):
     assert [row["step"] for row in broken_rows] == [1, 2, 3, 4, 5, 6]
     for row in (*rows, *broken_rows):
         del row["tokens_per_second"]
+        row.pop("compile_seconds", None)  # in the first of each start
     assert broken_rows == rows
     finished = fit_examples(tiny_model(), examples, FAST, tmp_path / "broken")  # nothing left to do
     assert finished.metrics == broken.metrics
@@ -291,6 +293,46 @@ def test_the_step_is_compiled_once(tmp_path):
     assert after_step[4] > 0
     assert after_step[4] == after_step[-1]  # the first validation and checkpoint are at step 4
     assert sum("train_step" in name for name in compiled) == 1
+
+
+class Clock:
+    """Time that passes as it is told to: a second each time it is asked for, 1,000 for each compilation."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        self.now += 1
+        return self.now
+
+    def compiling(self, lower):
+        def compile_slowly(*arguments):
+            lowered = lower(*arguments)
+            self.now += 1000
+            return lowered
+
+        return compile_slowly
+
+
+def test_speeds_leave_out_the_compilation(tmp_path, monkeypatch):
+    clock, notes = Clock(), []
+    monkeypatch.setattr("rationalyst_jax.train.loop.time", clock)
+    monkeypatch.setattr("rationalyst_jax.train.reports.time", clock)
+    slowly = SimpleNamespace(lower=clock.compiling(train_step.lower))
+    monkeypatch.setattr("rationalyst_jax.train.loop.train_step", slowly)
+
+    def stop(steps, row):
+        if row["step"] == 3:
+            raise Interruption
+
+    config = replace(FAST, validation_fraction=0.0)
+    with pytest.raises(Interruption):
+        fit_examples(tiny_model(), random_examples(60), config, tmp_path, progress=stop, note=notes.append)
+    fit_examples(tiny_model(), random_examples(60), config, tmp_path, note=notes.append)
+    rows = metrics_rows(tmp_path)
+    assert notes == ["compiled in 1001.0 s"] * 2
+    assert [row.get("compile_seconds") for row in rows] == [1001, None, 1001, None, None, None]
+    assert all(row["tokens_per_second"] > 20 for row in rows)  # of at least 100 tokens in at most 5 s
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_path):
@@ -370,12 +412,21 @@ def test_a_board_gets_the_numbers_of_every_step_and_hears_of_a_restart(tmp_path)
     fit_examples(tiny_model(), random_examples(60), FAST, tmp_path)
     first, second = (events(file) for file in sorted((tmp_path / "tensorboard").iterdir()))
     assert first[0].file_version == "brain.Event:2" and second[0].file_version == "brain.Event:2"
-    assert [event.step for event in first[1:]] == [1, 1, 2, 3]
-    assert [event.step for event in second[1:]] == [3, 3, 4, 5, 6]
-    assert second[1].session_log.status == 1  # what came after step 2 is void
-    for event, row in zip(second[2:], metrics_rows(tmp_path)[2:], strict=True):
-        values = {value.tag: value.simple_value for value in event.summary.value}
-        assert values == pytest.approx({name: x for name, x in row.items() if name != "step"}, rel=1e-6)
+    assert {event.step for event in first[1:]} == {1, 2, 3}
+    assert second[1].step == 3 and second[1].session_log.status == 1  # what came after step 2 is void
+    boards: dict[int, dict[str, float]] = {step: {"step": step} for step in (3, 4, 5, 6)}
+    for event in second[2:]:
+        boards[event.step] |= {value.tag: value.simple_value for value in event.summary.value}
+    for board, row in zip(boards.values(), metrics_rows(tmp_path)[2:], strict=True):
+        assert board == pytest.approx(row, rel=1e-6)
+
+
+def test_training_does_not_import_torch():
+    program = "import sys, rationalyst_jax.train.loop; from pathlib import Path\n"
+    program += "from rationalyst_jax.train.metrics import MetricsLog; MetricsLog(Path(sys.argv[1]), 0)\n"
+    program += "assert 'tensorboardX' in sys.modules and 'torch' not in sys.modules"
+    with TemporaryDirectory() as folder:
+        subprocess.run([sys.executable, "-c", program, folder], check=True, timeout=300)
 
 
 def test_weights_and_biases_get_the_same_numbers(tmp_path, monkeypatch):

@@ -18,8 +18,10 @@ from test_train import FAST, assert_same_weights, fit_examples, metrics_rows, ra
 
 from rationalyst_jax.cli.main import mute_background_errors
 from rationalyst_jax.files.interruption import Interrupted
+from rationalyst_jax.train import loop
 from rationalyst_jax.train.checkpoints import load_trained
 from rationalyst_jax.train.loop import FitResult
+from rationalyst_jax.train.preemption import Preemption
 
 EXAMPLES = random_examples(60)
 
@@ -70,6 +72,53 @@ def test_sigterm_saves_and_the_run_goes_on_in_the_same_bits(straight, tmp_path):
     assert_same_weights(straight.model, train(tmp_path).model)
 
 
+@pytest.mark.parametrize(
+    ("before", "says"),
+    [
+        ("loader", "at step 0 of 6, with nothing to save"),
+        ("_restored", "at step 0 of 6, with nothing to save"),
+        ("_compiled", "after step 1 of 6, which is saved"),
+    ],
+)
+def test_sigterm_before_the_first_step_is_heard(before, says, straight, tmp_path, monkeypatch):
+    real = getattr(loop, before)
+
+    def signalled(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return real(*arguments)
+
+    monkeypatch.setattr(loop, before, signalled)
+    with pytest.raises(Interrupted, match=rf"^stopped by SIGTERM {says}$"):
+        train(tmp_path)
+    monkeypatch.undo()
+    assert_same_weights(straight.model, train(tmp_path).model)
+
+
+def test_sigterm_at_the_last_step_is_heard_when_all_is_saved(straight, tmp_path):
+    with pytest.raises(Interrupted, match=r"^stopped by SIGTERM after the last of 6 steps, which is saved$"):
+        train(tmp_path, progress=at_step(6, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+    again: list[float] = []
+    result = train(tmp_path, progress=lambda steps, row: again.append(row["step"]))
+    assert not again and result.metrics["val_loss"] == straight.metrics["val_loss"]
+    assert_same_weights(straight.model, result.model)
+
+
+def test_several_processes_ask_with_numbers_that_have_no_gap(tmp_path, monkeypatch):
+    asked: list[int] = []
+
+    def reached(number: int) -> bool:
+        asked.append(number)
+        return number == 3
+
+    monkeypatch.setattr("jax.experimental.multihost_utils.reached_preemption_sync_point", reached)
+    train(tmp_path)
+    assert asked == []  # Orbax would ask too, with the numbers of steps
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+    with Preemption() as preemption:
+        assert [preemption.heard() for _ in range(4)] == [False, False, True, True]
+    assert asked == [1, 2, 3, 4]
+
+
 def damage(checkpoint: Path) -> None:
     """Cuts every file of arrays short."""
     arrays = [
@@ -92,7 +141,7 @@ def test_a_damaged_checkpoint_is_put_aside_and_the_one_before_taken(harm, straig
     harm(tmp_path / "checkpoints/4")
     notes: list[str] = []
     result = train(tmp_path, note=notes.append)
-    assert len(notes) == 1 and "checkpoints/4: damaged checkpoint: " in notes[0]
+    assert len(notes) == 2 and "checkpoints/4: damaged checkpoint: " in notes[0]
     assert "put aside as" in notes[0] and (tmp_path / "damaged/4").is_dir()
     assert_same_weights(straight.model, result.model)
     assert [row["step"] for row in metrics_rows(tmp_path)] == [1, 2, 3, 4, 5, 6]
@@ -149,7 +198,7 @@ def too_much(*_, **__):
     return jax.jit(lambda: jnp.zeros((1 << 30, 1 << 20)))()
 
 
-@pytest.mark.parametrize("where", ["begin", "train_step"])
+@pytest.mark.parametrize("where", ["begin", "_compiled"])
 def test_memory_that_does_not_suffice_names_what_helps(where, tmp_path, monkeypatch):
     monkeypatch.setattr(f"rationalyst_jax.train.loop.{where}", too_much)
     with pytest.raises(ValueError) as caught:

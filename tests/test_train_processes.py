@@ -21,6 +21,12 @@ from rationalyst_jax.world.vocabulary import make_tokenizer
 SETTINGS = {"batch_examples": 4, "row_length": 64, "microbatch_rows": 1, "save_every": 3, "validate_every": 3}
 TRAIN = "train --rationales rationales.parquet --model model --prompts world --run_dir"
 
+COMMAND = """
+import os, signal, sys, threading, time
+from rationalyst_jax.cli.main import main
+sys.exit(main())
+"""
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
@@ -35,7 +41,9 @@ def folder(tmp_path_factory) -> Path:
     return root
 
 
-def start(folder: Path, run_dir: str, steps: int, processes: int, mesh: str) -> list[subprocess.Popen[str]]:
+def start(
+    folder: Path, run_dir: str, steps: int, processes: int, mesh: str, program: str = COMMAND
+) -> list[subprocess.Popen[str]]:
     """The processes of a run on eight simulated devices."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -47,10 +55,10 @@ def start(folder: Path, run_dir: str, steps: int, processes: int, mesh: str) -> 
     for process in range(processes):
         place = f" --distributed.coordinator 127.0.0.1:{port} --distributed.processes {processes}"
         place += f" --distributed.process {process}"
-        program = [sys.executable, "-m", "rationalyst_jax.cli.main", *command.split()]
-        program += place.split() if processes > 1 else []
+        arguments = [sys.executable, "-c", program, *command.split()]
+        arguments += place.split() if processes > 1 else []
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        started.append(subprocess.Popen(program, cwd=folder, env=environ, **pipes))
+        started.append(subprocess.Popen(arguments, cwd=folder, env=environ, **pipes))
     return started
 
 
@@ -129,3 +137,51 @@ def test_sigterm_to_one_process_stops_both_at_one_step_and_they_go_on_in_the_sam
     assert steps_done(run_dir) < 400
     finish(start(folder, "stopped", 400, 2, ""))
     assert exported(run_dir) == exported(folder / "straight")
+
+
+def signalled(name: str, act: str) -> str:
+    """The command, which does something first where it calls `name` of the training loop."""
+    patched = f"""
+from rationalyst_jax.train import loop
+real = loop.{name}
+def first(*arguments, **options):
+    {act}
+    return real(*arguments, **options)
+loop.{name} = first
+"""
+    return COMMAND.replace("sys.exit", patched + "sys.exit")
+
+
+TERM = "os.kill(os.getpid(), signal.SIGTERM)"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize(
+    ("where", "act"),
+    [
+        ("fit", TERM),  # the model is loaded, and nothing begun
+        ("begin", TERM),
+        ("_compiled", f"threading.Timer(0.1, lambda: {TERM}).start()"),  # while XLA has the main thread
+        ("_result", TERM),
+    ],
+)
+def test_sigterm_at_any_time_ends_a_short_run_which_goes_on(where, act, steps, folder):
+    name = f"{where}{steps}"
+    [stopped] = start(folder, name, steps, 1, "", signalled(where, act))
+    _, error = stopped.communicate(timeout=300)
+    assert stopped.returncode == 75 and "stopped by SIGTERM" in error
+    finish(start(folder, name, steps, 1, ""))
+    assert steps_done(folder / name) == steps
+
+
+@pytest.mark.slow
+def test_sigterm_while_two_processes_resume_stops_both(folder):
+    both, run_dir = start(folder, "resumed", 400, 2, ""), folder / "resumed"
+    wait_for(run_dir, 5, both)
+    both[1].send_signal(signal.SIGTERM)
+    finish(both, code=75)
+    done = steps_done(run_dir)
+    act = f"(loop.jax.process_index() == 1 and {TERM}); time.sleep(3)"  # jax looks once a second
+    finish(start(folder, "resumed", 400, 2, "", signalled("_compiled", act)), code=75)
+    assert done < steps_done(run_dir) <= done + 3

@@ -15,7 +15,7 @@ import re
 import sys
 import threading
 import traceback
-from argparse import ArgumentError
+from argparse import SUPPRESS, ArgumentError
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -115,7 +115,14 @@ def parser_of(name: str, command: ModuleType) -> ArgumentParser:
         command.add_arguments(parser)
     else:
         parser.add_function_arguments(command.run, as_group=False)
+    for key in _passed_over(command):
+        parser.add_argument(f"--{key}", help=SUPPRESS)
     return parser
+
+
+def _passed_over(command: ModuleType) -> tuple[str, ...]:
+    """Keys that a command's files may hold, for other commands."""
+    return getattr(command, "PASSED_OVER", ())
 
 
 def _parse(name: str, command: ModuleType, arguments: list[str]) -> dict[str, Any]:
@@ -126,6 +133,9 @@ def _parse(name: str, command: ModuleType, arguments: list[str]) -> dict[str, An
         arguments = ["--config", command.DEFAULT_CONFIG, *arguments]
         given = [0, 1]
     rest = [argument for i, argument in enumerate(arguments) if i not in given]
+    for key in _passed_over(command):
+        if any(argument.partition("=")[0] == f"--{key}" for argument in rest):
+            raise ArgumentError(None, f"Option '{key}' is not accepted")
     # Files first, wherever they stand: an option on the command line always wins.
     files = [arguments[i] for i in given]
     try:
@@ -136,7 +146,8 @@ def _parse(name: str, command: ModuleType, arguments: list[str]) -> dict[str, An
             if unknown and _holds(file, unknown[1]):
                 raise ArgumentError(None, f"{file}: unknown key {unknown[1]}") from None
         raise
-    return {key: value for key, value in options.items() if key != "config"}
+    others = ("config", *_passed_over(command))
+    return {key: value for key, value in options.items() if key not in others}
 
 
 def _holds(file: str, key: str) -> bool:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 # All chips divide the model: no weight has to be gathered.
 BY_TENSOR = MeshShape(replica=1, fsdp=1, tensor=-1)
 
+# Keys of the other commands' config files that say nothing about memory or speed.
+PASSED_OVER = ("prompts",)
+
 
 def run(
     model: str,
@@ -25,13 +28,12 @@ def run(
     stage: Literal["train", "filter"] = "train",
     slices: int = 1,
     mesh: MeshShape = BY_TENSOR,
-    prompts: str | None = None,
 ) -> None:
     """Compile a stage's own program for TPUs that need not be there, and say whether it fits.
 
     Per chip: memory, exchanges with other chips, operations, and the time below which all that cannot be
-    done. Where it does not fit, changes are tried until it does, the mildest that does is named, and the exit
-    status is 1. Nothing is run. The ready configs of `rationalyst train` and `filter` are taken as they are.
+    done. Where it does not fit, changes are made, the mildest first, until it does; these are named, and the
+    exit status is 1. Nothing is run. The ready configs of `train` and `filter` are taken as they are.
 
     Args:
         model: A published shape (llama3-8b, llama3.1-8b, llama3.2-1b, ...) or a checkpoint folder, of which
@@ -40,16 +42,16 @@ def run(
         stage: What is planned.
         slices: How many such slices there are, connected by a network.
         mesh: How the filter divides the chips; to be given to the filter too, which else uses one.
-        prompts: Changes nothing; it stands in the configs of the other commands.
     """
     import jax
 
     from rationalyst_jax.plan.nearest import Trial, nearest, written
-    from rationalyst_jax.plan.plan import Settings, plan, shape, target
+    from rationalyst_jax.plan.plan import PlanSettings, plan, shape, target
 
     jax.config.update("jax_platforms", "cpu")  # a TPU that is here may be at work
     console = Console()
-    planned, settings = target(stage, shape(model), topology, slices), Settings(train, filter, mesh)
+    planned = target(stage, shape(model), topology, slices)
+    settings = PlanSettings(train, filter, mesh)
     with console.status("compiling"):
         found = plan(planned, settings)
     how = "compiled, not run" if found.compiled else "not compiled"

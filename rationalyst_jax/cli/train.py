@@ -5,6 +5,7 @@ from typing import Literal
 
 from rich.console import Console
 
+from rationalyst_jax.files.interruption import end_at_sigterm
 from rationalyst_jax.lm.devices.distributed import DistributedConfig, is_main, start
 from rationalyst_jax.report.progress import track_steps
 from rationalyst_jax.report.tables import counts_table
@@ -37,6 +38,7 @@ def run(
         profile: Trace so many steps of this start, into run_dir/profile.
         wandb: Project of Weights & Biases that gets the metrics too.
     """
+    end_at_sigterm()
     start(distributed)
     from rationalyst_jax.lm.engine.config import EngineConfig
     from rationalyst_jax.pipeline.models import Models

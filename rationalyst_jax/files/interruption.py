@@ -1,8 +1,26 @@
 """Work that was told to stop, and stopped where it can be continued."""
 
+import os
+import signal
+from types import FrameType
+
 # sysexits.h calls it EX_TEMPFAIL: try again. What launches a job runs it again where it ends so.
 EXIT_CODE = 75
 
 
 class Interrupted(Exception):
     """Raised once all that was done is on the disk; says how far it came."""
+
+
+def end_at_sigterm() -> None:
+    """From here on SIGTERM ends the process at once, with `EXIT_CODE`.
+
+    For work that can be killed at any time and continued; what cannot handles the signal itself meanwhile.
+    To be called in the main thread.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        os.write(2, b"stopped by SIGTERM; the same command goes on from here\n")
+        os._exit(EXIT_CODE)
+
+    signal.signal(signal.SIGTERM, end)

@@ -1,8 +1,8 @@
 """What to change where a plan does not fit: the mildest settings with which it does.
 
 Changes stand on a ladder. Those at its foot cost time, those above keep numbers more coarsely, those at its
-top train in another way. Each is made on top of all below it, so that less and less memory is needed, and the
-lowest place that fits is found by halving. What is below it and not needed is then taken back.
+top train in another way. It is climbed from the foot, each change on top of those below it, until the plan
+fits.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,10 +11,9 @@ from typing import Any
 
 from rationalyst_jax.lm.devices.mesh import MeshShape
 from rationalyst_jax.lm.model.settings import LoraConfig
-from rationalyst_jax.plan.plan import Plan, Settings, Target
+from rationalyst_jax.plan.plan import Plan, PlanSettings, Target
 
 Changes = Mapping[str, Any]  # of settings, by their names on the command line
-MOST_COMPILED = 8
 
 
 @dataclass(frozen=True)
@@ -26,53 +25,26 @@ class Trial:
 
 
 def nearest(
-    target: Target, settings: Settings, attempt: Callable[[Settings], Plan], tell: Callable[[Trial], None]
+    target: Target,
+    settings: PlanSettings,
+    attempt: Callable[[PlanSettings], Plan],
+    tell: Callable[[Trial], None],
 ) -> Trial | None:
-    """The changes with which it fits, of which none can be left out; None where nothing on the ladder helps.
+    """The first changes on the ladder, each with all below it, with which it fits; None where none do.
 
-    `attempt` makes a plan; `tell` hears of each. After `MOST_COMPILED` of them were compiled, the best so far
-    is taken.
+    `attempt` makes a plan, at most one for each rung; `tell` hears of each.
     """
-    compiled = 0
-
-    def fitting(rungs: list[Changes]) -> Trial | None:
-        nonlocal compiled
-        if compiled == MOST_COMPILED:
-            return None
-        changes = {key: value for rung in rungs for key, value in rung.items()}
+    changes: Changes = {}
+    for rung in ladder(target, settings):
+        changes = {**changes, **rung}
         trial = Trial(changes, attempt(changed(settings, changes)))
-        compiled += trial.plan.compiled
         tell(trial)
-        return trial if trial.plan.fits else None
-
-    rungs = ladder(target, settings)
-    best, too_low, high_enough = None, 0, len(rungs) + 1
-    while high_enough - too_low > 1:
-        middle = (too_low + high_enough) // 2
-        if trial := fitting(rungs[:middle]):
-            best, high_enough = trial, middle
-        else:
-            too_low = middle
-    if best is None:
-        return None
-
-    # The last rung is needed. A higher one for the same setting has replaced those below it.
-    *below, last = rungs[:high_enough]
-    needed = [
-        rung
-        for i, rung in enumerate(below)
-        if not any(rung.keys() <= r.keys() for r in [*below[i + 1 :], last])
-    ]
-    if len(needed) > 1 and (trial := fitting([last])):
-        return trial
-    for rung in reversed(needed):
-        without = [other for other in needed if other is not rung]
-        if trial := fitting([*without, last]):
-            best, needed = trial, without
-    return best
+        if trial.plan.fits:
+            return trial
+    return None
 
 
-def ladder(target: Target, settings: Settings) -> list[Changes]:
+def ladder(target: Target, settings: PlanSettings) -> list[Changes]:
     """All changes that are left to make, the mildest first."""
     return _training_ladder(target, settings) if target.stage == "train" else _filter_ladder(target, settings)
 
@@ -86,7 +58,7 @@ def changed(settings: Any, changes: Changes) -> Any:
     return settings
 
 
-def written(settings: Settings, changes: Changes) -> str:
+def written(settings: PlanSettings, changes: Changes) -> str:
     """The changes as options of the command line."""
     options = {}
     for key, value in changes.items():
@@ -103,7 +75,7 @@ def written(settings: Settings, changes: Changes) -> str:
     return " ".join(f"--{option} {value}" for option, value in options.items())
 
 
-def _training_ladder(target: Target, settings: Settings) -> list[Changes]:
+def _training_ladder(target: Target, settings: PlanSettings) -> list[Changes]:
     config = settings.train
     replica, _, tensor = config.mesh.sizes(len(target.devices))
     rungs: list[Changes] = []
@@ -129,7 +101,7 @@ def _training_ladder(target: Target, settings: Settings) -> list[Changes]:
     return rungs
 
 
-def _filter_ladder(target: Target, settings: Settings) -> list[Changes]:
+def _filter_ladder(target: Target, settings: PlanSettings) -> list[Changes]:
     replica, fsdp, tensor = settings.mesh.sizes(len(target.devices))
     rows = [rows for rows in _halves(settings.filter.rows_per_batch) if rows % (replica * fsdp) == 0]
     rungs: list[Changes] = [{"filter.rows_per_batch": n} for n in rows]
@@ -143,7 +115,8 @@ def _halves(n: int) -> list[int]:
 
 def _more_tensor(target: Target, tensor: int) -> list[MeshShape]:
     """Meshes that divide heads, feed-forward layer and words further than among `tensor` chips."""
-    model, chips = target.model, len(target.devices) // target.slices
+    model = target.model
+    chips = len(target.devices) // target.slices
     divided = (chips, model.num_kv_heads, model.intermediate_size, model.vocab_size)
     sizes = [tensor << i for i in range(1, model.num_kv_heads.bit_length())]
     return [MeshShape(target.slices, -1, n) for n in sizes if not any(size % n for size in divided)]

@@ -35,7 +35,7 @@ from rationalyst_jax.lm.trees import likelihood
 from rationalyst_jax.lm.weights.hf import load_config
 from rationalyst_jax.mine.config import FilterConfig
 from rationalyst_jax.plan.program import Collective, TimeFloor, collectives, memory, time_floor
-from rationalyst_jax.train import batches
+from rationalyst_jax.train.batches import batch_shapes
 from rationalyst_jax.train.config import TrainConfig
 from rationalyst_jax.train.step import abstract_state, take_apart, train_step
 
@@ -47,7 +47,7 @@ _STEPS = 1000  # of a run: a constant of the learning rate's schedule
 
 
 @dataclass(frozen=True)
-class Settings:
+class PlanSettings:
     """The settings of the stages, by the names that they have on the command line; `mesh` is the filter's."""
 
     train: TrainConfig
@@ -131,35 +131,36 @@ def shape(model: str) -> LlamaConfig:
     return load_config(model)
 
 
-def plan(target: Target, settings: Settings) -> Plan:
+def plan(target: Target, settings: PlanSettings) -> Plan:
     """Compiles the stage's program. Raises ValueError where the mesh divides devices, model or rows badly."""
     if target.stage == "train":
         mesh = mesh_of(settings.train.mesh, target.devices)
-        step = training(target.model, settings.train, mesh)
+        program = training(target.model, settings.train, mesh)
     else:
         mesh = mesh_of(settings.mesh, target.devices)
-        step = filtering(target.model, settings.filter, mesh)
+        program = filtering(target.model, settings.filter, mesh)
     found = partial(
         Plan,
         mesh=tuple(mesh.shape.values()),
-        rows=step.rows,
-        parts=step.parts,
+        rows=program.rows,
+        parts=program.parts,
         usable=target.usable,
-        flops=step.flops,
+        flops=program.flops,
     )
-    resident = sum(step.parts.values())
+    resident = sum(program.parts.values())
     if resident > target.usable:
         return found(peak=resident, program=None, seconds=0.0)
     start = time.perf_counter()
     try:
-        compiled = step.lower().compile()
+        compiled = program.lower().compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return found(peak=exceeded(str(error))[0], program=None, seconds=time.perf_counter() - start)
     seconds = time.perf_counter() - start
-    needed, exchanged = memory(compiled), collectives(compiled)
-    floor = time_floor(target.chip, step.flops, needed, exchanged)
+    needed = memory(compiled)
+    exchanged = collectives(compiled)
+    floor = time_floor(target.chip, program.flops, needed, exchanged)
     return found(peak=needed.peak, program=(exchanged, floor), seconds=seconds)
 
 
@@ -224,7 +225,7 @@ def exceeded(message: str) -> tuple[int, int]:
 # ---- Programs ----
 
 
-class Step(NamedTuple):
+class StageProgram(NamedTuple):
     """One execution of a program, before it is compiled.
 
     rows: how many, and their length in tokens. parts: as in `Plan`. flops: of one chip, all rows filled by
@@ -237,7 +238,7 @@ class Step(NamedTuple):
     flops: float
 
 
-def training(model: LlamaConfig, config: TrainConfig, mesh: Mesh) -> Step:
+def training(model: LlamaConfig, config: TrainConfig, mesh: Mesh) -> StageProgram:
     """The step of `train/loop.py` with one microbatch. Raises ValueError where the mesh divides it badly."""
 
     def build() -> Llama:
@@ -252,13 +253,10 @@ def training(model: LlamaConfig, config: TrainConfig, mesh: Mesh) -> Step:
     frozen = placed(parts.frozen, shard_weights(parts.frozen, mesh), config.dtype)
     state = abstract_state(config, _STEPS, trained, mesh)
 
-    B, T = config.microbatch_rows * row_shards(mesh), config.row_length
-    by_rows, everywhere = by_row(mesh, 1), NamedSharding(mesh, PartitionSpec())
-    ids = jax.ShapeDtypeStruct((1, B, T), jnp.int32, sharding=by_rows)
-    weights = jax.ShapeDtypeStruct((1, B, T), jnp.float32, sharding=by_rows)
-    number = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
-    arrays: Any = (ids, ids, ids, ids, ids, weights, number)  # at most, every place is a target
-    batch = batches.Batch(*arrays)
+    B = config.microbatch_rows * row_shards(mesh)
+    T = config.row_length
+    batch = batch_shapes(mesh, microbatches=1, rows=B, row_length=T, row_targets=T)  # every place a target
+    number = jax.ShapeDtypeStruct((), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec()))
 
     held = {f"parameters, {config.master_dtype}": bytes_of_chip(state.weights)}
     if config.lora is not None:
@@ -267,12 +265,14 @@ def training(model: LlamaConfig, config: TrainConfig, mesh: Mesh) -> Step:
     held["optimizer"] = bytes_of_chip(state.optimizer)
     operations = training_flops(model, B * T, B * T * (T + 1) // 2, lora=config.lora is not None)
     lower = partial(train_step.lower, parts.graph, config, _STEPS, mesh, state, frozen, batch, number)
-    return Step(lower, (B, T), held, operations / mesh.size)
+    return StageProgram(lower, (B, T), held, operations / mesh.size)
 
 
-def filtering(model: LlamaConfig, config: FilterConfig, mesh: Mesh) -> Step:
+def filtering(model: LlamaConfig, config: FilterConfig, mesh: Mesh) -> StageProgram:
     """The filter's program for one full batch, with bfloat16 weights. Raises ValueError as `training`."""
-    B, T, G = config.rows_per_batch, config.row_length, row_shards(mesh)
+    B = config.rows_per_batch
+    T = config.row_length
+    G = row_shards(mesh)
     if B % G:
         raise ValueError(f"{B} rows a batch cannot be divided among {G} shards")
     graph, weights = nnx.split(nnx.eval_shape(lambda: Llama(model, rngs=nnx.Rngs(0))))
@@ -287,7 +287,9 @@ def filtering(model: LlamaConfig, config: FilterConfig, mesh: Mesh) -> Step:
     batch = likelihood.Batch(*arrays)
     operations = forward_flops(model, B * T, B * T * (T + 1) // 2)
     lower = partial(likelihood.score_rows.lower, graph, weights, batch, (), mesh)
-    return Step(lower, (B, T), {"parameters, bfloat16": bytes_of_chip(weights)}, operations / mesh.size)
+    return StageProgram(
+        lower, (B, T), {"parameters, bfloat16": bytes_of_chip(weights)}, operations / mesh.size
+    )
 
 
 def bytes_of_chip(tree: Any) -> int:

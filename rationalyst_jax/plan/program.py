@@ -16,7 +16,7 @@ from rationalyst_jax.lm.devices.chips import Chip
 
 
 @dataclass(frozen=True)
-class Memory:
+class ProgramMemory:
     """Bytes that a program needs on each chip. Outputs that reuse the memory of donated arguments:
     `aliased`."""
 
@@ -31,12 +31,12 @@ class Memory:
         return self.arguments + self.outputs - self.aliased + self.temporary + self.code
 
 
-def memory(compiled: Compiled) -> Memory:
+def memory(compiled: Compiled) -> ProgramMemory:
     """The memory of a compiled program. Raises ValueError where its compiler does not say."""
     stats = compiled.memory_analysis()
     if stats is None:
         raise ValueError("the compiler does not say how much memory the program needs")
-    return Memory(
+    return ProgramMemory(
         stats.argument_size_in_bytes,
         stats.output_size_in_bytes,
         stats.alias_size_in_bytes,
@@ -126,7 +126,7 @@ class TimeFloor:
         return max(self.compute, self.memory, self.communication)
 
 
-def time_floor(chip: Chip, flops: float, needed: Memory, found: Sequence[Collective]) -> TimeFloor:
+def time_floor(chip: Chip, flops: float, needed: ProgramMemory, found: Sequence[Collective]) -> TimeFloor:
     """The floor of one run: `flops` of one chip at its peak, its arguments (the weights) read once, and what
     it receives over all its links. What goes between slices is left out: no vendor publishes how fast that
     is.
@@ -152,9 +152,11 @@ class _Program:
     """The computations of a module by name, each a list of matched instructions, and what they execute."""
 
     def __init__(self, hlo: str, chips: int, unknown_trips: int):
-        self.chips, self.unknown_trips = chips, unknown_trips
+        self.chips = chips
+        self.unknown_trips = unknown_trips
         self.computations: dict[str, list[re.Match[str]]] = {}
-        self.entry, self._known = "", dict[str, Executed]()
+        self.entry = ""
+        self._known: dict[str, Executed] = {}
         here: list[re.Match[str]] = []
         for line in hlo.splitlines():
             if start := re.match(r"(ENTRY )?%?(\S+) \(.*\{$", line):
@@ -177,7 +179,8 @@ class _Program:
 
     def _called(self, instruction: re.Match[str]) -> list[tuple[str, int]]:
         """The computations that an instruction runs, and how often."""
-        opcode, rest = instruction["opcode"], instruction["rest"]
+        opcode = instruction["opcode"]
+        rest = instruction["rest"]
         if opcode == "while":
             [(condition, body)] = re.findall(r"\bcondition=%([\w.-]+), body=%([\w.-]+)", rest)
             return [(body, self._trips(rest, condition, body))]
@@ -217,7 +220,9 @@ class _Program:
 
     def _collective(self, computation: str, instruction: re.Match[str]) -> tuple[str, int, int] | None:
         """(kind, bytes received, group) of an instruction that starts an exchange with other chips."""
-        opcode, rest, arrays = instruction["opcode"], instruction["rest"], _arrays(instruction["type"])
+        opcode = instruction["opcode"]
+        rest = instruction["rest"]
+        arrays = _arrays(instruction["type"])
         if opcode == "recv" and (transfer := re.search(r'_xla_megascale_transfer_type="(\w+)"', rest)):
             slices = re.search(r'_xla_megascale_target="\{([\d,]+)\}', rest)
             kind = transfer[1].lower().replace("_", "-") + BETWEEN_SLICES

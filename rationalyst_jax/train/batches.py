@@ -34,7 +34,7 @@ if TYPE_CHECKING:  # a step can be compiled and run where neither is installed
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Batch:
+class TrainBatch:
     """One optimizer step's trees. Arrays int32 but for `weight`, float32.
 
     Target p has id `target` (-1: filler) and loss weight `weight`, and its log-probability is read from the
@@ -50,6 +50,25 @@ class Batch:
     target_ABP: Array
     weight_ABP: Array
     microbatches: Array
+
+
+def batch_shapes(mesh: Mesh, microbatches: int, rows: int, row_length: int, row_targets: int) -> TrainBatch:
+    """The shapes of a batch of A, B, T and P, with how the mesh divides its rows."""
+
+    def array(length: int, dtype: Any = np.int32) -> Any:
+        return jax.ShapeDtypeStruct((microbatches, rows, length), dtype, sharding=by_row(mesh, 1))
+
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    used: Any = jax.ShapeDtypeStruct((), np.int32, sharding=everywhere)
+    return TrainBatch(
+        token_ABT=array(row_length),
+        position_ABT=array(row_length),
+        subtree_size_ABT=array(row_length),
+        place_ABP=array(row_targets),
+        target_ABP=array(row_targets),
+        weight_ABP=array(row_targets, np.float32),
+        microbatches=used,
+    )
 
 
 def shuffled_steps(examples: np.ndarray, batch_examples: int, steps: int, seed: int) -> list[np.ndarray]:
@@ -73,13 +92,14 @@ def ordered_steps(examples: np.ndarray, batch_examples: int) -> list[np.ndarray]
 
 def held_rows(mesh: Mesh, rows: int, devices: Iterable[Any]) -> np.ndarray:
     """Which of the `rows` of a microbatch are on one of these devices of the mesh, ascending."""
-    held, of_device = np.zeros(rows, bool), by_row(mesh).devices_indices_map((rows,))
+    held = np.zeros(rows, bool)
+    of_device = by_row(mesh).devices_indices_map((rows,))
     for device in devices:
         held[of_device[device]] = True
     return np.flatnonzero(held)
 
 
-class Batches(Sequence[Batch]):
+class Batches(Sequence[TrainBatch]):
     """The batch of each step, built when asked for, all of one shape.
 
     `members` names the trees of each step by their numbers in the store; A and P are enough for every one of
@@ -88,9 +108,13 @@ class Batches(Sequence[Batch]):
     """
 
     def __init__(self, store: "TreeStore", members: Sequence[np.ndarray], config: TrainConfig, mesh: Mesh):
-        self.store, self.members, self.mesh = store, members, mesh
-        self.row_length, shards = config.row_length, row_shards(mesh)
-        most_rows = most_targets = 1
+        self.store = store
+        self.members = members
+        self.mesh = mesh
+        self.row_length = config.row_length
+        shards = row_shards(mesh)
+        most_rows = 1
+        most_targets = 1
         for chosen in members:
             row, _, rows = best_fit(store.nodes[chosen].tolist(), self.row_length)
             most_rows = max(most_rows, rows)
@@ -105,8 +129,12 @@ class Batches(Sequence[Batch]):
     def __len__(self) -> int:
         return len(self.members)
 
-    def __getitem__(self, step: int) -> Batch:
+    def __getitem__(self, step: int) -> TrainBatch:
         return self.build(step, self.held)
+
+    def shapes(self) -> TrainBatch:
+        """The shapes that all batches have, with how the mesh divides their rows."""
+        return batch_shapes(self.mesh, self.microbatches, self.rows, self.row_length, self.row_targets)
 
     def tokens(self, step: int) -> int:
         """How many nodes the step's trees have."""
@@ -128,16 +156,21 @@ class Batches(Sequence[Batch]):
         """The step's documents."""
         return list(dict.fromkeys(self.store.group[i] for i in self.members[step]))
 
-    def build(self, step: int, held: np.ndarray) -> Batch:
+    def build(self, step: int, held: np.ndarray) -> TrainBatch:
         """The step's batch in NumPy arrays: of each microbatch the rows `held` (below B, ascending) alone."""
         members = self.members[step]
         row, offset, rows = best_fit(self.store.nodes[members].tolist(), self.row_length)
-        A, b, T, P = self.microbatches, len(held), self.row_length, self.row_targets
-        token_ABT, position_ABT = np.zeros((2, A, b, T), np.int32)
-        subtree_size_ABT = np.ones((A, b, T), np.int32)
-        place_ABP, target_ABP = np.zeros((A, b, P), np.int32), np.full((A, b, P), -1, np.int32)
-        weight_ABP = np.zeros((A, b, P), np.float32)
-        filled_AB = np.zeros((A, b), int)
+        A = self.microbatches
+        B = len(held)  # those of this process
+        T = self.row_length
+        P = self.row_targets
+        token_ABT = np.zeros((A, B, T), np.int32)
+        position_ABT = np.zeros((A, B, T), np.int32)
+        subtree_size_ABT = np.ones((A, B, T), np.int32)
+        place_ABP = np.zeros((A, B, P), np.int32)
+        target_ABP = np.full((A, B, P), -1, np.int32)
+        weight_ABP = np.zeros((A, B, P), np.float32)
+        filled_AB = np.zeros((A, B), int)
         held_at = {r: i for i, r in enumerate(held.tolist())}
         for member, r, start in zip(members, row, offset, strict=True):
             a, r_of_microbatch = divmod(int(r), self.rows)
@@ -156,9 +189,9 @@ class Batches(Sequence[Batch]):
             filled_AB[at] += len(tree.node)
         arrays: Any = (token_ABT, position_ABT, subtree_size_ABT, place_ABP, target_ABP, weight_ABP)
         used: Any = np.asarray(-(-rows // self.rows), np.int32)
-        return Batch(*arrays, microbatches=used)
+        return TrainBatch(*arrays, microbatches=used)
 
-    def place(self, batch: Batch) -> Batch:
+    def place(self, batch: TrainBatch) -> TrainBatch:
         """The global arrays, rows divided over the mesh, of what `batches[step]` is in every process."""
         return jax.tree.map(self._place, batch)
 
@@ -176,7 +209,7 @@ class Batches(Sequence[Batch]):
         return jax.make_array_from_callback(shape, by_row(self.mesh, 1), rows_of_a_device, held.dtype)
 
 
-def loader(batches: Batches, start: int = 0) -> "grain.DatasetIterator[Batch]":
+def loader(batches: Batches, start: int = 0) -> "grain.DatasetIterator[TrainBatch]":
     """The batches from step `start` on, on the devices: while a step runs, the next one is built and placed.
 
     `get_state()` tells how many have been taken, as a JSON value that knows neither processes nor mesh, and

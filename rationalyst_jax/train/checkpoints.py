@@ -41,6 +41,12 @@ class Restored(NamedTuple):
     data: Any
 
 
+class _Manager(ocp.CheckpointManager):
+    def reached_preemption(self, step: int) -> bool:
+        """Never: the loop asks jax, and Orbax's numbers would come between its own (`Preemption.heard`)."""
+        return False
+
+
 class Checkpoints:
     """The last `keep` states of one run, and the one with the lowest validation loss.
 
@@ -49,7 +55,8 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, run: Mapping[str, Any], keep: int, note: Callable[[str], None]):
-        self.folder, self.note = folder, note
+        self.folder = folder
+        self.note = note
         self.run = json.loads(json.dumps(run))
 
         def quality(metrics: Any) -> float:
@@ -61,7 +68,7 @@ class Checkpoints:
             preservation_policy=AnyPreservationPolicy([LatestN(n=keep), best]),
             cleanup_tmp_directories=True,  # what a killed run left half written
         )
-        self.manager = ocp.CheckpointManager(folder.absolute(), options=options)
+        self.manager = _Manager(folder.absolute(), options=options)
 
     def __enter__(self) -> Self:
         return self
@@ -218,7 +225,8 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 def _config(fields: dict[str, Any]) -> LlamaConfig:
     """A config that went through JSON as its fields."""
-    scaling, eos = fields["rope_scaling"], fields["eos_token_id"]
+    scaling = fields["rope_scaling"]
     scaling = None if scaling is None else RopeScaling(**scaling)
+    eos = fields["eos_token_id"]
     eos = tuple(eos) if isinstance(eos, list) else eos
     return LlamaConfig(**{**fields, "rope_scaling": scaling, "eos_token_id": eos})

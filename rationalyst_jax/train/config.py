@@ -14,25 +14,40 @@ _MACHINE = ("mesh", "microbatch_rows", "remat", "save_every", "validate_every", 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """By default the paper's: AdamW 2e-5, cosine, 3 % warm-up, no weight decay, batch 32, 1024 tokens.
+    """The optimizer's mathematics and the machine's settings; by default the paper's.
 
-    Length: `epochs` passes over the examples, or `steps` when given.
-    Batch: `batch_examples` sequences per step, before merging, are the mathematics; rows of `row_length`
-    tokens, `microbatch_rows` at a time on each device that has rows of its own, are the memory: a step
-    accumulates over as many as its batch fills.
-    Optimizer: AdamW, or Adafactor (no momentum, update rule without the parameters' scale). Decay applies to
-    matrices and embeddings, not to norms; `clip_norm` is the global norm of the gradient of the mean loss
-    (nats per target token). The learning rate rises from 0 over `warmup_fraction` of the steps, then falls
-    along a cosine to `final_fraction` of its peak.
-    Precision: `dtype` is what the model computes in, `master_dtype` what its weights are kept in, and
-    `moment_dtype` AdamW's moments; what is kept in bfloat16 is rounded stochastically. Gradients are summed
-    in float32.
-    Adapters: with `lora` only these are trained, beside weights kept in `dtype`.
-    Machine: `mesh` divides the devices; with `remat` the backward pass computes again what it does not keep
-    (`lm/model/settings.py::Remat`).
-    Every `save_every` and `validate_every` steps, and at the end; the last `keep` checkpoints stay, and the
-    one with the lowest validation loss among the steps that are both saved and validated. Raises ValueError
-    naming the key and the value that is out of range.
+    That is AdamW with 2e-5, a cosine, 3 % warm-up, no weight decay, batch 32 and 1024 tokens. Raises
+    ValueError naming the key and the value that is out of range.
+
+    Attributes:
+        epochs: Passes over the training examples.
+        steps: Optimizer steps of the whole run; by default as many as `epochs` asks for.
+        batch_examples: Examples of one optimizer step, counted before those of one document are merged.
+        row_length: Tokens of a packed row; longer examples are dropped.
+        microbatch_rows: Rows that each row shard (replica times fsdp of these) computes at once. A step
+            accumulates over as many microbatches as its batch fills: this costs memory, not mathematics.
+        optimizer: AdamW, or Adafactor without momentum and without scaling by the parameters' size.
+        peak_learning_rate: The learning rate after warm-up.
+        warmup_fraction: Part of the steps over which the learning rate rises from 0, linearly.
+        final_fraction: What the learning rate falls to along a cosine, as a part of its peak.
+        b1: Decay of AdamW's first moment per step.
+        b2: Decay of AdamW's second moment per step.
+        eps: Added to the root of AdamW's second moment.
+        weight_decay: Decay of matrices and embeddings, in units of the learning rate; norms do not decay.
+        clip_norm: Largest global norm of the gradient of the mean loss (nats per target token).
+        dtype: What the model computes in, and what frozen weights beside adapters are kept in.
+        master_dtype: What the trained weights are kept in; bfloat16 is rounded stochastically.
+        moment_dtype: What AdamW's moments are kept in; bfloat16 is rounded stochastically.
+        lora: Train adapters alone, beside frozen weights, with this rank, scale and projections.
+        remat: What the backward pass finds of a layer; it computes the rest again. "none", all is kept;
+            "dots", the outputs of the projections; "full", a layer's input; "offload", that in the host's
+            memory.
+        mesh: How devices divide the work.
+        validation_fraction: Part of the documents that is held out; the hash of a document's id decides.
+        seed: Decides the order of examples, new adapters and stochastic rounding.
+        save_every: Steps from one checkpoint to the next; the last step has one too.
+        validate_every: Steps from one validation to the next; the last step is validated too.
+        keep: How many of the latest checkpoints stay; the one with the lowest validation loss stays too.
     """
 
     epochs: float = 1.0

@@ -1,33 +1,31 @@
 """The training loop: token trees in, a trained Llama out; killed runs continue where they stopped."""
 
-import itertools
-import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
+import grain
 import jax
 import numpy as np
 from flax import nnx
-from jax import Array
 from jax.sharding import Mesh
+from jax.stages import Compiled
 
 from rationalyst_jax.files.interruption import Interrupted
-from rationalyst_jax.lm.devices.chips import chip_of
 from rationalyst_jax.lm.devices.sharding import created, mesh_of, shard_weights
-from rationalyst_jax.lm.model.flops import training_flops
 from rationalyst_jax.lm.model.llama import Llama
 from rationalyst_jax.lm.model.lora import Adapters
-from rationalyst_jax.train.batches import Batches, loader, ordered_steps, shuffled_steps
+from rationalyst_jax.train.batches import Batches, TrainBatch, loader
 from rationalyst_jax.train.checkpoints import VALIDATION_LOSS, Checkpoints
 from rationalyst_jax.train.config import TrainConfig
-from rationalyst_jax.train.examples import split_by_group
+from rationalyst_jax.train.data import RunData, run_data
 from rationalyst_jax.train.metrics import Metrics, MetricsLog
 from rationalyst_jax.train.preemption import Preemption
+from rationalyst_jax.train.profiling import traced
+from rationalyst_jax.train.reports import NotFinite, Reports
 from rationalyst_jax.train.step import (
     Parts,
     TrainState,
@@ -45,9 +43,7 @@ class FitResult:
     """A finished run.
 
     model: trained weights in `master_dtype`; where adapters were trained, what they were added to is in
-    `dtype`. metrics: the last step's row of metrics.jsonl. examples, validation_examples: how many were used;
-    dropped: how many, of both, were too long. tree_tokens, sequence_tokens: tokens of the training examples
-    after and before merging.
+    `dtype`. metrics: the last step's row of metrics.jsonl. The counts are those of `RunData`.
     """
 
     model: Llama
@@ -80,10 +76,10 @@ def fit(
     it. `run_dir`, which all processes share, receives checkpoints/, tensorboard/ and metrics.jsonl, whose
     line N is step N: step, loss (nats per unit of loss weight, before the update), grad_norm, update_norm,
     learning_rate, tokens_per_second (of merged trees, per device), mfu (model FLOPs by the 6N + attention
-    rule per second, of the chips' peak; where that is known) and, now and then, val_loss. When `run_dir`
-    holds a checkpoint of the same run, training continues from the latest whole one and ends in the same
-    bits; `starts_from` names the weights the run began with (a checkpoint's fingerprint, say), which no later
-    checkpoint shows.
+    rule per second, of the chips' peak; where that is known), now and then val_loss, and in the first row of
+    each start compile_seconds, which the speeds leave out. When `run_dir` holds a checkpoint of the same run,
+    training continues from the latest whole one and ends in the same bits; `starts_from` names the weights
+    the run began with (a checkpoint's fingerprint, say), which no later checkpoint shows.
     `progress(steps, row)` is called with each new row, `note` with what a person should read. A trace of
     `profile` steps goes to profile/, metrics also to the project `wandb`.
 
@@ -97,107 +93,63 @@ def fit(
         raise ValueError(f"profile must be at least 0 steps, got {profile}")
     mesh = mesh_of(config.mesh, jax.devices()) if mesh is None else mesh
 
-    # ---- Data ----
-    training, held_out = split_by_group(store.group, config.validation_fraction, config.seed)
-    _check_data(model, store, training, config)
-    examples = int(store.examples[training].sum())
-    steps = config.steps
-    if steps is None:
-        steps = math.ceil(config.epochs * examples / config.batch_examples)
-    members = shuffled_steps(store.examples[training], config.batch_examples, steps, config.seed)
-    batches = Batches(store, [training[chosen] for chosen in members], config, mesh)
-    members = ordered_steps(store.examples[held_out], config.batch_examples) if len(held_out) else []
-    validation = Batches(store, [held_out[chosen] for chosen in members], config, mesh)
-
-    # ---- Model and optimizer ----
-    with knobs_named(config):
-        parts = begin(model, config, mesh)
-    step_of = partial(train_step, parts.graph, config, steps, mesh)
-    flops = partial(training_flops, model.config, lora=config.lora is not None)
-    chip = chip_of(mesh.devices.flat[0])
-
-    # ---- Resume ----
+    # ---- Build ----
+    data = run_data(store, model.config, config, mesh)
     run = {
         **config.decides(),
         "model": asdict(model.config),
         "starts_from": starts_from,
         "examples": store.digest,
     }
-    saved = Checkpoints(run_dir / "checkpoints", run, config.keep, note)
-    with saved, knobs_named(config), closing(loader(batches)) as data, Preemption() as preemption:
-        if saved.any():
-            shapes = abstract_state(config, steps, parts.trained, mesh)
-            for weight in jax.tree.leaves(parts.trained):
-                weight.delete()  # the memory is for those of the checkpoint
-            state, done, data_state = saved.restore(shapes)
-            data.set_state(data_state)
-        else:
-            state, done = first_state(parts, config, steps, mesh), 0
-        with MetricsLog(run_dir, done, wandb) as log, _trace(run_dir / "profile", profile) as tick:
-            clock = time.perf_counter()
-
-            def report(step: int, metrics: Mapping[str, Array], data_before: object) -> Metrics:
-                """Waits for the numbers of a step, refuses what is not finite, writes the row."""
-                nonlocal clock
-                row = {"step": step, **{name: float(value) for name, value in metrics.items()}}
-                if not math.isfinite(row["loss"] + row["grad_norm"] + row["update_norm"]):
-                    if step > 1:  # neither this step nor any after it has changed the state
-                        log.sync()
-                        saved.save(step - 1, state, data_before, {})
-                    raise ValueError(_not_finite(row, batches.groups(step - 1)))
-                if not math.isfinite(row.get(VALIDATION_LOSS, 0.0)):
-                    raise ValueError(f"the validation loss after step {step} is {row[VALIDATION_LOSS]}")
-                seconds, clock = time.perf_counter() - clock, time.perf_counter()
-                tokens = batches.tokens(step - 1)
-                row["tokens_per_second"] = tokens / seconds / mesh.size
-                if chip:
-                    work = flops(tokens, batches.attended(step - 1), batches.targets(step - 1))
-                    row["mfu"] = work / seconds / mesh.size / chip.flops
-                log.write(row)
-                progress(steps, row)
-                return row
+    with knobs_named(config):
+        parts = begin(model, config, mesh)
+    with (
+        Preemption() as preemption,  # the outermost: SIGTERM must not end the writing of the last checkpoint
+        Checkpoints(run_dir / "checkpoints", run, config.keep, note) as checkpoints,
+        knobs_named(config),
+        closing(loader(data.training)) as batches,
+    ):
+        # ---- Restore ----
+        state, done = _restored(checkpoints, batches, parts, config, data.steps, mesh)
+        with MetricsLog(run_dir, done, wandb) as log, traced(run_dir / "profile", profile) as tick:
+            if preemption.heard():
+                raise Interrupted(f"stopped by SIGTERM at step {done} of {data.steps}, with nothing to save")
+            if done == data.steps:
+                return _result(parts, state, log.last(), data)
+            step_of, compile_seconds = _compiled(parts, state, config, data)
+            note(f"compiled in {compile_seconds:.1f} s")
 
             # ---- Loop ----
-            waiting = None  # a dispatched step whose numbers have not been read
-            for step in range(done + 1, steps + 1):
-                data_before = data.get_state()
-                state, metrics = step_of(state, parts.frozen, next(data), np.int32(step - 1))
-                tick(metrics)
-                if waiting:
-                    report(*waiting)  # while this step runs
-                last = step == steps
-                stop = preemption.reached(step) and not last
-                due = step % config.validate_every == 0 or last
-                validate = due and len(validation) > 0 and not stop  # who has to stop may have seconds left
-                if validate:
-                    jax.block_until_ready(metrics)
-                    start = time.perf_counter()
-                    metrics |= {VALIDATION_LOSS: _validate(parts, config, mesh, state, validation)}
-                    clock += time.perf_counter() - start
-                save = stop or step % config.save_every == 0 or last
-                waiting = step, metrics, data_before
-                if validate or save:
-                    row, waiting = report(*waiting), None
-                    if save:
-                        log.sync()
-                        saved.save(step, state, data.get_state(), row)
-                        clock = time.perf_counter()
-                if stop:
-                    saved.wait()
-                    raise Interrupted(f"stopped by SIGTERM after step {step} of {steps}, which is saved")
-            row = log.last()
-
-    # ---- Result ----
-    return FitResult(
-        model=nnx.merge(parts.graph, state.weights, parts.frozen),
-        steps=steps,
-        metrics=row,
-        examples=examples,
-        validation_examples=int(store.examples[held_out].sum()),
-        dropped=store.dropped,
-        tree_tokens=int(store.nodes[training].sum()),
-        sequence_tokens=int(store.sequence_tokens[training].sum()),
-    )
+            reports = Reports(log, data.training, model.config, config, compile_seconds, progress)
+            try:
+                for step in range(done + 1, data.steps + 1):
+                    data_before = batches.get_state()
+                    state, metrics = step_of(state, parts.frozen, next(batches), np.int32(step - 1))
+                    tick(metrics)
+                    reports.read()  # of the step before, while this one runs
+                    stop = preemption.heard() and step < data.steps
+                    if len(data.validation) and _due(step, config.validate_every, data.steps) and not stop:
+                        with reports.paused(metrics):
+                            metrics[VALIDATION_LOSS] = _validate(parts, state, config, data.validation)
+                    reports.dispatched(step, metrics, data_before)
+                    if stop or _due(step, config.save_every, data.steps):
+                        row = reports.read()
+                        with reports.paused():
+                            log.sync()
+                            checkpoints.save(step, state, batches.get_state(), row)
+                    if stop:
+                        checkpoints.wait()
+                        raise Interrupted(
+                            f"stopped by SIGTERM after step {step} of {data.steps}, which is saved"
+                        )
+            except NotFinite as error:  # neither its step nor any after it has changed the state
+                if error.step > 1:
+                    log.sync()
+                    checkpoints.save(error.step - 1, state, error.data_before, {})
+                raise
+    if preemption.heard():
+        raise Interrupted(f"stopped by SIGTERM after the last of {data.steps} steps, which is saved")
+    return _result(parts, state, log.last(), data)
 
 
 def begin(model: Llama, config: TrainConfig, mesh: Mesh) -> Parts:
@@ -208,8 +160,9 @@ def begin(model: Llama, config: TrainConfig, mesh: Mesh) -> Parts:
     graph, weights = nnx.split(model)
     model = nnx.merge(graph, jax.device_put(weights, shard_weights(weights, mesh)))
     if config.lora is not None:
-        layers, lora, seed = model.layers, config.lora, config.seed
-        model.adapters = created(lambda: Adapters(layers, lora, rngs=nnx.Rngs(seed)), mesh)
+        layers = model.layers
+        lora = config.lora
+        model.adapters = created(lambda: Adapters(layers, lora, rngs=nnx.Rngs(config.seed)), mesh)
     graph, trained, frozen = take_apart(model)
     trained = jax.tree.map(lambda w: w.astype(config.master_dtype), trained)
     return Parts(graph, trained, jax.tree.map(lambda w: w.astype(config.dtype), frozen))
@@ -223,35 +176,62 @@ def first_state(parts: Parts, config: TrainConfig, steps: int, mesh: Mesh) -> Tr
     return start(parts.trained)
 
 
-def _check_data(model: Llama, store: TreeStore, training: np.ndarray, config: TrainConfig) -> None:
-    """Raises ValueError for trees that the model cannot take, and where none is left to train on."""
-    if not len(training):
-        fraction, groups = config.validation_fraction, len(set(store.group))
-        raise ValueError(
-            f"no example to train on: validation_fraction {fraction} held out all {groups} groups"
-        )
-    if store.longest > (positions := model.config.max_position_embeddings):
-        raise ValueError(f"an example is {store.longest} tokens long, the model has {positions} positions")
-    if store.largest_token >= (vocabulary := model.config.vocab_size):
-        raise ValueError(
-            f"the examples hold token id {store.largest_token}, the model's vocabulary is {vocabulary}"
-        )
+def _restored(
+    checkpoints: Checkpoints,
+    batches: grain.DatasetIterator[TrainBatch],
+    parts: Parts,
+    config: TrainConfig,
+    steps: int,
+    mesh: Mesh,
+) -> tuple[TrainState, int]:
+    """The state to go on from and the steps it has behind it, 0 where there is no checkpoint.
+
+    Moves `batches` to where that run stood. What is trained of the parts is used up.
+    """
+    if not checkpoints.any():
+        return first_state(parts, config, steps, mesh), 0
+    shapes = abstract_state(config, steps, parts.trained, mesh)
+    for weight in jax.tree.leaves(parts.trained):
+        weight.delete()  # the memory is for those of the checkpoint
+    state, done, data_state = checkpoints.restore(shapes)
+    batches.set_state(data_state)
+    return state, done
 
 
-def _validate(parts: Parts, config: TrainConfig, mesh: Mesh, state: TrainState, batches: Batches) -> float:
+def _compiled(parts: Parts, state: TrainState, config: TrainConfig, data: RunData) -> tuple[Compiled, float]:
+    """The program of a step: (state, frozen, batch, number) -> (state, metrics). And the seconds it took."""
+    start = time.perf_counter()
+    batch = data.training.shapes()
+    settings = (parts.graph, config, data.steps, data.training.mesh)
+    lowered = train_step.lower(*settings, state, parts.frozen, batch, np.int32(0))
+    return lowered.compile(), time.perf_counter() - start
+
+
+def _due(step: int, every: int, steps: int) -> bool:
+    return step % every == 0 or step == steps
+
+
+def _validate(parts: Parts, state: TrainState, config: TrainConfig, batches: Batches) -> float:
     """The mean loss over all held-out trees; waits for it."""
     sums = [
-        validation_step(parts.graph, config, mesh, state.weights, parts.frozen, batches.place(batch))
+        validation_step(parts.graph, config, batches.mesh, state.weights, parts.frozen, batches.place(batch))
         for batch in batches
     ]
     loss, weight = np.sum(jax.device_get(sums), axis=0)
     return float(loss / weight)
 
 
-def _not_finite(row: Metrics, groups: Sequence[str]) -> str:
-    named = ", ".join(groups[:5]) + (", ..." if len(groups) > 5 else "")
-    numbers = f"loss {row['loss']}, gradient norm {row['grad_norm']}, update norm {row['update_norm']}"
-    return f"step {row['step']:.0f}: {numbers}: not finite; in its batch are {len(groups)} documents: {named}"
+def _result(parts: Parts, state: TrainState, metrics: Metrics, data: RunData) -> FitResult:
+    return FitResult(
+        model=nnx.merge(parts.graph, state.weights, parts.frozen),
+        steps=data.steps,
+        metrics=metrics,
+        examples=data.examples,
+        validation_examples=data.validation_examples,
+        dropped=data.dropped,
+        tree_tokens=data.tree_tokens,
+        sequence_tokens=data.sequence_tokens,
+    )
 
 
 @contextmanager
@@ -273,24 +253,3 @@ def knobs_named(config: TrainConfig) -> Iterator[None]:
         knobs = ", ".join(f"{name} {value} ({better})" for name, (value, better) in now.items())
         reason = str(error).splitlines()[0]
         raise ValueError(f"out of memory: {reason}; what helps: {knobs}, more devices along fsdp") from error
-
-
-@contextmanager
-def _trace(folder: Path, steps: int) -> Iterator[Callable[[Any], None]]:
-    """Yields what is to be called with what each dispatched step gives: the steps 3 to 2 + `steps` of this
-    process are traced."""
-    count, tracing = itertools.count(1), False
-
-    def tick(given: Any) -> None:
-        nonlocal tracing
-        number = next(count)
-        if number == 2 or (tracing and number == 2 + steps):
-            jax.block_until_ready(given)
-            tracing = not tracing
-            jax.profiler.start_trace(str(folder)) if tracing else jax.profiler.stop_trace()
-
-    try:
-        yield tick if steps else lambda given: None
-    finally:
-        if tracing:  # the run was shorter
-            jax.profiler.stop_trace()

@@ -2,22 +2,19 @@
 
 import json
 import os
-import struct
+import sys
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Self
-
-from tensorboardX.record_writer import masked_crc32c
 
 from rationalyst_jax.files.whole import whole
 from rationalyst_jax.lm.devices.distributed import is_main
 
 Metrics = dict[str, float]
-# Modules whose classes are made when they are imported.
-_EVENTS: Any = import_module("tensorboardX.proto.event_pb2")
-_SUMMARIES: Any = import_module("tensorboardX.proto.summary_pb2")
 
 
 class MetricsLog:
@@ -31,6 +28,7 @@ class MetricsLog:
     def __init__(self, run_dir: Path, done: int, project: str | None = None):
         self.path = run_dir / "metrics.jsonl"
         self._last: Metrics = {}
+        self._board = None
         self._wandb = None
         if not is_main():
             return
@@ -42,29 +40,28 @@ class MetricsLog:
             file.truncate(sum(map(len, lines)))
         if lines:
             self._last = json.loads(lines[-1])
-        self._events = run_dir / "tensorboard" / f"events.out.tfevents.{time.time_ns()}"
-        self._events.parent.mkdir(exist_ok=True)
-        self._event(file_version="brain.Event:2")
-        # A board that reads the files of several starts drops the steps that an earlier one did beyond this.
-        self._event(step=done + 1, session_log=_EVENTS.SessionLog(status=_EVENTS.SessionLog.START))
         if project:
             self._wandb = _wandb_run(project, run_dir)
+        self._board = _Board(run_dir / "tensorboard", done)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: Any) -> None:
+        if self._board:
+            self._board.close()
         if self._wandb:
             self._wandb.finish()
 
     def write(self, row: Metrics) -> None:
         self._last = row
-        if not is_main():
+        if self._board is None:
             return
-        _append(self.path, json.dumps(row).encode() + b"\n")
-        step, numbers = int(row["step"]), {name: value for name, value in row.items() if name != "step"}
-        values = [_SUMMARIES.Summary.Value(tag=name, simple_value=value) for name, value in numbers.items()]
-        self._event(step=step, summary=_SUMMARIES.Summary(value=values))
+        with _named(self.path), self.path.open("ab") as file:
+            file.write(json.dumps(row).encode() + b"\n")
+        step = int(row["step"])
+        numbers = {name: value for name, value in row.items() if name != "step"}
+        self._board.write(step, numbers)
         if self._wandb:
             self._wandb.log(numbers, step=step)
 
@@ -78,20 +75,57 @@ class MetricsLog:
         """The row of the latest step; empty before the first."""
         return self._last
 
-    def _event(self, **fields: Any) -> None:
-        """A record of TensorBoard's: its length and its bytes, each with a checksum."""
-        data = _EVENTS.Event(wall_time=time.time(), **fields).SerializeToString()
-        length = struct.pack("<Q", len(data))
-        checksums = (struct.pack("<I", masked_crc32c(part)) for part in (length, data))
-        _append(self._events, length + next(checksums) + data + next(checksums))
+
+class _Board:
+    """TensorBoard's file of one start, in a folder where it joins those of earlier ones.
+
+    Written by tensorboardX as each row comes: its SummaryWriter has a thread that dies where the disk is full
+    and leaves the run waiting for it.
+    """
+
+    def __init__(self, folder: Path, done: int):
+        library = _tensorboardx()
+        self._event = library.writer.Event
+        folder.mkdir(exist_ok=True)
+        self._path = folder / "events"
+        with _named(self._path):
+            self._writer = library.event_file_writer.EventsWriter(str(self._path), f".{time.time_ns()}")
+            # A board drops the steps that an earlier start did beyond this one's first.
+            start = library.writer.SessionLog(status=library.writer.SessionLog.START)
+            self._writer.write_event(self._event(step=done + 1, wall_time=time.time(), session_log=start))
+        self._scalar = library.summary.scalar
+
+    def write(self, step: int, numbers: Metrics) -> None:
+        with _named(self._path):
+            for name, value in numbers.items():
+                summary = self._scalar(name, value)
+                self._writer.write_event(self._event(step=step, wall_time=time.time(), summary=summary))
+            self._writer.flush()
+
+    def close(self) -> None:
+        with _named(self._path):
+            self._writer.close()
 
 
-def _append(path: Path, data: bytes) -> None:
+def _tensorboardx() -> Any:
+    """The library, kept from importing torch for types that nobody passes here."""
+    hidden = "torch" not in sys.modules
+    if hidden:
+        sys.modules["torch"] = None  # pyright: ignore[reportArgumentType]
     try:
-        with path.open("ab") as file:
-            file.write(data)
+        return import_module("tensorboardX")
+    finally:
+        if hidden:
+            del sys.modules["torch"]
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Adds the file's name to errors of writing, which have none."""
+    try:
+        yield
     except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from None  # a failed write does not name it
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def _wandb_run(project: str, run_dir: Path) -> Any:
@@ -107,8 +141,8 @@ def _wandb_run(project: str, run_dir: Path) -> Any:
     if not kept.exists():
         with whole(kept) as unfinished:
             unfinished.write_text(uuid.uuid4().hex)
-    name, run_id = run_dir.resolve().name, kept.read_text()
     try:
-        return wandb.init(project=project, name=name, id=run_id, dir=run_dir, resume="allow")
+        name = run_dir.resolve().name
+        return wandb.init(project=project, name=name, id=kept.read_text(), dir=run_dir, resume="allow")
     except wandb.Error as error:
         raise ValueError(f"wandb: {' '.join(str(error).split())}") from error

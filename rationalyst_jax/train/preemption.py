@@ -1,4 +1,8 @@
-"""SIGTERM, with which clusters announce that a machine will be taken away, heard between two steps."""
+"""SIGTERM, with which clusters announce that a machine will be taken away.
+
+While steps run it is heard between two of them, and the run ends once all is saved. Before and after them
+nothing is lost: there it ends the command at once (`files/interruption.py`).
+"""
 
 import signal
 import threading
@@ -14,6 +18,7 @@ class Preemption:
 
     def __enter__(self) -> Self:
         self._heard = False
+        self._asked = 0
         # Among several processes jax listens; a signal handler of Python's belongs to the main thread.
         self._listening = jax.process_count() == 1 and threading.current_thread() is threading.main_thread()
         if self._listening:
@@ -27,8 +32,13 @@ class Preemption:
     def _hear(self, number: int, frame: FrameType | None) -> None:
         self._heard = True
 
-    def reached(self, step: int) -> bool:
-        """Whether to stop after this step: to be asked once a step, and the same step in all processes."""
-        if jax.process_count() == 1:
-            return self._heard
-        return multihost_utils.reached_preemption_sync_point(step)
+    def heard(self) -> bool:
+        """Whether to stop here. All processes must ask at the same places, and get the same answer.
+
+        jax answers yes at one number alone, that after the highest which any process had asked with when the
+        signal came; so the numbers must have no gap, and begin at 1 in a run that goes on at step 1000 too.
+        """
+        if jax.process_count() > 1:
+            self._asked += 1
+            self._heard |= multihost_utils.reached_preemption_sync_point(self._asked)
+        return self._heard

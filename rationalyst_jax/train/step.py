@@ -21,7 +21,7 @@ from rationalyst_jax.lm.devices.sharding import placed, shard_state
 from rationalyst_jax.lm.model.llama import Llama, tree_attend
 from rationalyst_jax.lm.model.lora import LoraParam
 from rationalyst_jax.lm.trees.logprobs import token_logprobs
-from rationalyst_jax.train.batches import Batch
+from rationalyst_jax.train.batches import TrainBatch
 from rationalyst_jax.train.config import TrainConfig
 from rationalyst_jax.train.optimizer import as_float32, learning_rate, optimizer, rounded
 
@@ -60,7 +60,7 @@ def abstract_state(config: TrainConfig, steps: int, weights: nnx.State, mesh: Me
 
 
 def batch_loss(
-    graph: Any, weights: Any, frozen: Any, microbatch: Batch, config: TrainConfig, mesh: Mesh
+    graph: Any, weights: Any, frozen: Any, microbatch: TrainBatch, config: TrainConfig, mesh: Mesh
 ) -> Array:
     """Weighted negative log-likelihood (nats, float32) of one microbatch, *summed* over its targets."""
     computed = jax.tree.map(lambda w: w.astype(config.dtype), (weights, frozen))
@@ -73,13 +73,13 @@ def batch_loss(
     return -jnp.sum(microbatch.weight_ABP * logprob_BP)
 
 
-def microbatch_at(batch: Batch, index: Array) -> Batch:
+def microbatch_at(batch: TrainBatch, index: Array) -> TrainBatch:
     """Microbatch `index` of a batch: the same arrays without their leading A."""
     return jax.tree.map(lambda x: x[index] if x.ndim else x, batch)
 
 
 def loss_and_gradient(
-    graph: Any, weights: Any, frozen: Any, batch: Batch, config: TrainConfig, mesh: Mesh
+    graph: Any, weights: Any, frozen: Any, batch: TrainBatch, config: TrainConfig, mesh: Mesh
 ) -> tuple[Array, Any]:
     """The loss of the whole batch and its float32 gradient in `weights`, one microbatch at a time."""
 
@@ -105,7 +105,7 @@ def train_step(
     mesh: Mesh,
     state: TrainState,
     frozen: Any,
-    batch: Batch,
+    batch: TrainBatch,
     number: Array,
 ) -> tuple[TrainState, dict[str, Array]]:
     """Update `number` (0 is the first) of a run of `steps`; `state` is donated.
@@ -133,7 +133,7 @@ def train_step(
 
 @partial(jax.jit, static_argnames=("graph", "config", "mesh"))
 def validation_step(
-    graph: Any, config: TrainConfig, mesh: Mesh, weights: Any, frozen: Any, batch: Batch
+    graph: Any, config: TrainConfig, mesh: Mesh, weights: Any, frozen: Any, batch: TrainBatch
 ) -> tuple[Array, Array]:
     """(summed loss in nats, summed loss weight) of a batch, both float32."""
 

@@ -69,7 +69,8 @@ class TreeStore(Sequence[TargetTree]):
         return len(self.group)
 
     def __getitem__(self, i: int) -> TargetTree:
-        n, p = int(self.nodes[i]), int(self.targets[i])
+        n = int(self.nodes[i])
+        p = int(self.targets[i])
         try:
             record = np.frombuffer(self._records[i], "<i4")
         except RuntimeError as error:  # a checksum does not hold

@@ -16,14 +16,17 @@ from typing import Any, Literal
 class DistributedConfig:
     """When to connect to other processes, and to which.
 
-    "auto" connects where the environment names several: a Slurm step of more than one task, a TPU pod under
-    GKE, several TPU slices. "on" leaves it to jax's own detection: the hosts of a Cloud TPU VM pod, whose
-    environment says nothing, are found by asking the metadata server (which "auto" never does: in a notebook
-    that hangs). "off" never connects. Elsewhere `coordinator` (host:port of process 0), the number of
-    `processes` and the number of this `process`, from 0, are given, all three; a process then uses all its
-    host's devices unless JAX_LOCAL_DEVICE_IDS lists fewer.
+    A process uses all its host's devices unless JAX_LOCAL_DEVICE_IDS lists fewer. `coordinator`, `processes`
+    and `process` go together. Raises ValueError naming what is missing, contradictory or out of range.
 
-    Raises ValueError naming what is missing, contradictory or out of range.
+    Attributes:
+        mode: "auto" connects where the environment names several processes: a Slurm step of more than one
+            task, a TPU pod under GKE, several TPU slices. "on" leaves that to jax, which finds the hosts of a
+            Cloud TPU VM pod by asking the metadata server ("auto" never asks: in a notebook that hangs).
+            "off" never connects.
+        coordinator: HOST:PORT of process 0, where the environment does not say it.
+        processes: How many processes there are, with `coordinator`.
+        process: The number of this one, from 0, with `coordinator`.
     """
 
     mode: Literal["auto", "on", "off"] = "auto"

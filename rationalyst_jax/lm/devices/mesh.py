@@ -13,6 +13,11 @@ class MeshShape:
     """Devices along each axis; -1 takes what the other two leave. By default all of them along `fsdp`.
 
     Raises ValueError for more than one -1, and for a size below 1.
+
+    Attributes:
+        replica: Copies of all weights; each takes its part of a batch's rows.
+        fsdp: Parts of the weights, gradients and moments; each takes its part of a batch's rows too.
+        tensor: Parts of the heads, the feed-forward layer and the vocabulary.
     """
 
     replica: int = 1

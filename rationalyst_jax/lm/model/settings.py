@@ -14,7 +14,15 @@ PROJECTIONS: tuple[Projection, ...] = get_args(Projection)
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """Rank, scale and projections of the adapters. Raises ValueError for what cannot be."""
+    """Low-rank adapters: each adds `alpha / rank * x A B` to its projection of x.
+
+    Raises ValueError for what cannot be.
+
+    Attributes:
+        rank: Columns of A and rows of B.
+        alpha: Scale of what an adapter adds, before it is divided by the rank.
+        projections: Which projections of every layer have adapters; by default all seven.
+    """
 
     rank: int = 16
     alpha: float = 32.0
