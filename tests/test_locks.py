@@ -33,13 +33,13 @@ COMMANDS = {
     "train": (
         "train --rationales filtered.parquet --model model --prompts world --train.row_length 64 "
         "--train.validation_fraction 0 --run_dir {}",
-        "train.loop.train_step",
+        "train.loop.begin",
         "checkpoints",
     ),
     "demo": ("demo --run_dir {}", "lm.engine.engine.Engine.step", "stages"),
     "world pretrain": (
         "world pretrain --texts 50 --train.steps 1 --run_dir {}",
-        "train.loop.train_step",
+        "train.loop.begin",
         "checkpoints",
     ),
 }
