@@ -237,7 +237,7 @@ KILLS = {
     "data": (["data", "stages/data.json"], "pipeline.experiment.write_rows", 2),
     "mine": (["mine/annotations.jsonl", "stages/mine.json"], "mine.annotate.append_rows", 20),
     "filter": (["mine/filtered.parquet*", "stages/filter.json"], "mine.likelihood_filter.append_rows", 3),
-    "train": (["train", "stages/train_*"], "train.loop.train_step", 4),
+    "train": (["train", "stages/train_*"], "train.loop._due", 7),
     "reason": (["reason", "stages/reason_*"], "reason.traces.append_rows", 4),
     "evaluate": (["summary.json"], "pipeline.experiment.evaluate", 1),
 }
