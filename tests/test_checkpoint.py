@@ -152,7 +152,7 @@ def test_a_checkpoint_is_computed_with_in_the_dtype_the_device_can(tmp_path, mon
     text = "Ann has 12 apples. Ben has 5 more apples than Ann. How many apples does Ben have?"
     ids = tuple(checkpoint.tokenizer(text)["input_ids"])
     pairs = [[Pair(ids[:3], ids[3:]), Pair(ids[:3], ids[9:])]]
-    for a, b in zip(*(score(m, pairs)[0] for m in (model, exact)), strict=True):
+    for a, b in zip(*(score(m, pairs).result()[0] for m in (model, exact)), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-2 * np.abs(b).max())
 
 

@@ -149,7 +149,7 @@ def test_killed_filtering_continues_and_leaves_its_result_alone(monkeypatch, cap
     triples = [cli_files.triple(document, 0, 0.0) for document in "def"]
     write_filtered("three.parquet", triples, Provenance("annotator", "world-1", {}))
     assert rationalyst(command.format("whole")) == 0
-    score, asked = likelihood_filter.score_sums, []
+    score, asked = likelihood_filter.score, []
 
     def dying(*arguments, **options):
         asked.append(arguments)
@@ -157,7 +157,7 @@ def test_killed_filtering_continues_and_leaves_its_result_alone(monkeypatch, cap
             raise Killed
         return score(*arguments, **options)
 
-    monkeypatch.setattr(likelihood_filter, "score_sums", dying)
+    monkeypatch.setattr(likelihood_filter, "score", dying)
     with pytest.raises(Killed):
         rationalyst(command.format("killed"))
     assert rationalyst(command.format("killed") + " --filter.tau 1") == 1
