@@ -170,8 +170,7 @@ def test_triton_on_grouped_heads(triton_attention, N, K, H, dtype):
     ],
 )
 def test_on_a_gpu(name, dtype, N, K, H, forest):
-    with jax.default_matmul_precision("highest"):  # as the commands have it: float32 means float32
-        check(partial(tree_attention, implementation=name), rows_of(*[FORESTS[forest]] * 2), N, K, H, dtype)
+    check(partial(tree_attention, implementation=name), rows_of(*[FORESTS[forest]] * 2), N, K, H, dtype)
 
 
 BLOCKS = {

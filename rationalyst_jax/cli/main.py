@@ -56,8 +56,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     # What these libraries would say on stderr about a machine without torch, or about a damaged checkpoint.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    # JAX multiplies float32 in fewer bits on TPUs and GPUs where it is not told so; bfloat16 stays as it is.
-    os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     mute_background_errors()
     command = importlib.import_module(f"rationalyst_jax.cli.{name.replace(' ', '_')}")
