@@ -53,6 +53,19 @@ assert not slow, slow
     assert run.returncode == 0, run.stderr
 
 
+def test_a_command_mutes_no_error_of_other_threads():
+    program = """
+import logging, sys, threading
+from rationalyst_jax.cli.main import main
+assert main(["stats", "--nonsense", "1"]) == 2
+assert sys.unraisablehook is sys.__unraisablehook__
+assert threading.excepthook is threading.__excepthook__
+assert logging.getLogger("asyncio").isEnabledFor(logging.ERROR)
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_config_of_the_project_is_one_of_its_command(path, capsys):
     command = next(part for part in path.stem.split("-") if part in COMMANDS)

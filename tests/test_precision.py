@@ -57,7 +57,7 @@ def check(jaxpr: Any, dtype: str, least: int) -> None:
 
 @pytest.fixture(autouse=True)
 def no_setting() -> None:
-    assert jax.config.jax_default_matmul_precision is None
+    assert jax.config.read("jax_default_matmul_precision") is None
 
 
 def array(*shape: int, dtype: str = "int32") -> Any:
@@ -122,7 +122,7 @@ def test_the_kernels_for_tpus(dtype):
     q_BTNH, k_BTKH = array(1, 256, 4, 64, dtype=dtype), array(1, 256, 2, 64, dtype=dtype)
 
     def gradients(q, k, v, size):
-        out, back = jax.vjp(lambda *qkv: pallas_tpu.attention(*qkv, size), q, k, v)
+        out, back = jax.vjp(lambda q, k, v: pallas_tpu.attention(q, k, v, size), q, k, v)
         return back(out)
 
     check(jax.make_jaxpr(gradients)(q_BTNH, k_BTKH, k_BTKH, array(1, 256)).jaxpr, dtype, least=2 + 3 + 4)
