@@ -391,8 +391,6 @@ def main() -> None:
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.4")
     platform = jax.default_backend()
     sizes, wants_json = parse(SIZES[platform])
-    if sizes.dtype == "float32":  # on GPUs JAX would multiply in 19 bits, torch in 32
-        jax.config.update("jax_default_matmul_precision", "highest")
     try:
         given = inputs(sizes)
     except ValueError as error:

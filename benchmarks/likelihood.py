@@ -36,8 +36,8 @@ from transformers import AutoModelForCausalLM
 
 from rationalyst_jax.lm.model.config import LlamaConfig
 from rationalyst_jax.lm.model.llama import Llama
-from rationalyst_jax.lm.trees.likelihood import Pair, Work, score_sums
-from rationalyst_jax.lm.trees.reduction import reduction_weights
+from rationalyst_jax.lm.trees.likelihood import Pair, Work, score
+from rationalyst_jax.lm.trees.reduction import reduce_logprobs
 from rationalyst_jax.lm.trees.tree import build_trees, pack
 from rationalyst_jax.lm.weights.hf import save_llama
 from rationalyst_jax.lm.weights.tokenizer import load_tokenizer
@@ -52,7 +52,7 @@ MODELS = {
 }
 BATCHES = (4, 8, 16)  # sizes that the peer may choose from
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.5}  # nats, in a decayed sum of some ten log-probabilities
-decayed = partial(reduction_weights, reduction="decayed_sum")
+decayed_sum = partial(reduce_logprobs, reduction="decayed_sum")
 
 
 @dataclass(frozen=True)
@@ -121,8 +121,9 @@ def renumbered(groups: Groups, vocabulary: int) -> Groups:
 def in_jax(model: Llama, groups: Groups, sizes: Sizes) -> tuple[np.ndarray, Work]:
     """The decayed sums of all pairs."""
     rows: dict[str, Any] = {"row_length": sizes.row_length, "rows_per_batch": sizes.rows_per_batch}
-    scores = score_sums(model, groups, decayed, **rows)
-    return np.array([value for of_group in scores.result() for value in of_group]), scores.work
+    scores = score(model, groups, **rows)
+    sums = [decayed_sum(logprobs) for of_group in scores.result() for logprobs in of_group]
+    return np.array(sums), scores.work
 
 
 def in_torch(peer: Any, pairs: Sequence[Pair], batch: int) -> np.ndarray:
@@ -150,7 +151,7 @@ def in_torch(peer: Any, pairs: Sequence[Pair], batch: int) -> np.ndarray:
             logprobs = (chosen - logits.float().logsumexp(2)).cpu().double().numpy()
         for row, i in enumerate(members):
             n = len(pairs[i].continuation)
-            sums[i] = decayed(n) @ logprobs[row, keep - n :]
+            sums[i] = decayed_sum(logprobs[row, keep - n :])
     return sums
 
 

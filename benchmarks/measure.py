@@ -7,6 +7,7 @@ import time
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 import jax
@@ -18,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rationalyst_jax.lm.attention.blocks import visible_blocks
+from rationalyst_jax.lm.devices.precision import precision_of
 
 Result = TypeVar("Result")
 BLOCK = 128  # places of a block, where visited blocks are counted
@@ -54,7 +56,7 @@ def peak_memory() -> float:
 def matmul_peak(dtype: DTypeLike, size: int) -> float:
     """FLOP/s of a product of two `size` x `size` matrices: what this machine reaches at its best."""
     x = jax.random.normal(jax.random.key(0), (size, size), dtype)  # zeros and ones run faster than numbers
-    product = jax.jit(jnp.matmul)
+    product = jax.jit(partial(jnp.matmul, precision=precision_of(x)))
     seconds, _ = best_of(5, lambda: product(x, x).block_until_ready())
     return 2 * size**3 / seconds
 

@@ -1,9 +1,8 @@
 """Orbax checkpoints, of a model alone and of a training run."""
 
-import gc
+import asyncio
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,9 +14,9 @@ from cli_files import random_llama
 from flax import nnx
 from test_train import fit_examples
 
-from rationalyst_jax.cli.main import mute_background_errors
 from rationalyst_jax.lm.model.llama import Llama
 from rationalyst_jax.lm.trees.likelihood import Pair, score
+from rationalyst_jax.lm.weights.event_loops import LenientLoop, lenient_loops
 from rationalyst_jax.lm.weights.hf import load_llama, save_llama
 from rationalyst_jax.lm.weights.open import computable, open_checkpoint
 from rationalyst_jax.lm.weights.orbax import load_orbax, save_orbax
@@ -25,13 +24,6 @@ from rationalyst_jax.train.checkpoints import load_trained
 from rationalyst_jax.train.config import TrainConfig
 from rationalyst_jax.train.examples import Example
 from rationalyst_jax.world.checkpoint import checkpoint_path
-
-
-@pytest.fixture(scope="module", autouse=True)
-def mute() -> Iterator[None]:
-    mute_background_errors()
-    yield
-    gc.collect()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -67,6 +59,19 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
     shutil.rmtree(tmp_path / "good" / "weights")
     with pytest.raises(FileNotFoundError, match="weights: no such folder"):
         load_orbax(tmp_path / "good")
+
+
+def test_what_ends_after_its_event_loop_is_closed_is_no_error(caplog):
+    with lenient_loops():
+        loop = asyncio.new_event_loop()
+    loop.call_exception_handler({"message": "early"})
+    loop.close()
+    loop.call_soon_threadsafe(print)  # of other loops this is a RuntimeError
+    loop.call_exception_handler({"message": "late"})
+    assert [record.message for record in caplog.records] == ["early"]
+    other = asyncio.new_event_loop()
+    assert not isinstance(other, LenientLoop)
+    other.close()
 
 
 def test_every_parameter_that_does_not_fit_is_listed(tmp_path):
@@ -152,7 +157,7 @@ def test_a_checkpoint_is_computed_with_in_the_dtype_the_device_can(tmp_path, mon
     text = "Ann has 12 apples. Ben has 5 more apples than Ann. How many apples does Ben have?"
     ids = tuple(checkpoint.tokenizer(text)["input_ids"])
     pairs = [[Pair(ids[:3], ids[3:]), Pair(ids[:3], ids[9:])]]
-    for a, b in zip(*(score(m, pairs)[0] for m in (model, exact)), strict=True):
+    for a, b in zip(*(score(m, pairs).result()[0] for m in (model, exact)), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-2 * np.abs(b).max())
 
 

@@ -60,6 +60,19 @@ assert not slow, slow
     assert run.returncode == 0, run.stderr
 
 
+def test_a_command_mutes_no_error_of_other_threads():
+    program = """
+import logging, sys, threading
+from rationalyst_jax.cli.main import main
+assert main(["stats", "--nonsense", "1"]) == 2
+assert sys.unraisablehook is sys.__unraisablehook__
+assert threading.excepthook is threading.__excepthook__
+assert logging.getLogger("asyncio").isEnabledFor(logging.ERROR)
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
 @pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.yaml")))
 def test_every_shipped_config_is_one_of_its_command(name, capsys):
     command = next(part for part in name.split("-") if part in COMMANDS)
@@ -166,7 +179,7 @@ def test_killed_filtering_continues_and_leaves_its_result_alone(monkeypatch, cap
     triples = [cli_files.triple(document, 0, 0.0) for document in "def"]
     write_filtered("three.parquet", triples, Provenance("annotator", "world-1", {}))
     assert rationalyst(command.format("whole")) == 0
-    score, asked = likelihood_filter.score_sums, []
+    score, asked = likelihood_filter.score, []
 
     def dying(*arguments, **options):
         asked.append(arguments)
@@ -174,7 +187,7 @@ def test_killed_filtering_continues_and_leaves_its_result_alone(monkeypatch, cap
             raise Killed
         return score(*arguments, **options)
 
-    monkeypatch.setattr(likelihood_filter, "score_sums", dying)
+    monkeypatch.setattr(likelihood_filter, "score", dying)
     with pytest.raises(Killed):
         rationalyst(command.format("killed"))
     assert rationalyst(command.format("killed") + " --filter.tau 1") == 1

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from rationalyst_jax.lm.model.config import LlamaConfig
 from rationalyst_jax.lm.model.llama import Llama, tree_attend
-from rationalyst_jax.lm.trees.likelihood import score_sums
+from rationalyst_jax.lm.trees.likelihood import score
 from rationalyst_jax.lm.weights.tokenizer import load_tokenizer, marker_ids
 from rationalyst_jax.mine import likelihood_filter
 from rationalyst_jax.mine.config import FilterConfig
@@ -200,16 +200,16 @@ def test_the_host_sends_the_next_block_before_it_waits_for_one_and_waits_once_a_
 
     def sending(*arguments, **options):
         events.append("send")
-        scores = score_sums(*arguments, **options)
+        scores = score(*arguments, **options)
         # Between sending and waiting nothing comes back: every number of the result is still on the device.
-        assert all(isinstance(array, jax.Array) for array in scores._sums)
+        assert all(isinstance(array, jax.Array) for array in scores._computed)
         return scores
 
     def waiting(arrays):
         events.append("wait")
         return [np.asarray(array) for array in arrays]
 
-    monkeypatch.setattr(likelihood_filter, "score_sums", sending)
+    monkeypatch.setattr(likelihood_filter, "score", sending)
     monkeypatch.setattr(jax, "device_get", waiting)
     config = FilterConfig(row_length=32, rows_per_batch=1, block=1)
     score_all(make_triples(), model, tokenizer, PROMPTS, config, tmp_path / "scores.jsonl")
@@ -226,11 +226,11 @@ def test_killed_scoring_continues_with_the_same_bytes(model, tokenizer, tmp_path
     path.write_bytes(whole[: [0, *ends][int(left)] + (9 if left % 1 else 0)])
     asked, told = [], []
 
-    def counting(model, groups, weights, **options):
+    def counting(model, groups, **options):
         asked.extend(groups)
-        return score_sums(model, groups, weights, **options)
+        return score(model, groups, **options)
 
-    monkeypatch.setattr(likelihood_filter, "score_sums", counting)
+    monkeypatch.setattr(likelihood_filter, "score", counting)
     again = score_all(triples, model, tokenizer, PROMPTS, config, path, lambda *counts: told.append(counts))
     assert again == scored and path.read_bytes() == whole
     assert told[-1][:2] == (len(triples), len(triples)) and len(asked) == 3 - int(left)

@@ -8,13 +8,12 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
-from jax.typing import DTypeLike
 
 from rationalyst_jax.lm.devices.mesh import ROWS
 from rationalyst_jax.lm.devices.sharding import make_mesh, shard_weights
 from rationalyst_jax.lm.model.config import LlamaConfig
 from rationalyst_jax.lm.model.llama import Llama
-from rationalyst_jax.lm.trees.likelihood import Batch, Terms, score_rows
+from rationalyst_jax.lm.trees.likelihood import Batch, score_rows
 
 pytestmark = pytest.mark.aot
 
@@ -44,12 +43,9 @@ def test_the_filter_of_llama_3_8b_fits(tpu_topology, generation, tensor, B, T):
     weights = jax.tree.map(placed, weights, shard_weights(weights, mesh))
     by_row = NamedSharding(mesh, PartitionSpec(ROWS))
 
-    def array(shape: tuple[int, ...], dtype: DTypeLike = jnp.int32) -> Any:
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=by_row)
-
-    row, slots = array((B, T)), array((1, B * T))
-    terms = Terms(slots, array((1, B * T), jnp.float32), slots)
-    batch = Batch(row, row, row, slots, slots, terms)
+    row: Any = jax.ShapeDtypeStruct((B, T), jnp.int32, sharding=by_row)
+    slots: Any = jax.ShapeDtypeStruct((1, B * T), jnp.int32, sharding=by_row)
+    batch = Batch(row, row, row, slots, slots)
 
     start = time.perf_counter()
     compiled = score_rows.lower(graph, weights, batch, (), mesh).compile()

@@ -17,8 +17,8 @@ from rationalyst_jax.lm.devices.sharding import make_mesh, shard_weights
 from rationalyst_jax.lm.model.config import LlamaConfig
 from rationalyst_jax.lm.model.llama import Llama, tree_attend
 from rationalyst_jax.lm.trees import likelihood
-from rationalyst_jax.lm.trees.likelihood import Pair, score, score_rows, score_sums
-from rationalyst_jax.lm.trees.reduction import reduce_logprobs, reduction_weights
+from rationalyst_jax.lm.trees.likelihood import Pair, score, score_rows
+from rationalyst_jax.lm.trees.reduction import reduce_logprobs
 from rationalyst_jax.lm.weights.tokenizer import load_tokenizer
 from rationalyst_jax.mine.documents import read_annotations
 from rationalyst_jax.mine.likelihood_filter import filter_pairs
@@ -61,15 +61,16 @@ tokens = st.lists(st.integers(0, 3), min_size=1, max_size=6)
 groups = st.lists(st.lists(st.tuples(tokens, tokens), min_size=1, max_size=4), min_size=1, max_size=4)
 
 
-@settings(max_examples=20)
-@given(groups)
-def test_packed_trees_score_like_separate_sequences(groups):
+@settings(max_examples=30)
+@given(groups, st.sampled_from([13, 20, 64]))
+def test_packed_trees_also_cut_to_short_rows_score_like_separate_sequences(groups, row_length):
     model = TINY_MODEL
     pairs = [[Pair((15, *a), tuple(b)) for a, b in group] for group in groups]
-    scores = score(model, pairs, row_length=64, rows_per_batch=2)
+    scores = score(model, pairs, row_length=row_length, rows_per_batch=2).result()
     for group, of_group in zip(pairs, scores, strict=True):
         for pair, logprobs in zip(group, of_group, strict=True):
             expected = separate_logprobs(model, [*pair.context, *pair.continuation], 16)
+            assert logprobs.dtype == np.float32
             np.testing.assert_allclose(logprobs, expected[len(pair.context) - 1 :], atol=1e-4)
 
 
@@ -89,9 +90,9 @@ def test_real_annotated_documents_score_like_separate_sequences(shared, document
     """Four layers and the real vocabulary of 128,256; separate sequences share nothing with their row."""
     groups = real_groups(shared, documents)
     model = Llama(replace(TINY, vocab_size=128256, num_layers=4, rope_theta=500_000.0), rngs=nnx.Rngs(0))
-    scores = score(model, groups, row_length=1024, rows_per_batch=2)
-    apart = score(model, [[pair] for group in groups for pair in group], row_length=1024, rows_per_batch=2)
-    together = [logprobs for group in scores for logprobs in group]
+    scored = partial(score, model, row_length=1024, rows_per_batch=2)
+    together = [logprobs for group in scored(groups).result() for logprobs in group]
+    apart = scored([[pair] for group in groups for pair in group]).result()
     assert len(together) >= pairs
     for ours, [separate] in zip(together, apart, strict=True):
         np.testing.assert_allclose(ours, separate, atol=1e-4)
@@ -116,39 +117,33 @@ def test_scoring_other_texts_of_the_same_shape_compiles_nothing():
     assert len(compiled) == first > 0
 
 
-@settings(max_examples=20)
-@given(groups, st.sampled_from([13, 20]), st.sampled_from(["decayed_sum", "mean"]))
-def test_sums_are_those_of_the_scores_also_of_trees_cut_to_short_rows(groups, row_length, reduction):
-    pairs = [[Pair((15, *a), tuple(b)) for a, b in group] for group in groups]
-    weights = partial(reduction_weights, reduction=reduction)
-    sums = score_sums(TINY_MODEL, pairs, weights, row_length=row_length, rows_per_batch=2).result()
-    for group, of_group in zip(pairs, sums, strict=True):
-        for pair, value in zip(group, of_group, strict=True):
-            logprobs = separate_logprobs(TINY_MODEL, [*pair.context, *pair.continuation], 16)
-            expected = reduce_logprobs(logprobs[len(pair.context) - 1 :], reduction)
-            assert value == pytest.approx(expected, abs=2e-4)
-
-
-def test_the_same_pair_many_times_is_summed_each_time():
+def test_the_same_pair_many_times_is_scored_each_time():
     pair = Pair((15, 1), (2, 3, 0, 1))
-    [sums] = score_sums(TINY_MODEL, [[pair] * 40], np.ones, row_length=8, rows_per_batch=1).result()
-    [[logprobs]] = score(TINY_MODEL, [[pair]], row_length=8, rows_per_batch=1)
-    assert sums == pytest.approx([logprobs.sum()] * 40, abs=1e-5)
+    [many] = score(TINY_MODEL, [[pair] * 40], row_length=8, rows_per_batch=1).result()
+    [[once]] = score(TINY_MODEL, [[pair]], row_length=8, rows_per_batch=1).result()
+    assert len(many) == 40
+    for logprobs in many:
+        np.testing.assert_array_equal(logprobs, once)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 2), (2, 2, 1), (1, 2, 2)])
-def test_a_mesh_gives_the_same_sums(shape):
+def test_a_mesh_gives_the_same_scores(shape):
     groups = [[Pair((15, *[i] * (i + 2)), (1, 2, 3)), Pair((15, i), (i,) * 4)] for i in range(11)]
     groups.append([])
-    summed = partial(score_sums, groups=groups, weights=np.ones, row_length=16, rows_per_batch=4)
-    expected = summed(TINY_MODEL).result()
+    expected = score(TINY_MODEL, groups, row_length=16, rows_per_batch=4)
     mesh = make_mesh(*shape, devices=jax.devices()[: math.prod(shape)])
     graph, weights = nnx.split(TINY_MODEL)
     model = nnx.merge(graph, jax.device_put(weights, shard_weights(weights, mesh)))
-    sums = summed(model, mesh=mesh).result()
-    assert [len(group) for group in sums] == [len(group) for group in groups]
-    for a, b in zip(sums, expected, strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5)
+    scores = score(model, groups, row_length=16, rows_per_batch=4, mesh=mesh)
+    for ours, theirs in zip(scores.result(), expected.result(), strict=True):
+        for a, b in zip(ours, theirs, strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_rows_that_the_row_shards_of_a_mesh_do_not_divide_are_refused():
+    mesh = make_mesh(1, 2, 1, devices=jax.devices()[:2])
+    with pytest.raises(ValueError, match="3 rows a batch cannot be divided among 2 shards"):
+        score(TINY_MODEL, [[Pair((1,), (2,))]], rows_per_batch=3, mesh=mesh)
 
 
 def test_a_group_without_a_common_root_is_named():
@@ -167,7 +162,7 @@ def test_rows_come_in_two_shapes_however_many_there_are():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(likelihood, "score_rows", watching)
         for n in range(1, 8):
-            score_sums(TINY_MODEL, groups[:n], np.ones, row_length=16, rows_per_batch=3).result()
+            score(TINY_MODEL, groups[:n], row_length=16, rows_per_batch=3).result()
     assert {shapes.token_BT for shapes in seen} == {(3, 16), (1, 16)} and len(seen) == 2
 
 

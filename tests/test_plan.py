@@ -109,7 +109,7 @@ def test_a_filter_batch_takes_weights_and_its_rows():
     of_norms = sum(math.prod(w.shape) for w in norms.values())
     weights = 2 * ((every - of_norms) // 4 + of_norms // 2)  # norms have no axis that `tensor` divides
     assert step.parts == {"parameters, bfloat16": weights}
-    arrays = 3 + 2 + 3  # rows, places and targets, terms
+    arrays = 3 + 2  # rows; places and targets
     assert memory(step.lower().compile()).arguments == weights + arrays * 2 * 32 * 4
     assert step.rows == (8, 32)
 

@@ -228,7 +228,7 @@ def test_the_filter_sums_activations_twice_a_layer_and_gathers_no_weight(tpu_top
 
     weights = jax.tree.map(placed, weights, shard_weights(weights, mesh))
     row: Any = jax.ShapeDtypeStruct((B, T), jnp.int32, sharding=by_row(mesh))
-    batch: Any = Batch(row, row, row, row, row, None)
+    batch: Any = Batch(row, row, row, row, row)
     program = score_rows.lower(graph, weights, batch, (), mesh).compile()
 
     [activations, *small] = collectives(program)

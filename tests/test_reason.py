@@ -675,7 +675,7 @@ def test_the_real_parts_take_a_real_question_together(shared, tmp_path):
             Pair(*render(tokenizer, prompts["follow_guided"], fields, target=f"{text}\n", close=False))
             for text in step.candidates
         ]
-        alone = [scores[0] for scores in score(model, [[pair] for pair in pairs], row_length=512)]
+        alone = [scores[0] for scores in score(model, [[pair] for pair in pairs], row_length=512).result()]
         means = [np.average(v, weights=0.9 ** np.arange(len(v))) for v in alone]
         assert step.scores == pytest.approx(means, abs=1e-4)
         assert step.choice == int(np.argmax(means))

@@ -1,11 +1,9 @@
 """What may go wrong while training: nothing that was learned is lost, and one line says what happened."""
 
 import errno
-import gc
 import os
 import shutil
 import signal
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +14,6 @@ import pytest
 from flax import nnx
 from test_train import FAST, assert_same_weights, fit_examples, metrics_rows, random_examples, tiny_model
 
-from rationalyst_jax.cli.main import mute_background_errors
 from rationalyst_jax.files.interruption import Interrupted
 from rationalyst_jax.train import loop
 from rationalyst_jax.train.checkpoints import load_trained
@@ -24,13 +21,6 @@ from rationalyst_jax.train.loop import FitResult
 from rationalyst_jax.train.preemption import Preemption
 
 EXAMPLES = random_examples(60)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def mute() -> Iterator[None]:
-    mute_background_errors()
-    yield
-    gc.collect()
 
 
 class Killed(Exception):

@@ -5,16 +5,12 @@ is its options and whose docstring is their help. It imports what computes only 
 mistakes in options are quick.
 """
 
-import functools
 import importlib
-import inspect
 import io
 import logging
 import os
 import re
 import sys
-import threading
-import traceback
 from argparse import SUPPRESS, ArgumentError
 from collections.abc import Sequence
 from pathlib import Path
@@ -64,10 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # What these libraries would say on stderr about a machine without torch, or about a damaged checkpoint.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    # JAX multiplies float32 in fewer bits on TPUs and GPUs where it is not told so; bfloat16 stays as it is.
-    os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
     logging.getLogger("absl").setLevel(logging.CRITICAL)
-    mute_background_errors()
     command = importlib.import_module(f"rationalyst_jax.cli.{name.replace(' ', '_')}")
     try:
         options = _parse(name, command, arguments[len(name.split()) :])
@@ -173,28 +166,6 @@ def _configs(arguments: list[str]) -> list[int]:
         elif argument.startswith("--config="):
             places.append(i)
     return places
-
-
-@functools.cache
-def mute_background_errors() -> None:
-    """Where a read or write of a checkpoint fails, Orbax drops the others, and Python reports each of them.
-
-    What fails in a thread of Orbax is raised again where the checkpoint is waited for.
-    """
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-    report, report_thread = sys.unraisablehook, threading.excepthook
-
-    def report_others(unraisable: "sys.UnraisableHookArgs") -> None:
-        closed = str(unraisable.exc_value) == "Event loop is closed"
-        if not closed and not inspect.iscoroutine(unraisable.object):
-            report(unraisable)
-
-    def report_other_threads(failed: threading.ExceptHookArgs) -> None:
-        frames = traceback.extract_tb(failed.exc_traceback)
-        if not any("orbax" in frame.filename for frame in frames):
-            report_thread(failed)
-
-    sys.unraisablehook, threading.excepthook = report_others, report_other_threads
 
 
 def _overview(arguments: list[str]) -> int:

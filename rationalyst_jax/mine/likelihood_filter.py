@@ -19,8 +19,8 @@ from transformers import PreTrainedTokenizerBase
 
 from rationalyst_jax.files.rows import Row, append_rows, kept_rows
 from rationalyst_jax.lm.model.llama import Llama
-from rationalyst_jax.lm.trees.likelihood import Pair, Scores, Work, score_sums
-from rationalyst_jax.lm.trees.reduction import reduction_weights
+from rationalyst_jax.lm.trees.likelihood import Pair, Scores, Work, score
+from rationalyst_jax.lm.trees.reduction import reduce_logprobs
 from rationalyst_jax.lm.weights.tokenizer import marker_ids
 from rationalyst_jax.mine.config import FilterConfig
 from rationalyst_jax.mine.triples import Triple
@@ -98,7 +98,7 @@ def score_triples(
     progress(done, len(triples), work.nodes)
     begun = (_begin(block, model, tokenizer, prompts, config, suppress, mesh) for block in missing)
     for block in _one_ahead(begun):
-        new = list(block.rows())
+        new = list(block.rows(config))
         append_rows(path, new)
         rows |= {row["document_id"]: row for row in new}
         done += sum(map(len, block.documents))
@@ -119,10 +119,11 @@ class _Block:
     fits: Sequence[Sequence[bool]]
     scores: Scores
 
-    def rows(self) -> Iterator[dict[str, Any]]:
+    def rows(self, config: FilterConfig) -> Iterator[dict[str, Any]]:
         """For each document a row of [without, with] for each of its triples, None for one too long."""
-        for document, fits, sums in zip(self.documents, self.fits, self.scores.result(), strict=True):
-            both = iter(zip(sums[::2], sums[1::2], strict=True))
+        for document, fits, logprobs in zip(self.documents, self.fits, self.scores.result(), strict=True):
+            reduced = [reduce_logprobs(of_pair, config.reduction, config.decay) for of_pair in logprobs]
+            both = iter(zip(reduced[::2], reduced[1::2], strict=True))
             scores = [next(both) if fit else None for fit in fits]
             for triple, of_triple in zip(document, scores, strict=True):
                 if of_triple is not None and not math.isfinite(of_triple[1] - of_triple[0]):
@@ -150,10 +151,9 @@ def _begin(
         [pair for both, fit in zip(*of_document, strict=True) if fit for pair in both]
         for of_document in zip(pairs, fits, strict=True)
     ]
-    scores = score_sums(
+    scores = score(
         model,
         groups,
-        lambda length: reduction_weights(length, config.reduction, config.decay),
         row_length=config.row_length,
         rows_per_batch=config.rows_per_batch,
         suppress=suppress,

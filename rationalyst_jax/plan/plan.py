@@ -22,7 +22,6 @@ from flax import nnx
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 from jax.stages import Lowered
-from jax.typing import DTypeLike
 
 from rationalyst_jax.lm.devices.chips import CHIPS, GIB, Chip
 from rationalyst_jax.lm.devices.mesh import MeshShape
@@ -278,12 +277,9 @@ def filtering(model: LlamaConfig, config: FilterConfig, mesh: Mesh) -> StageProg
     graph, weights = nnx.split(nnx.eval_shape(lambda: Llama(model, rngs=nnx.Rngs(0))))
     weights = placed(weights, shard_weights(weights, mesh), jnp.bfloat16)
 
-    def array(shape: tuple[int, int], dtype: DTypeLike = jnp.int32) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=by_row(mesh))
-
-    row, slot, factor = array((B, T)), array((G, B * T // G)), array((G, B * T // G), jnp.float32)
-    terms: Any = (slot, factor, slot)
-    arrays: Any = (row, row, row, slot, slot, likelihood.Terms(*terms))
+    row = jax.ShapeDtypeStruct((B, T), jnp.int32, sharding=by_row(mesh))
+    slot = jax.ShapeDtypeStruct((G, B * T // G), jnp.int32, sharding=by_row(mesh))
+    arrays: Any = (row, row, row, slot, slot)
     batch = likelihood.Batch(*arrays)
     operations = forward_flops(model, B * T, B * T * (T + 1) // 2)
     lower = partial(likelihood.score_rows.lower, graph, weights, batch, (), mesh)

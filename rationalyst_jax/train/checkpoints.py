@@ -23,6 +23,7 @@ from rationalyst_jax.files.settings import differences, package_versions
 from rationalyst_jax.lm.devices.distributed import barrier, is_main
 from rationalyst_jax.lm.model.config import LlamaConfig, RopeScaling
 from rationalyst_jax.lm.model.llama import Llama
+from rationalyst_jax.lm.weights.event_loops import lenient_loops
 from rationalyst_jax.lm.weights.orbax import abstract_llama
 from rationalyst_jax.train.step import TrainState
 
@@ -69,8 +70,10 @@ class Checkpoints:
             cleanup_tmp_directories=True,  # what a killed run left half written
         )
         self.manager = _Manager(folder.absolute(), options=options)
+        self._loops = lenient_loops()
 
     def __enter__(self) -> Self:
+        self._loops.__enter__()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
@@ -80,6 +83,8 @@ class Checkpoints:
         except OSError:
             if kind is None:  # an error on its way out says more
                 raise
+        finally:
+            self._loops.__exit__(None, None, None)
 
     def any(self) -> bool:
         """Whether there is a checkpoint."""
@@ -182,7 +187,7 @@ def load_trained(folder: Path) -> Llama:
     alone.
     """
     options = ocp.CheckpointManagerOptions(read_only=True)
-    with ocp.CheckpointManager(folder.absolute(), options=options) as manager:
+    with lenient_loops(), ocp.CheckpointManager(folder.absolute(), options=options) as manager:
         step = manager.latest_step()
         if step is None:
             raise ValueError(f"{folder}: no finished checkpoint")

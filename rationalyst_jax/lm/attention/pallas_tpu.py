@@ -18,6 +18,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from rationalyst_jax.lm.attention.blocks import Visits, visible_blocks, visits
+from rationalyst_jax.lm.devices.precision import precision_of
 
 LANES = 128
 UNSEEN = -1e30  # what stands for the score of a masked key: exp of it is 0, and it is no infinity
@@ -104,10 +105,11 @@ def _scores(
 
 
 def _product(a: Array, b: Array, contract: tuple[int, int]) -> Array:
-    """A matrix product accumulated in float32; exact passes where the inputs are float32."""
-    precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
+    """A matrix product accumulated in float32."""
     dimensions = (((contract[0],), (contract[1],)), ((), ()))
-    return jax.lax.dot_general(a, b, dimensions, precision=precision, preferred_element_type=jnp.float32)
+    return jax.lax.dot_general(
+        a, b, dimensions, precision=precision_of(a, b), preferred_element_type=jnp.float32
+    )
 
 
 def _column(row_1X: Array) -> Array:

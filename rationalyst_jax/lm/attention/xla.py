@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from rationalyst_jax.lm.attention.blocks import visible_blocks, visits
+from rationalyst_jax.lm.devices.precision import precision_of
 
 DENSE = 256  # in rows up to this length blocks would skip little
 BLOCK = 128
@@ -59,10 +60,11 @@ def masked_attention(q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, mask_BTS: Arra
     q_BKTH = (q_BTNH * H**-0.5).reshape(B, T, K, G, H).transpose(0, 2, 3, 1, 4).reshape(B, K, G * T, H)
     k_BKHS = k_BSKH.transpose(0, 2, 3, 1)
     v_BKSH = v_BSKH.transpose(0, 2, 1, 3)
-    scores_BKGTS = jnp.matmul(q_BKTH, k_BKHS, preferred_element_type=jnp.float32).reshape(B, K, G, T, S)
+    scores_BKGTS = _matmul(q_BKTH, k_BKHS).reshape(B, K, G, T, S)
     scores_BKGTS = jnp.where(mask_BTS[:, None, None], scores_BKGTS, -jnp.inf)
     weights_BKGTS = jax.nn.softmax(scores_BKGTS, axis=-1).astype(v_BSKH.dtype)
-    out_BKTH = jnp.matmul(weights_BKGTS.reshape(B, K, G * T, S), v_BKSH)
+    weights_BKTS = weights_BKGTS.reshape(B, K, G * T, S)
+    out_BKTH = jnp.matmul(weights_BKTS, v_BKSH, precision=precision_of(weights_BKTS, v_BKSH))
     return out_BKTH.reshape(B, K, G, T, H).transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
 
 
@@ -182,7 +184,8 @@ def _scores(q_KXH: Array, k_KPH: Array, size_P: Array, i: Array, s: Array) -> tu
 
 
 def _matmul(a: Array, b: Array) -> Array:
-    return jnp.matmul(a, b, preferred_element_type=jnp.float32)
+    """A product summed in float32."""
+    return jnp.matmul(a, b, precision=precision_of(a, b), preferred_element_type=jnp.float32)
 
 
 def _for_each_block(one, BQ: tuple[int, int]):

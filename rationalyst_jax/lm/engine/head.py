@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import Mesh
 
+from rationalyst_jax.lm.devices.precision import precision_of
 from rationalyst_jax.lm.devices.sharding import platform_of
 from rationalyst_jax.lm.engine.sampling import Logits, block_size, in_blocks, token_keys
 
@@ -127,7 +128,10 @@ def _logits(
 
     def part(words: tuple[Array, Array]) -> tuple[Array, Array, Array, Array]:
         head_WD, kinds_EW = words
-        logits_CW = jnp.einsum("CD,WD->CW", hidden_CD, head_WD, preferred_element_type=jnp.float32)
+        precision = precision_of(hidden_CD, head_WD)
+        logits_CW = jnp.einsum(
+            "CD,WD->CW", hidden_CD, head_WD, precision=precision, preferred_element_type=jnp.float32
+        )
         logits_CW = jnp.where((kinds_EW[kind_C] & SUPPRESSED) > 0, -jnp.inf, logits_CW)
         logits_CBS = in_blocks(logits_CW, S)
         mass_CB = jax.nn.logsumexp(logits_CBS, axis=2)

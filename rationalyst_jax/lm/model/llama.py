@@ -23,6 +23,7 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from rationalyst_jax.lm.attention import tree_attention
+from rationalyst_jax.lm.devices.precision import precision_of
 from rationalyst_jax.lm.devices.sharding import by_row
 from rationalyst_jax.lm.model.config import LlamaConfig, RopeScaling
 from rationalyst_jax.lm.model.lora import Adapters
@@ -212,7 +213,8 @@ def _project(
     inputs, outputs = axes[: x.ndim - 2], axes[x.ndim - 2 :]
     rows = x.reshape(-1, *x.shape[2:])
     weight = getattr(layer, parameter)[...]
-    product = partial(jnp.einsum, f"M{inputs},{axes}->M{outputs}", rows)
+    equation = f"M{inputs},{axes}->M{outputs}"
+    product = partial(jnp.einsum, equation, rows, precision=precision_of(rows, weight))
     if scales is None:
         out = product(weight)
     else:  # before they are scaled, sums may be beyond what float16 holds

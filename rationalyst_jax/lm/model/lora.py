@@ -3,7 +3,7 @@
 A projection `x W` becomes `x W + (alpha / rank) x A B`, with A `[in, R]` and B `[R, out]`; B begins at zero,
 so that training starts from the model itself. There is no dropout.
 
-R rank; the other letters as in `lm/model/llama.py`.
+R rank, X inputs and Y outputs of a projection, each as one axis; the other letters as in `lm/model/llama.py`.
 """
 
 import math
@@ -16,6 +16,7 @@ from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
 
+from rationalyst_jax.lm.devices.precision import precision_of
 from rationalyst_jax.lm.model.settings import LoraConfig, Projection
 
 # The projections as `Layers` names them, and how many of their axes (layer axis aside) are inputs.
@@ -58,8 +59,9 @@ class Adapters(nnx.Module):
         """
         if name not in self.config.projections:
             return None
-        low_MR = jnp.einsum(f"M{inputs},{inputs}R->MR", x, getattr(self, f"{name}_in")[...])
-        added = jnp.einsum(f"MR,R{outputs}->M{outputs}", low_MR, getattr(self, f"{name}_out")[...])
+        a, b = (getattr(self, f"{name}_{side}")[...] for side in ("in", "out"))
+        low_MR = jnp.einsum(f"M{inputs},{inputs}R->MR", x, a, precision=precision_of(x, a))
+        added = jnp.einsum(f"MR,R{outputs}->M{outputs}", low_MR, b, precision=precision_of(low_MR, b))
         return self.config.scale * added
 
 
@@ -82,7 +84,9 @@ def _added(weight: Array, a: Array, b: Array, scale: float) -> Array:
     def one(layer: tuple[Array, Array, Array]) -> Array:
         w, a, b = layer
         R = a.shape[-1]
-        product = a.reshape(-1, R).astype(jnp.float32) @ b.reshape(R, -1).astype(jnp.float32)
+        a_XR = a.reshape(-1, R).astype(jnp.float32)
+        b_RY = b.reshape(R, -1).astype(jnp.float32)
+        product = jnp.matmul(a_XR, b_RY, precision=precision_of(a_XR, b_RY))
         return (w.astype(jnp.float32) + scale * product.reshape(w.shape)).astype(w.dtype)
 
     return jax.lax.map(one, (weight, a, b))

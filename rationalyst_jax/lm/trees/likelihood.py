@@ -7,8 +7,7 @@ batch, the host fills the arrays of the next.
 Natural logarithms throughout: every log-probability is in nats, float32.
 """
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import pairwise
@@ -25,8 +24,6 @@ from rationalyst_jax.lm.devices.sharding import row_shards
 from rationalyst_jax.lm.model.llama import Llama, tree_attend
 from rationalyst_jax.lm.trees.logprobs import token_logprobs
 from rationalyst_jax.lm.trees.tree import Rows, TokenTree, build_trees, pack
-
-Weights = Callable[[int], np.ndarray]  # how many tokens a continuation has -> what each of them counts
 
 
 @dataclass(frozen=True)
@@ -58,20 +55,25 @@ class Work:
 
 
 class Scores:
-    """Sums of log-probabilities that a device computes while the host goes on; `work` says on what."""
+    """Log-probabilities that a device computes while the host goes on; `work` says on what."""
 
-    def __init__(self, groups: Sequence[Sequence[Pair]], packed: "_Packed", sums: list[Array]):
+    def __init__(self, groups: Sequence[Sequence[Pair]], packed: "_Packed", computed: list[Array]):
         self.work = packed.work
-        self._sizes, self._batches, self._sums = [len(group) for group in groups], packed.batches, sums
+        self._sizes = [len(group) for group in groups]
+        self._batches = packed.batches
+        self._computed = computed
 
-    def result(self) -> list[list[float]]:
-        """One number for each pair of each group; waits for the device."""
-        found = [[math.nan] * size for size in self._sizes]
-        for strips, sum_GE in zip(self._batches, jax.device_get(self._sums), strict=True):
-            for strip, sum_E in zip(strips, sum_GE, strict=True):
-                for (g, i), value in zip(strip.pairs, sum_E.tolist(), strict=False):
-                    found[g][i] = value
-        return found
+    def result(self) -> list[list[np.ndarray]]:
+        """Of each pair of each group its continuation's log-probabilities (nats, float32, one a token).
+
+        Waits for the device.
+        """
+        found: dict[tuple[int, int], np.ndarray] = {}
+        for strips, logprob_GP in zip(self._batches, jax.device_get(self._computed), strict=True):
+            for strip, logprob_P in zip(strips, logprob_GP, strict=True):
+                for pair, places in zip(strip.pairs, strip.places, strict=True):
+                    found[pair] = logprob_P[np.searchsorted(strip.nodes, places)]
+        return [[found[g, i] for i in range(size)] for g, size in enumerate(self._sizes)]
 
 
 def score(
@@ -81,66 +83,37 @@ def score(
     row_length: int = 1024,
     rows_per_batch: int = 8,
     suppress: Sequence[int] = (),
-) -> list[list[np.ndarray]]:
-    """Per-token log-probabilities (nats, float32) of each pair's continuation.
+    mesh: Mesh | None = None,
+) -> Scores:
+    """Per-token log-probabilities of each pair's continuation. Returns as soon as everything is dispatched.
 
     The pairs of one group share one token tree, so their common prefixes are computed once; the result
     equals that of separate sequences up to float rounding. Trees are packed in rows of `row_length` tokens
-    and a tree longer than a row is split, which repeats the path to the split. Raises ValueError for an empty
-    context or continuation, a pair longer than a row, and a group whose pairs begin with different tokens.
-    """
-    packed = _pack(groups, row_length, rows_per_batch, shards=1)
-    results = jax.device_get(_dispatch(model, packed, None, suppress, None))
-    found: dict[tuple[int, int], np.ndarray] = {}
-    for [strip], [logprob_P] in zip(packed.batches, results, strict=True):
-        node = strip.nodes
-        for pair, places in zip(strip.pairs, strip.places, strict=True):
-            found[pair] = logprob_P[np.searchsorted(node, places)]
-    return [[found[g, i] for i in range(len(group))] for g, group in enumerate(groups)]
+    and a tree longer than a row is split, which repeats the path to the split. Under a `mesh` (of one
+    process) each of its row shards has a part of the rows of a batch.
 
-
-def score_sums(
-    model: Llama,
-    groups: Sequence[Sequence[Pair]],
-    weights: Weights,
-    *,
-    row_length: int = 1024,
-    rows_per_batch: int = 8,
-    suppress: Sequence[int] = (),
-    mesh: Mesh | None = None,
-) -> Scores:
-    """As `score`, but of each pair only `weights(n) @ logprobs` of its n tokens, summed on the device.
-
-    Sums are float32. Returns as soon as everything is dispatched. Under a `mesh` (of one process) each of its
-    row shards has a part of the rows of a batch, whose number must divide (ValueError).
+    Raises ValueError for an empty context or continuation, a pair longer than a row, a group whose pairs
+    begin with different tokens, and a number of rows that the row shards do not divide.
     """
     packed = _pack(groups, row_length, rows_per_batch, row_shards(mesh))
-    return Scores(groups, packed, _dispatch(model, packed, weights, suppress, mesh))
-
-
-def bucket(n: int) -> int:
-    """n rounded up to a multiple of 32, from 256 on of 1/8 of a power of two: few shapes, little waste."""
-    step = max(32, 1 << max(0, n.bit_length() - 3))
-    return -(-n // step) * step
+    graph, weights = nnx.split(model)
+    sharding = None if mesh is None else NamedSharding(mesh, PartitionSpec(ROWS))
+    computed = []
+    for strips in packed.batches:
+        batch = jax.device_put(_batch(packed.rows, strips), sharding)
+        computed.append(score_rows(graph, weights, batch, tuple(suppress), mesh))
+    return Scores(groups, packed, computed)
 
 
 # ---- The program ----
 # B rows of a batch, T places of a row; G shards of the rows, each with P slots for the nodes that are asked
-# for, and E terms of the sums: one for each token of each continuation.
-
-
-class Terms(NamedTuple):
-    """Terms of sums over log-probabilities: `weight` times that of `slot` goes to sum `segment`; `[G, E]`."""
-
-    slot_GE: Array
-    weight_GE: Array
-    segment_GE: Array
+# for.
 
 
 class Batch(NamedTuple):
     """Rows of packed trees, and what is asked of them: the log-probability of `target` (-1: none) at `place`.
 
-    Places of a shard count through all its rows. Without `terms` every log-probability is asked for.
+    Places of a shard count through all its rows.
     """
 
     token_BT: Array
@@ -148,24 +121,16 @@ class Batch(NamedTuple):
     subtree_size_BT: Array
     place_GP: Array
     target_GP: Array
-    terms: Terms | None
 
 
 @partial(jax.jit, static_argnames=("graph", "suppress", "mesh"))
 def score_rows(graph, weights, batch: Batch, suppress: tuple[int, ...], mesh: Mesh | None) -> Array:
-    """Log-probabilities `[G, P]` of what a batch asks for or, where it has terms, their sums `[G, E]`."""
+    """Log-probabilities `[G, P]` (nats, float32) of what a batch asks for, 0 where it asks for nothing."""
     model: Llama = nnx.merge(graph, weights)
     hidden_BTD, _ = model(batch.token_BT, batch.position_BT, tree_attend(batch.subtree_size_BT, mesh))
     hidden_GND = hidden_BTD.reshape(len(batch.place_GP), -1, hidden_BTD.shape[2])
     asked = batch.place_GP, batch.target_GP
-    logprob_GP, _ = token_logprobs(hidden_GND, model.output_VD(), *asked, suppress=suppress, mesh=mesh)
-    if batch.terms is None:
-        return logprob_GP
-
-    def sums(logprob_P, slot_E, weight_E, segment_E):
-        return jax.ops.segment_sum(weight_E * logprob_P[slot_E], segment_E, num_segments=len(segment_E))
-
-    return jax.vmap(sums)(logprob_GP, *batch.terms)
+    return token_logprobs(hidden_GND, model.output_VD(), *asked, suppress=suppress, mesh=mesh).logprob_BP
 
 
 # ---- From pairs to batches ----
@@ -232,48 +197,19 @@ def _pack(groups: Sequence[Sequence[Pair]], row_length: int, rows_per_batch: int
     return _Packed(rows, [strips[i : i + shards] for i in range(0, len(strips), shards)], work)
 
 
-def _dispatch(
-    model: Llama, packed: _Packed, weights: Weights | None, suppress: Sequence[int], mesh: Mesh | None
-) -> list[Array]:
-    """What `score_rows` computes of each batch, still on the device."""
-    graph, parameters = nnx.split(model)
-    sharding = None if mesh is None else NamedSharding(mesh, PartitionSpec(ROWS))
-    results = []
-    for strips in packed.batches:
-        batch = jax.device_put(_batch(packed.rows, strips, weights), sharding)
-        results.append(score_rows(graph, parameters, batch, tuple(suppress), mesh))
-    return results
-
-
-def _batch(rows: Rows, strips: list[_Strip], weights: Weights | None) -> Any:
+def _batch(rows: Rows, strips: list[_Strip]) -> Any:
     """A `Batch` of NumPy arrays."""
     every = slice(strips[0].rows.start, strips[-1].rows.stop)
-    token_BT, position_BT = rows.token_RT[every], rows.position_RT[every]
-    G, P = len(strips), token_BT.size // len(strips)
-    token_GP, distance_GP = token_BT.reshape(G, P), rows.parent_distance_RT[every].reshape(G, P)
-    place_GP, target_GP = np.zeros((G, P), np.int32), np.full((G, P), -1, np.int32)
+    token_BT = rows.token_RT[every]
+    G = len(strips)
+    P = token_BT.size // G
+    token_GP = token_BT.reshape(G, P)
+    distance_GP = rows.parent_distance_RT[every].reshape(G, P)
+    place_GP = np.zeros((G, P), np.int32)
+    target_GP = np.full((G, P), -1, np.int32)
     for g, strip in enumerate(strips):
         node = strip.nodes
         place_GP[g, : len(node)] = node - distance_GP[g, node]
         target_GP[g, : len(node)] = token_GP[g, node]
-    terms = None if weights is None else _terms(strips, weights, P)
-    arrays: Any = (token_BT, position_BT, rows.subtree_size_RT[every], place_GP, target_GP, terms)
+    arrays: Any = (token_BT, rows.position_RT[every], rows.subtree_size_RT[every], place_GP, target_GP)
     return Batch(*arrays)
-
-
-def _terms(strips: list[_Strip], weights: Weights, P: int) -> Any:
-    """The `Terms` of a batch. E is P, and more only where several pairs ask for the same tokens."""
-    most = max(sum(map(len, strip.places)) for strip in strips)
-    E = P if most <= P else bucket(most)
-    slot_GE = np.zeros((len(strips), E), np.int32)
-    segment_GE = np.full((len(strips), E), E, np.int32)  # there is no such sum: the rest is left out
-    weight_GE = np.zeros((len(strips), E), np.float32)
-    for g, strip in enumerate(strips):
-        node, start = strip.nodes, 0
-        for segment, places in enumerate(strip.places):
-            here = slice(start, start + len(places))
-            slot_GE[g, here], segment_GE[g, here] = np.searchsorted(node, places), segment
-            weight_GE[g, here] = weights(len(places))
-            start = here.stop
-    arrays: Any = (slot_GE, weight_GE, segment_GE)
-    return Terms(*arrays)

@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as Spec
 
 from rationalyst_jax.lm.devices.mesh import FSDP, REPLICA, ROWS, TENSOR
+from rationalyst_jax.lm.devices.precision import precision_of
 from rationalyst_jax.lm.devices.sharding import platform_of
 
 # Places and words of a tile: a CPU keeps it in its cache, an accelerator wants large products.
@@ -226,7 +227,7 @@ def _logits(hidden_CD, head_VD, allowed_V, start, W: int) -> Array:
 
 
 def _product(equation: str, a: Array, b: Array) -> Array:
-    return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32)
+    return jnp.einsum(equation, a, b, precision=precision_of(a, b), preferred_element_type=jnp.float32)
 
 
 def _over_words(visit: Callable, V: int, W: int, carry):

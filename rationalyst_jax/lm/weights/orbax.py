@@ -14,6 +14,7 @@ from flax import nnx
 
 from rationalyst_jax.lm.model.config import LlamaConfig
 from rationalyst_jax.lm.model.llama import Llama
+from rationalyst_jax.lm.weights.event_loops import lenient_loops
 from rationalyst_jax.lm.weights.hf import load_config
 
 WEIGHTS = "weights"
@@ -30,7 +31,7 @@ def save_orbax(model: Llama, path: str | Path) -> None:
     path.mkdir(parents=True, exist_ok=True)
     config = json.dumps(model.config.to_hf(), indent=2)
     (path / "config.json").write_text(config + "\n", encoding="utf-8")
-    with ocp.StandardCheckpointer() as checkpointer:
+    with lenient_loops(), ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save((path / WEIGHTS).absolute(), nnx.to_pure_dict(nnx.state(model)))
 
 
@@ -46,7 +47,7 @@ def load_orbax(path: str | Path) -> Llama:
     if not weights.is_dir():
         raise FileNotFoundError(f"{weights}: no such folder")
     wanted = nnx.to_pure_dict(abstract)
-    with ocp.StandardCheckpointer() as checkpointer:
+    with lenient_loops(), ocp.StandardCheckpointer() as checkpointer:
         stored = _stored(checkpointer, weights)
         _check(weights, _shapes(wanted), _shapes(stored))
         target = jax.tree.map(lambda w, s: w.update(dtype=s.dtype), wanted, stored)

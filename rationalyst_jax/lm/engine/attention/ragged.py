@@ -6,10 +6,12 @@ It knows no trunk: every row reads its own pages, so that members do not save re
 from collections.abc import Sequence
 from itertools import accumulate
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.experimental.pallas.ops.tpu.ragged_paged_attention import ragged_paged_attention
 
+from rationalyst_jax.lm.devices.precision import precision_of
 from rationalyst_jax.lm.engine.attention import Rows, Trunk
 
 LANES = 128
@@ -35,16 +37,18 @@ def attention(q_MNH: Array, cache: Array, trunk: Trunk, rows: Sequence[Rows], pl
     for start in range(0, len(queries), at_once):
         some, place = slice(start, start + at_once), sum(queries[:start])
         q_mNH = q_MNH[place : place + sum(queries[some])]
-        out_mNH = ragged_paged_attention(
-            q_mNH,
-            cache,
-            length_R[some],
-            page_RP[some],
-            jnp.array([0, *accumulate(queries[some])], jnp.int32),
-            jnp.array([len(queries[some])], jnp.int32),
-            sm_scale=q_MNH.shape[2] ** -0.5,
-            num_kv_pages_per_block=min(PAGES, P),
-            num_queries_per_block=min(QUERIES, len(q_mNH)),
-        )
+        precision = precision_of(q_mNH, cache).name.lower()
+        with jax.default_matmul_precision(precision):  # the kernel takes it from nowhere else
+            out_mNH = ragged_paged_attention(
+                q_mNH,
+                cache,
+                length_R[some],
+                page_RP[some],
+                jnp.array([0, *accumulate(queries[some])], jnp.int32),
+                jnp.array([len(queries[some])], jnp.int32),
+                sm_scale=q_MNH.shape[2] ** -0.5,
+                num_kv_pages_per_block=min(PAGES, P),
+                num_queries_per_block=min(QUERIES, len(q_mNH)),
+            )
         outputs.append(out_mNH)
     return jnp.concatenate(outputs)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from rationalyst_jax.lm.devices.precision import precision_of
 from rationalyst_jax.lm.engine.attention import Rows, Trunk
 
 KEYS_AT_ONCE = 256
@@ -100,12 +101,12 @@ def _visit(
         for k in range(K):
             maximum_RY, sum_RY, out_RYH = (x[:, k] for x in softmax)
             k_RSH, v_RSH = kv_RSKH[:, :, 2 * k], kv_RSKH[:, :, 2 * k + 1]
-            scores_RYS = jnp.matmul(q_RKYH[:, k], k_RSH.swapaxes(1, 2), preferred_element_type=jnp.float32)
+            scores_RYS = _matmul(q_RKYH[:, k], k_RSH.swapaxes(1, 2))
             scores_RYS = jnp.where(seen_RYS, scores_RYS, UNSEEN)
             new_RY = jnp.maximum(maximum_RY, scores_RYS.max(axis=2))
             weights_RYS = jnp.where(seen_RYS, jnp.exp(scores_RYS - new_RY[..., None]), 0.0)
             shrink_RY = jnp.exp(maximum_RY - new_RY)
-            added_RYH = jnp.matmul(weights_RYS.astype(v_RSH.dtype), v_RSH, preferred_element_type=jnp.float32)
+            added_RYH = _matmul(weights_RYS.astype(v_RSH.dtype), v_RSH)
             out_RYH = out_RYH * shrink_RY[..., None] + added_RYH
             heads.append((new_RY, sum_RY * shrink_RY + weights_RYS.sum(axis=2), out_RYH))
         maximum_RKY, sum_RKY, out_RKYH = (jnp.stack(parts, axis=1) for parts in zip(*heads, strict=True))
@@ -113,3 +114,8 @@ def _visit(
 
     first, end = from_R.min() // (X * size), last_RY.max() // (X * size) + 1
     return jax.lax.fori_loop(first, end, block, softmax)
+
+
+def _matmul(a: Array, b: Array) -> Array:
+    """A product summed in float32."""
+    return jnp.matmul(a, b, precision=precision_of(a, b), preferred_element_type=jnp.float32)
