@@ -85,6 +85,7 @@ BAD_INPUT = {
     "serve --model nowhere --port 0": "nowhere: no such checkpoint folder",
     "serve --model model --host 203.0.113.1": "serve: 203.0.113.1:8000: ",
     "serve --model model --port 70000": "serve: port must be from 0 to 65535, got 70000",
+    "serve --model model --port 0 --seed -1": "serve: seed must be at least 0, got -1",
     "score --pairs pairs.jsonl --out x --model model --engine.tensor 99": "engine: tensor is 99, there are",
     "serve --model model --port 0 --api_key_from NO_SUCH_KEY": "variable NO_SUCH_KEY holds no key",
     FILTER.replace("--out x", "--out folder"): "folder: is a folder, a file is to be written",

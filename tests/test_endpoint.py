@@ -150,6 +150,7 @@ def test_ids_go_to_the_completions_route_and_choices_come_back(server, endpoint)
     assert sent["path"] == "/v1/completions" and sent["key"] == "Bearer secret"
     wanted = {"prompt": [1, 2, 3], "n": 3, "max_tokens": 8, "temperature": 0.7, "top_p": 0.9, "top_k": 5}
     wanted |= {"stop": ["\n"], "stop_token_ids": [7], "seed": 4, "logit_bias": {"11": -100, "12": -100}}
+    wanted |= {"skip_special_tokens": False}
     assert {name: sent[name] for name in wanted} == wanted
     assert vars(handle.usage) | {"attended": 0} == {
         "generated": 4, "prefilled": 3, "cached": 6, "scored": 0, "attended": 0,

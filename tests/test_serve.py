@@ -60,7 +60,7 @@ def served(app: Starlette) -> Iterator[int]:
 
 @pytest.fixture(scope="module")
 def port(engine):
-    with served(make_app(engine, "world", LIMITS, "secret")) as port:
+    with served(make_app(engine, "world", LIMITS, api_key="secret")) as port:
         yield port
 
 

@@ -18,6 +18,7 @@ def run(
     host: str = "127.0.0.1",
     port: int = 8000,
     api_key_from: str | None = None,
+    seed: int | None = None,
 ) -> None:
     """Serve a model to clients of the OpenAI API.
 
@@ -28,6 +29,8 @@ def run(
         host: Address to listen at; by default only this machine can connect.
         port: Port to listen at; 0 takes a free one.
         api_key_from: Environment variable that holds the key clients must send.
+        seed: Makes the server repeatable: the n-th request has noise made of this number and n, where it
+            names no seed itself. By default its noise is another one at each start.
     """
     import uvicorn
 
@@ -42,6 +45,8 @@ def run(
         raise ValueError(f"the environment variable {api_key_from} holds no key")
     if not 0 <= port < 2**16:
         raise ValueError(f"port must be from 0 to 65535, got {port}")
+    if seed is not None and seed < 0:
+        raise ValueError(f"seed must be at least 0, got {seed}")
     console = Console()
     with _bound(host, port) as listening:
         checkpoint = open_checkpoint(checkpoint_path(model))
@@ -50,7 +55,8 @@ def run(
         with console.status("compiling"):
             serving.warm_up()
         served = name or Path(model).resolve().name
-        config = uvicorn.Config(make_app(serving, served, Limits(), key), log_level="warning")
+        app = make_app(serving, served, Limits(), api_key=key, seed=seed)
+        config = uvicorn.Config(app, log_level="warning")
         try:
             listening.listen()  # whoever reads the address may connect
         except OSError as error:  # somebody else began to listen meanwhile

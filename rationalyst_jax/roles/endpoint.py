@@ -146,6 +146,7 @@ class Endpoint:
 
     def _generate(self, request: GenerateRequest) -> tuple[list[Generation], Usage]:
         extra = {"top_k": request.top_k or None, "stop_token_ids": list(request.stop_ids) or None}
+        extra["skip_special_tokens"] = False  # as our own engine answers
         response = self._client.completions.create(
             model=self.config.model,
             prompt=list(request.context),

@@ -4,9 +4,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
 from rationalyst_jax.lm.engine.requests import Generation, Handle, Likeliest, Usage
+from rationalyst_jax.serve.detokenizer import Candidate, Token, Vocabulary, prompt_pieces
 from rationalyst_jax.serve.protocol import Ask
 
 Row = dict[str, Any]
@@ -15,8 +14,9 @@ Row = dict[str, Any]
 class Answers:
     """Of one request. Times and names are those of its beginning."""
 
-    def __init__(self, ask: Ask, tokenizer: PreTrainedTokenizerBase, model: str, number: int):
-        self.ask, self._tokenizer = ask, tokenizer
+    def __init__(self, ask: Ask, vocabulary: Vocabulary, model: str, number: int):
+        self.ask = ask
+        self._vocabulary = vocabulary
         chat = ask.kind == "chat"
         self._head = {"id": f"{'chatcmpl' if chat else 'cmpl'}-{number}", "created": int(time.time())}
         self._head["model"] = model
@@ -25,13 +25,10 @@ class Answers:
     def whole(self, generated: Sequence[Handle], scored: Sequence[Handle | None]) -> Row:
         """The answer of a request that is not streamed."""
         choices = []
-        for number, context in enumerate(self.ask.contexts):
-            score = scored[number]
-            texts: Sequence[Generation | None] = (
-                generated[number].result if generated else [None] * self.ask.n
-            )
+        for place, score in enumerate(scored):
+            texts: Sequence[Generation | None] = generated[place].result if generated else [None] * self.ask.n
             for generation in texts:
-                choices.append(self._choice(len(choices), context, generation, score))
+                choices.append(self._choice(len(choices), place, generation, score))
         handles = [*generated, *(handle for handle in scored if handle is not None)]
         return self._head | {"object": self._object, "choices": choices, "usage": self.usage(handles)}
 
@@ -47,15 +44,24 @@ class Answers:
             "prompt_tokens_details": {"cached_tokens": max(0, prompt - computed)},
         }
 
-    def part(self, index: int, text: str, tokens: Sequence[tuple[int, float, Likeliest]], first: bool) -> Row:
-        """A piece of a stream: new text of a choice."""
+    def candidate(self) -> Candidate:
+        """A candidate that has no tokens yet."""
+        stop = self.ask.generate[0].stop
+        return Candidate(self._vocabulary, stop, self.ask.skip_special)
+
+    def part(self, index: int, tokens: Sequence[Token], candidate: Candidate) -> Row:
+        """A piece of a stream: the tokens of a choice that its `candidate` gave last."""
+        text = "".join(token.text for token in tokens)
+        first = candidate.given == len(tokens)
+        wanted = self.ask.logprobs is not None
         if self.ask.kind == "chat":
             said = {"role": "assistant", "content": text} if first else {"content": text}
             choice: Row = {"index": index, "delta": said, "finish_reason": None}
-            choice["logprobs"] = self._chat_logprobs(tokens) if self.ask.logprobs is not None else None
+            choice["logprobs"] = self._chat_logprobs(tokens) if wanted else None
         else:
             choice = {"index": index, "text": text, "finish_reason": None}
-            choice["logprobs"] = self._logprobs(tokens) if self.ask.logprobs is not None else None
+            before = candidate.length - len(text)
+            choice["logprobs"] = self._logprobs(tokens, before) if wanted else None
         return self._chunk([choice])
 
     def end(self, index: int, generation: Generation) -> Row:
@@ -70,27 +76,31 @@ class Answers:
         name = "chat.completion.chunk" if self.ask.kind == "chat" else self._object
         return self._head | {"object": name, "choices": choices}
 
-    def _choice(
-        self, index: int, context: tuple[int, ...], generation: Generation | None, score: Handle | None
-    ) -> Row:
-        text = generation.text if generation else ""
+    def _choice(self, index: int, place: int, generation: Generation | None, score: Handle | None) -> Row:
+        """A candidate of the prompt at that place, after the prompt itself where it is to be echoed."""
         finish = self._finish(generation) if generation else {"finish_reason": "length", "stop_reason": None}
-        tokens = triples(generation) if generation else []
+        tokens = self.candidate().end(generation) if generation else []
+        if self.ask.echo:
+            tokens = [*self._prompt(place, score), *tokens]
+        text = "".join(token.text for token in tokens)
+        wanted = self.ask.logprobs is not None
         if self.ask.kind == "chat":
             said: Row = {"role": "assistant", "content": text, "refusal": None}
-            logprobs = self._chat_logprobs(tokens) if self.ask.logprobs is not None else None
+            logprobs = self._chat_logprobs(tokens) if wanted else None
             return {"index": index, "message": said, "logprobs": logprobs, **finish}
-        if self.ask.echo:
-            text = self._decode(context) + text
-        logprobs = None
-        if self.ask.logprobs is not None:
-            before: list[tuple[int, float | None, Likeliest]] = []
-            if self.ask.echo:
-                values = score.result.tolist() if score else []
-                likeliest = score.likeliest if score and score.likeliest else [()] * len(values)
-                before = [(context[0], None, ()), *zip(context[1:], values, likeliest, strict=True)]
-            logprobs = self._logprobs([*before, *tokens])
+        logprobs = self._logprobs(tokens, 0) if wanted else None
         return {"index": index, "text": text, "logprobs": logprobs, **finish}
+
+    def _prompt(self, place: int, score: Handle | None) -> list[Token]:
+        """The tokens of a prompt, with their log-probabilities where these are wanted."""
+        context, given = self.ask.contexts[place], self.ask.texts[place]
+        pieces = prompt_pieces(self._vocabulary, context, given, self.ask.skip_special)
+        values = [None] * len(context)
+        likeliest: Sequence[Likeliest] = [()] * len(context)
+        if score is not None:
+            values[1:] = score.result.tolist()
+            likeliest = [(), *score.likeliest] if score.likeliest else likeliest
+        return [Token(*columns) for columns in zip(context, pieces, values, likeliest, strict=True)]
 
     def _finish(self, generation: Generation) -> Row:
         """Why it ended; `stop_reason` is the stop string, or the token among the request's `stop_ids`."""
@@ -101,40 +111,33 @@ class Answers:
             reason = generation.tokens[-1]
         return {"finish_reason": "length" if generation.finish == "length" else "stop", "stop_reason": reason}
 
-    def _logprobs(self, tokens: Sequence[tuple[int, float | None, Likeliest]]) -> Row:
-        """The completions route's columns. The chosen token is always among the likeliest."""
+    def _logprobs(self, tokens: Sequence[Token], offset: int) -> Row:
+        """The completions route's columns, of a text that begins at `offset`.
+
+        The chosen token is always among the likeliest.
+        """
         names = "tokens", "token_logprobs", "top_logprobs", "text_offset"
         columns: dict[str, list[Any]] = {name: [] for name in names}
-        offset = 0
-        for token, logprob, likeliest in tokens:
-            piece = self._decode([token])
-            top = None if logprob is None else {self._decode([other]): value for other, value in likeliest}
-            columns["tokens"].append(piece)
-            columns["token_logprobs"].append(logprob)
-            columns["top_logprobs"].append(top if top is None else {piece: logprob} | top)
+        name = self._vocabulary.names
+        for token in tokens:
+            top = {name[other]: value for other, value in ((token.id, token.logprob), *token.likeliest)}
+            columns["tokens"].append(name[token.id])
+            columns["token_logprobs"].append(token.logprob)
+            columns["top_logprobs"].append(None if token.logprob is None else top)
             columns["text_offset"].append(offset)
-            offset += len(piece)
+            offset += len(token.text)
         return columns
 
-    def _chat_logprobs(self, tokens: Sequence[tuple[int, float, Likeliest]]) -> Row:
+    def _chat_logprobs(self, tokens: Sequence[Token]) -> Row:
         content = []
-        for token, logprob, likeliest in tokens:
-            top = [self._token(other, value) for other, value in likeliest]
-            content.append(self._token(token, logprob) | {"top_logprobs": top})
+        for token in tokens:
+            top = [self._named(other, value) for other, value in token.likeliest]
+            content.append(self._named(token.id, token.logprob) | {"top_logprobs": top})
         return {"content": content}
 
-    def _token(self, token: int, logprob: float) -> Row:
-        piece = self._decode([token])
-        return {"token": piece, "logprob": logprob, "bytes": list(piece.encode())}
-
-    def _decode(self, tokens: Sequence[int]) -> str:
-        return str(self._tokenizer.decode(list(tokens), clean_up_tokenization_spaces=False))
-
-
-def triples(generation: Generation) -> list[tuple[int, float, Likeliest]]:
-    """Token, log-probability and alternatives of each place of a generation."""
-    likeliest = generation.likeliest or ((),) * len(generation.tokens)
-    return list(zip(generation.tokens, generation.logprobs.tolist(), likeliest, strict=True))
+    def _named(self, token: int, logprob: float | None) -> Row:
+        spelled = self._vocabulary.bytes[token]
+        return {"token": self._vocabulary.names[token], "logprob": logprob, "bytes": list(spelled)}
 
 
 def _computed(used: Usage) -> int:

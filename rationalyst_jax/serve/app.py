@@ -1,25 +1,29 @@
-"""The routes: `/v1/models`, `/v1/completions`, `/v1/chat/completions`, `/health` and `/metrics`."""
+"""The routes: models, completions, chat completions, health and metrics."""
 
 import asyncio
 import hmac
 import itertools
 import json
+import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from rationalyst_jax.lm.engine.engine import Engine
 from rationalyst_jax.lm.engine.requests import Generation
-from rationalyst_jax.serve.answers import Answers, triples
-from rationalyst_jax.serve.protocol import Ask, Refused, read_chat, read_completion
+from rationalyst_jax.serve.answers import Answers
+from rationalyst_jax.serve.detokenizer import Vocabulary
+from rationalyst_jax.serve.protocol import Ask, Served, read_chat, read_completion
+from rationalyst_jax.serve.reader import Refused, parse_json
 from rationalyst_jax.serve.worker import Asked, Worker
 
 WATCH = 0.2  # seconds between two looks whether a client is still there
@@ -34,9 +38,20 @@ class Limits:
     contexts: int = 1024
 
 
-def make_app(engine: Engine, model: str, limits: Limits, api_key: str | None = None) -> Starlette:
-    """The application that serves `engine` under the name `model`; with a key, to those who know it."""
+def make_app(
+    engine: Engine, model: str, limits: Limits, *, api_key: str | None = None, seed: int | None = None
+) -> Starlette:
+    """The application that serves `engine` under the name `model`.
+
+    api_key: what clients must know. seed: of the noise of requests that name none, each of which gets its own
+    by its number since the start; by default another one at each start.
+    """
     worker, numbers = Worker(engine), itertools.count()
+    served = Served(engine.tokenizer, engine.positions, engine.model.config.vocab_size)
+    vocabulary = Vocabulary(engine.tokenizer, served.vocabulary)
+    seed = secrets.randbits(32) if seed is None else seed
+    listed = {"id": model, "object": "model", "created": 0, "owned_by": "rationalyst_jax"}
+    listed["max_model_len"] = engine.positions
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -47,17 +62,19 @@ def make_app(engine: Engine, model: str, limits: Limits, api_key: str | None = N
     async def answer(request: Request, read: Callable[..., Ask]) -> Response:
         check_key(request)
         body = await _body(request, limits.body)
-        if isinstance(body, dict) and body.get("model") not in (None, model):
-            name = body["model"]
-            raise Refused(
-                404, f"the model {name!r:.100} does not exist, only {model!r}", "model", "model_not_found"
-            )
-        ask = read(body, engine.tokenizer, engine.positions, engine.model.config.vocab_size)
+        number = next(numbers)
+        noise = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+        try:
+            if isinstance(body, dict) and body.get("model") is not None:
+                check_model(body["model"])
+            ask = read(body, served, noise)
+        except RecursionError:
+            raise Refused(400, "the body is nested too deeply") from None
         if len(ask.contexts) > limits.contexts:
             raise Refused(413, f"{len(ask.contexts)} prompts, {limits.contexts} is the most", "prompt")
         if worker.at_work + len(ask.contexts) > limits.at_work:
             raise Refused(429, "too many requests are at work, try again later", None, "rate_limit_exceeded")
-        answers = Answers(ask, engine.tokenizer, model, next(numbers))
+        answers = Answers(ask, vocabulary, model, number)
         follow = partial(worker.ask, follow=ask.stream)
         generated = [follow(one) for one in ask.generate]
         scored = [one and worker.ask(one) for one in ask.score]
@@ -82,10 +99,19 @@ def make_app(engine: Engine, model: str, limits: Limits, api_key: str | None = N
         if not hmac.compare_digest(given.encode(), api_key.encode()):
             raise Refused(401, "the API key is missing or wrong", None, "invalid_api_key")
 
+    def check_model(name: Any) -> None:
+        if name != model:
+            message = f"the model {name!r:.100} does not exist, only {model!r}"
+            raise Refused(404, message, "model", "model_not_found")
+
     async def models(request: Request) -> Response:
         check_key(request)
-        row = {"id": model, "object": "model", "created": 0, "owned_by": "rationalyst_jax"}
-        return JSONResponse({"object": "list", "data": [row | {"max_model_len": engine.positions}]})
+        return JSONResponse({"object": "list", "data": [listed]})
+
+    async def one_model(request: Request) -> Response:
+        check_key(request)
+        check_model(request.path_params["name"])
+        return JSONResponse(listed)
 
     async def health(_: Request) -> Response:
         return JSONResponse(
@@ -112,6 +138,7 @@ def make_app(engine: Engine, model: str, limits: Limits, api_key: str | None = N
     return Starlette(
         routes=[
             Route("/v1/models", models),
+            Route("/v1/models/{name:path}", one_model),
             route("/v1/completions", read_completion),
             route("/v1/chat/completions", read_chat),
             Route("/health", health),
@@ -129,14 +156,14 @@ def make_app(engine: Engine, model: str, limits: Limits, api_key: str | None = N
 async def _body(request: Request, most: int) -> Any:
     """The JSON of a body; it is not read further than it may be long."""
     read = bytearray()
-    async for chunk in request.stream():
-        read += chunk
-        if len(read) > most:
-            raise Refused(413, f"the body is longer than {most} bytes")
     try:
-        return json.loads(read)
-    except (ValueError, RecursionError) as error:
-        raise Refused(400, f"the body is not JSON: {error}") from None
+        async for chunk in request.stream():
+            read += chunk
+            if len(read) > most:
+                raise Refused(413, f"the body is longer than {most} bytes")
+    except ClientDisconnect:
+        raise Refused(499, "the client has gone") from None
+    return parse_json(read, "the body")
 
 
 async def _while_connected(request: Request, waiting: asyncio.Future[Any]) -> Any:
@@ -181,20 +208,17 @@ async def _chunks(
 
 
 async def _follow(answers: Answers, asked: Asked, first: int) -> AsyncIterator[dict[str, Any]]:
-    """The pieces of one context's candidates, of text that nothing to come can change."""
-    sent = [""] * answers.ask.n
-    while (texts := await asked.news.get()) is not None:
-        for place, text in enumerate(texts):
-            # Log-probabilities come with the whole text.
-            if answers.ask.logprobs is None and len(text) > len(sent[place]) and text.startswith(sent[place]):
-                yield answers.part(first + place, text[len(sent[place]) :], [], not sent[place])
-                sent[place] = text
-    generations: list[Generation] = (await asked.answer).result
-    for place, generation in enumerate(generations):
-        rest = generation.text[len(sent[place]) :]
-        if rest or answers.ask.logprobs is not None or not sent[place]:
-            yield answers.part(first + place, rest, triples(generation), not sent[place])
-        yield answers.end(first + place, generation)
+    """The pieces of one context's candidates, token by token; the first of them is choice number `first`."""
+    candidates = [answers.candidate() for _ in range(answers.ask.n)]
+    while (news := await asked.news.get()) is not None:
+        place, written = news
+        candidate = candidates[place]
+        if isinstance(written, Generation):
+            yield answers.part(first + place, candidate.end(written), candidate)
+            yield answers.end(first + place, written)
+        elif settled := candidate.add(written):
+            yield answers.part(first + place, settled, candidate)
+    await asked.answer  # raises why there is none
 
 
 async def _events(first: dict[str, Any], chunks: AsyncGenerator[dict[str, Any]]) -> AsyncIterator[str]:
@@ -226,4 +250,5 @@ async def _refusal(_: Request, error: Exception) -> Response:
             status, parameter, code, message = 500, None, None, "the engine failed"
     kinds = {401: "authentication_error", 429: "rate_limit_error"}
     kind = "server_error" if status >= 500 else kinds.get(status, "invalid_request_error")
-    return JSONResponse(_error(message, kind, parameter, code), status)
+    headers = error.headers if isinstance(error, HTTPException) else None  # `Allow`, for one
+    return JSONResponse(_error(message, kind, parameter, code), status, headers)

@@ -1,13 +1,15 @@
 """What a request's JSON means. Every parameter is either honoured or refused by name."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
-import jinja2
 from transformers import PreTrainedTokenizerBase
 
 from rationalyst_jax.lm.engine.requests import GenerateRequest, ScoreRequest
+from rationalyst_jax.serve.messages import read_messages, render_messages
+from rationalyst_jax.serve.reader import Reader, Refused
 
 MOST_ALTERNATIVES = 20  # the most OpenAI's chat route gives
 MOST_STOPS = 16
@@ -24,7 +26,6 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "min_tokens": (0,),
     "use_beam_search": (False,),
     "length_penalty": (1,),
-    "skip_special_tokens": (True,),
     "spaces_between_special_tokens": (True,),
     "include_stop_str_in_output": (False,),
     "response_format": ({"type": "text"},),
@@ -37,30 +38,37 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 _IGNORED = ("user", "metadata", "safety_identifier", "prompt_cache_key")  # say nothing about the answer
 
 
-class Refused(Exception):
-    """A request that is not served: its HTTP status, and what was wrong with which parameter."""
+@dataclass(frozen=True)
+class Served:
+    """The model behind the routes: how long a sequence may be, how many tokens it knows, and how it samples
+    where a request does not say."""
 
-    def __init__(self, status: int, message: str, parameter: str | None = None, code: str | None = None):
-        super().__init__(message)
-        self.status, self.message, self.parameter, self.code = status, message, parameter, code
+    tokenizer: PreTrainedTokenizerBase
+    positions: int
+    vocabulary: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
 
 
 @dataclass(frozen=True)
 class Ask:
     """A parsed request: contexts (token ids) to generate `n` candidates after each, and how to answer.
 
-    logprobs: how many alternatives are shown with each token; None: no log-probabilities. echo: the
-    context is
-    part of the answer. generate: one request a context, none where only log-probabilities of the context are
-    wanted (`max_tokens` 0).
+    texts: what each context was given as, None where token ids were. logprobs: how many alternatives are
+    shown with each token; None: no log-probabilities. echo: the context is part of the answer. skip_special:
+    special tokens are no part of its text. generate: one request a context, none where only log-probabilities
+    of the context are wanted (`max_tokens` 0).
     """
 
     kind: Literal["completion", "chat"]
     contexts: tuple[tuple[int, ...], ...]
+    texts: tuple[str | None, ...]
     n: int
     generate: tuple[GenerateRequest, ...]
     logprobs: int | None
     echo: bool
+    skip_special: bool
     stream: bool
     usage_in_stream: bool
 
@@ -75,96 +83,57 @@ class Ask:
         ]
 
 
-class Reader:
-    """The values of a JSON object, checked as they are taken."""
-
-    def __init__(self, body: Any):
-        if not isinstance(body, dict):
-            raise Refused(400, "the body must be a JSON object")
-        self._left = {key: value for key, value in body.items() if value is not None}
-
-    def take(self, key: str, kind: type | tuple[type, ...], default: Any) -> Any:
-        value = self._left.pop(key, default)
-        kinds = kind if isinstance(kind, tuple) else (kind,)
-        wrong = not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds)
-        if value is not default and wrong:
-            wanted = " or ".join(k.__name__ for k in kinds)
-            raise Refused(400, f"{key} must be {wanted}, got {value!r:.60}", key)
-        return value
-
-    def number(self, key: str, default: Any, low: float, high: float, kind: Any = int) -> Any:
-        """An integer, or another kind of number, in that range; the default may be None."""
-        value = self.take(key, kind, default)
-        if value is not None and not low <= value <= high:
-            raise Refused(400, f"{key} must be between {low} and {high}, got {value}", key)
-        return value
-
-    def done(self) -> None:
-        """Refuses what nobody took."""
-        for key, value in self._left.items():
-            if key not in _IGNORED and value not in _NEUTRAL.get(key, ()):
-                known = key in _NEUTRAL
-                message = f"{key}={value!r:.60} is not supported" if known else f"unknown parameter {key!r}"
-                raise Refused(400, message, key)
-
-
-def read_completion(body: Any, tokenizer: PreTrainedTokenizerBase, positions: int, vocabulary: int) -> Ask:
-    """The request of a `/v1/completions` body."""
+def read_completion(body: Any, served: Served, seed: int) -> Ask:
+    """The request of a `/v1/completions` body, whose noise is that of `seed` where it names none."""
     reader = Reader(body)
     reader.take("model", str, "")
     prompt = reader.take("prompt", (str, list), None)
     if prompt is None:
         raise Refused(400, "prompt is missing", "prompt")
     special = reader.take("add_special_tokens", bool, True)
-    contexts = tuple(_ids(one, tokenizer, special, vocabulary) for one in _prompts(prompt))
+    prompts = _prompts(prompt)
+    contexts = tuple(_ids(one, served, special) for one in prompts)
+    texts = tuple(one if isinstance(one, str) else None for one in prompts)
     echo = reader.take("echo", bool, False)
     logprobs = reader.number("logprobs", None, 0, MOST_ALTERNATIVES)
-    most = reader.number("max_tokens", 16, 0, positions)
+    most = reader.number("max_tokens", 16, 0, served.positions)
     if not most and not echo:
         raise Refused(400, "max_tokens must be at least 1 without echo", "max_tokens")
-    return _ask(reader, "completion", contexts, most, logprobs, echo, positions, vocabulary)
+    return _ask(reader, "completion", contexts, texts, most, logprobs, echo, served, seed)
 
 
-def read_chat(body: Any, tokenizer: PreTrainedTokenizerBase, positions: int, vocabulary: int) -> Ask:
-    """The request of a `/v1/chat/completions` body."""
+def read_chat(body: Any, served: Served, seed: int) -> Ask:
+    """The request of a `/v1/chat/completions` body, whose noise is that of `seed` where it names none."""
     reader = Reader(body)
     reader.take("model", str, "")
-    messages = [_message(i, message) for i, message in enumerate(reader.take("messages", list, []))]
-    if not messages:
-        raise Refused(400, "messages must not be empty", "messages")
+    messages = read_messages(reader.take("messages", list, []))
     continues = reader.take("continue_final_message", bool, False)
     opens = reader.take("add_generation_prompt", bool, not continues)
     if continues and opens:
         raise Refused(400, "continue_final_message excludes add_generation_prompt", "add_generation_prompt")
-    if not tokenizer.chat_template:
-        raise Refused(400, "the model's tokenizer has no chat template", "messages")
-    try:
-        text = tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=opens, continue_final_message=continues
-        )
-    except (jinja2.TemplateError, ValueError) as error:
-        raise Refused(400, f"the chat template refuses the messages: {error}", "messages") from error
-    context = _ids(str(text), tokenizer, False, vocabulary)
+    text = render_messages(served.tokenizer, messages, opens, continues)
+    context = _ids(text, served, False)
     wanted = reader.take("logprobs", bool, False)
     shown = reader.number("top_logprobs", 0, 0, MOST_ALTERNATIVES)
     if shown and not wanted:
         raise Refused(400, "top_logprobs needs logprobs", "top_logprobs")
-    room = max(1, positions - len(context))
-    most = reader.number("max_tokens", None, 1, positions)
-    most = reader.number("max_completion_tokens", most, 1, positions) or room
+    room = max(1, served.positions - len(context))
+    most = reader.number("max_tokens", None, 1, served.positions)
+    most = reader.number("max_completion_tokens", most, 1, served.positions) or room
     logprobs = shown if wanted else None
-    return _ask(reader, "chat", (context,), most, logprobs, False, positions, vocabulary)
+    return _ask(reader, "chat", (context,), (text,), most, logprobs, False, served, seed)
 
 
 def _ask(
     reader: Reader,
     kind: Literal["completion", "chat"],
     contexts: tuple[tuple[int, ...], ...],
+    texts: tuple[str | None, ...],
     most: int,
     logprobs: int | None,
     echo: bool,
-    positions: int,
-    vocabulary: int,
+    served: Served,
+    seed: int,
 ) -> Ask:
     """What both routes have in common."""
     n = reader.number("n", 1, 1, MOST_CHOICES)
@@ -172,24 +141,26 @@ def _ask(
     stop = [stop] if isinstance(stop, str) else stop
     if len(stop) > MOST_STOPS or not all(isinstance(one, str) and one for one in stop):
         raise Refused(400, f"stop must be at most {MOST_STOPS} strings, none empty", "stop")
-    seed = reader.take("seed", int, 0) % 2**32
-    temperature = float(reader.number("temperature", 1.0, 0, 100, (int, float)))
-    top_p = float(reader.number("top_p", 1.0, 1e-9, 1, (int, float)))
-    top_k = max(0, reader.number("top_k", 0, -1, vocabulary))
-    stop_ids = _token_ids("stop_token_ids", reader.take("stop_token_ids", list, []), vocabulary)
-    suppress = _suppressed(reader.take("logit_bias", dict, {}), vocabulary)
+    seed = reader.take("seed", int, seed) % 2**32
+    temperature = float(reader.number("temperature", served.temperature, 0, 100, (int, float)))
+    top_p = float(reader.number("top_p", served.top_p, 1e-9, 1, (int, float)))
+    top_k = max(0, reader.number("top_k", served.top_k, -1, served.vocabulary))
+    stop_ids = _token_ids("stop_token_ids", reader.take("stop_token_ids", list, []), served.vocabulary)
+    suppress = _suppressed(reader.take("logit_bias", dict, {}), served.vocabulary)
+    skip_special = reader.take("skip_special_tokens", bool, True)
     stream = reader.take("stream", bool, False)
-    options = Reader(reader.take("stream_options", dict, {}))
+    options = Reader(reader.take("stream_options", dict, {}), "stream_options")
     usage_in_stream = options.take("include_usage", bool, False)
     options.done()
-    reader.done()
+    reader.done(_NEUTRAL, _IGNORED)
     if stream and echo:
         raise Refused(400, "echo cannot be streamed", "stream")
     for context in contexts:
-        if len(context) + most > positions:
+        if len(context) + most > served.positions:
+            tokens = f"{len(context)} tokens and max_tokens {most}"
             raise Refused(
                 400,
-                f"{len(context)} tokens and max_tokens {most} exceed the model's {positions} positions",
+                f"{tokens} exceed the model's {served.positions} positions",
                 "messages" if kind == "chat" else "prompt",
                 "context_length_exceeded",
             )
@@ -210,7 +181,7 @@ def _ask(
         for number, context in enumerate(contexts)
         if most
     )
-    return Ask(kind, contexts, n, generate, logprobs, echo, stream, usage_in_stream)
+    return Ask(kind, contexts, texts, n, generate, logprobs, echo, skip_special, stream, usage_in_stream)
 
 
 def _prompts(prompt: str | list) -> list[Any]:
@@ -222,13 +193,16 @@ def _prompts(prompt: str | list) -> list[Any]:
     return prompt
 
 
-def _ids(
-    prompt: str | Sequence[Any], tokenizer: PreTrainedTokenizerBase, special: bool, vocabulary: int
-) -> tuple[int, ...]:
+def _ids(prompt: str | Sequence[Any], served: Served, special: bool) -> tuple[int, ...]:
+    """Token ids of a prompt. A text that begins with BOS itself gets no second one."""
     if isinstance(prompt, str):
-        ids = tuple(cast(list[int], tokenizer(prompt, add_special_tokens=special)["input_ids"]))
+        encoded = served.tokenizer(prompt, add_special_tokens=special, return_special_tokens_mask=True)
+        ids = tuple(cast(list[int], encoded["input_ids"]))
+        added = cast(list[int], encoded["special_tokens_mask"])
+        if added and added[0] and ids[:2] == (served.tokenizer.bos_token_id,) * 2:
+            ids = ids[1:]
     else:
-        ids = _token_ids("prompt", prompt, vocabulary)
+        ids = _token_ids("prompt", prompt, served.vocabulary)
     if not ids:
         raise Refused(400, "prompt is empty", "prompt")
     return ids
@@ -244,23 +218,10 @@ def _token_ids(key: str, ids: Sequence[Any], vocabulary: int) -> tuple[int, ...]
 def _suppressed(bias: Mapping[str, Any], vocabulary: int) -> tuple[int, ...]:
     """Tokens that must not be sampled: a bias of -100, the only one there is here."""
     for token, value in bias.items():
-        if not token.isdecimal() or value != -100:
-            raise Refused(400, f"logit_bias: {token}: {value!r:.60}; only -100 is supported", "logit_bias")
+        if not re.fullmatch("[0-9]{1,9}", token) or value != -100:
+            message = f"logit_bias: {token!r:.60}: {value!r:.60}; only token ids and -100 are supported"
+            raise Refused(400, message, "logit_bias")
     tokens = _token_ids("logit_bias", [int(token) for token in bias], vocabulary)
     if len(set(tokens)) == vocabulary:
         raise Refused(400, "logit_bias: leaves no token to be written", "logit_bias")
     return tokens
-
-
-def _message(number: int, message: Any) -> dict[str, str]:
-    """A message with its text, which may come in parts."""
-    place = f"messages[{number}]"
-    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-        raise Refused(400, f"{place} needs a role and a content", "messages")
-    content = message.get("content")
-    if isinstance(content, list):
-        parts = [part.get("text") if isinstance(part, dict) else None for part in content]
-        content = None if any(not isinstance(part, str) for part in parts) else "".join(map(str, parts))
-    if not isinstance(content, str):
-        raise Refused(400, f"{place}: the content must be text", "messages")
-    return {"role": message["role"], "content": content}

@@ -10,21 +10,24 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rationalyst_jax.lm.engine.engine import Engine
-from rationalyst_jax.lm.engine.requests import Handle, Request
-from rationalyst_jax.serve.protocol import Refused
+from rationalyst_jax.lm.engine.requests import Generation, Handle, Likeliest, Request
+from rationalyst_jax.serve.reader import Refused
 
 _LOG = logging.getLogger(__name__)
+# A candidate's number, and its next tokens (with log-probability and likeliest) or what it has become.
+News = tuple[int, list[tuple[int, float, Likeliest]] | Generation]
 
 
 @dataclass(eq=False)
 class Asked:
-    """A request on its way. answer: its handle, or why there is none. news: the text of each candidate so
-    far, again and again and None at the end, for who wants to follow."""
+    """A request on its way. answer: its handle, or why there is none. news: what its candidates have written,
+    as they write, and None at the end, for who wants to `follow`; told: how many tokens of each are in it."""
 
     request: Request
     answer: "asyncio.Future[Handle]"
     follow: bool
-    news: "asyncio.Queue[list[str] | None]" = field(default_factory=asyncio.Queue)
+    news: "asyncio.Queue[News | None]" = field(default_factory=asyncio.Queue)
+    told: Counter[int] = field(default_factory=Counter)
     handle: Handle | None = None
 
 
@@ -35,6 +38,7 @@ class Worker:
         self.engine = engine
         self.totals: Counter[str] = Counter()  # of all finished requests: their number and their Usage
         self.at_work = 0  # requests that are not done
+        self._steps = engine.steps
         self._orders: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._asked: dict[Handle, Asked] = {}
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
@@ -94,14 +98,32 @@ class Worker:
             self._asked[asked.handle] = asked
 
     def _step(self) -> None:
+        followed = [asked for asked in self._asked.values() if asked.follow]
+        self.engine.steps = 1 if followed else self._steps
         finished = self.engine.step()
-        for asked in self._asked.values():
-            if asked.follow and asked.handle is not None and not asked.handle.done:
-                _tell(asked, asked.news.put_nowait, self.engine.written(asked.handle))
+        for asked in followed:
+            self._report(asked)
         for handle in finished:
             asked = self._asked.pop(handle)
             self.totals.update(requests=1, **vars(handle.usage))
             _tell(asked, self._settle, asked, handle)
+
+    def _report(self, asked: Asked) -> None:
+        """Tells who follows a generation what is new of it."""
+        if asked.handle is None or asked.handle.result is None:  # it was cancelled
+            return
+        for candidate, written in enumerate(self.engine.written(asked.handle)):
+            told = asked.told[candidate]
+            count = len(written.tokens)
+            if count == told:
+                continue
+            if isinstance(written, Generation):
+                news = written
+            else:
+                likeliest = written.likeliest[told:] or [()] * (count - told)
+                news = list(zip(written.tokens[told:], written.logprobs[told:], likeliest, strict=True))
+            asked.told[candidate] = count
+            _tell(asked, asked.news.put_nowait, (candidate, news))
 
     # ---- On the loop ----
 

@@ -52,9 +52,10 @@ class Engine:
 
     rows: candidates that are generated at once. A step takes at most one token of each, and `pieces` pieces
     of `piece` tokens of prompts or scored text. steps: tokens of each that are decoded in one dispatch where
-    no prompt waits. pages: of `page_size` tokens; by default what fits in `memory`, a share of the device's
-    free one. alternatives: the most that a request may ask for. mesh: over whose axis `tensor` weights and
-    heads are divided; its other axes must be 1 (ValueError).
+    no prompt waits; the attribute may be set lower meanwhile, to read tokens as they come. pages: of
+    `page_size` tokens; by default what fits in `memory`, a share of the device's free one. alternatives: the
+    most that a request may ask for. mesh: over whose axis `tensor` weights and heads are divided; its other
+    axes must be 1 (ValueError).
     """
 
     repeatable = True  # equal requests in equal order, after `forget`, have equal results
@@ -87,6 +88,7 @@ class Engine:
         self._rows, self._row_sizes = rows, sorted({max(1, rows // 8), rows})
         self._piece, self._piece_sizes = piece, sorted({max(1, pieces // 8), pieces})
         self._most_steps, self._alternatives, self._mesh = steps, alternatives, mesh
+        self.steps = steps
         sizes = {"pages": pages, "page_size": page_size, "slots": rows}
         self._state = new_state(config, model.embed_VD.dtype, **sizes, mesh=mesh)
         self._first_pages = jnp.arange(config.num_layers, dtype=jnp.int32) * (pages + 1)
@@ -152,14 +154,14 @@ class Engine:
             self._close(handle)
         return handle
 
-    def written(self, handle: Handle) -> list[str]:
-        """The text of each candidate of a generation so far, as much of it as nothing to come can change."""
-        texts = [generation.text for generation in handle.result]
+    def written(self, handle: Handle) -> list[Generation | Branch]:
+        """Each candidate of a generation so far: a Branch, of which more may come, or what came of it."""
+        written = list(handle.result)
         for run in self._open[handle].runs if not handle.done else ():
             for branch in run.branches:
                 if not branch.ended:
-                    texts[branch.candidate] = self._text.settled(branch.tokens, branch.request)
-        return texts
+                    written[branch.candidate] = branch
+        return written
 
     def cancel(self, handle: Handle) -> None:
         """Forgets a request; its pages are free again. A finished one stays finished."""
@@ -277,7 +279,7 @@ class Engine:
             B = next(size for size in self._piece_sizes if size >= len(parts))
             return self._mix(branches, parts, D, B)
         if branches:
-            steps = max(1, self._most_steps // 4) if self._waiting else self._most_steps
+            steps = max(1, self.steps // 4) if self._waiting else self.steps
             D = 1 if len(branches) == 1 else D
             return self._decode(branches, D, min(steps, max(branch.left for branch in branches)))
         return None

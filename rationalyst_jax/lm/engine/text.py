@@ -47,14 +47,6 @@ class Text:
         """Whether the text of these tokens holds a stop string."""
         return bool(request.stop) and cut(self.decode(tokens), request.stop) is not None
 
-    def settled(self, tokens: Sequence[int], request: GenerateRequest) -> str:
-        """The text of an unfinished candidate, without what may be half a character or half a stop string."""
-        text = self.decode(tokens).rstrip("\ufffd")
-        begun = (
-            length for stop in request.stop for length in range(1, len(stop)) if text.endswith(stop[:length])
-        )
-        return text[: len(text) - max(begun, default=0)]
-
     def generation(
         self,
         tokens: Sequence[int],
