@@ -521,6 +521,8 @@ PARTS: dict[str, Callable[[Report, Sizes], None]] = {
 
 def main() -> None:
     part, path, *options = sys.argv[1:]
+    if not options and jax.default_backend() != "gpu":
+        raise SystemExit(f"JAX has no GPU here, only a {jax.default_backend()}")
     PARTS[part](Report(Path(path)), SMOKE if options == ["--smoke"] else FULL)
 
 
