@@ -33,12 +33,13 @@ def run(
     from rationalyst_jax.lm.weights.open import open_checkpoint
     from rationalyst_jax.mine.likelihood_filter import decide, score_triples
     from rationalyst_jax.mine.store import Provenance, read_provenance, read_triples, write_filtered
-    from rationalyst_jax.prompts.prompt import load_prompts
+    from rationalyst_jax.prompts.prompt import check_prompts, load_prompts
     from rationalyst_jax.world.checkpoint import checkpoint_path
 
     console = Console()
     prompt_set, found, origin = load_prompts(prompts), read_triples(triples), read_provenance(triples)
     checkpoint = open_checkpoint(checkpoint_path(model))
+    check_prompts(checkpoint.tokenizer, prompt_set, ["follow", "follow_guided"])
     scores, settings = (out.with_name(f"{out.name}.scores.{end}") for end in ("jsonl", "config.json"))
     asked = {"triples": file_digest(triples), "model": checkpoint.fingerprint, "prompts": prompt_set.version}
     claim(settings, {**asked, "filter": asdict(filter)}, scores)

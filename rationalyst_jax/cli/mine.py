@@ -85,6 +85,7 @@ def _annotate(
     from rationalyst_jax.lm.weights.open import open_checkpoint
     from rationalyst_jax.mine.annotate import annotate
     from rationalyst_jax.mine.documents import read_documents
+    from rationalyst_jax.prompts.prompt import check_prompts
     from rationalyst_jax.world.checkpoint import checkpoint_path
 
     documents, checkpoint = read_documents(path), open_checkpoint(checkpoint_path(model))
@@ -94,6 +95,8 @@ def _annotate(
         "annotate": asdict(config),
     }
     file = out / "annotations.jsonl"
+    check_prompts(checkpoint.tokenizer, prompts, ["annotate"])
+    checkpoint.check_generation()
     claim(out / "annotations.config.json", asked, file)
     [annotator] = open_engines([checkpoint], engine)
     with track(console, "documents annotated", len(documents)) as advance:

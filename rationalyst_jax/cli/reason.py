@@ -49,9 +49,9 @@ def run(
     """
     from rationalyst_jax.lm.engine.open import open_engines
     from rationalyst_jax.lm.weights.open import open_checkpoint
-    from rationalyst_jax.prompts.prompt import load_prompts
+    from rationalyst_jax.prompts.prompt import check_prompts, load_prompts
     from rationalyst_jax.reason.solve import solve
-    from rationalyst_jax.reason.strategies import check_strategy
+    from rationalyst_jax.reason.strategies import check_strategy, prompts_of
     from rationalyst_jax.reason.traces import mean_ledger
     from rationalyst_jax.reason.trajectory import Roles
     from rationalyst_jax.roles.role import Role
@@ -65,6 +65,12 @@ def run(
 
     # Models that are the same folder share one engine.
     folders = {place: open_checkpoint(place) for place in names.values() if isinstance(place, Path)}
+    parts = {"agent": agent, "rationalyst": rationalyst, "scorer": scorer or agent}
+    for part, wanted in prompts_of(reason).items():
+        if checkpoint := folders.get(names[parts[part]]):
+            check_prompts(checkpoint.tokenizer, prompt_set, wanted)
+    for checkpoint in folders.values():
+        checkpoint.check_generation()
     with ExitStack() as opened:
         found: dict[Path | str, Role] = {
             place: _at_endpoint(place, endpoint, opened) for place in names.values() if isinstance(place, str)

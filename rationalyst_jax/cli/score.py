@@ -4,7 +4,7 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 BLOCK = 256  # pairs scored, and written, at once
 
 
-def run(model: str, pairs: Path, out: Path, engine: EngineConfig, decay: float = 0.9) -> None:
+def run(
+    model: str, pairs: Path, out: Path, engine: EngineConfig, decay: float = 0.9, bos: str | None = None
+) -> None:
     """Score pairs of texts as they are: BOS, the context, the continuation; no chat template.
 
     Args:
@@ -30,19 +32,30 @@ def run(model: str, pairs: Path, out: Path, engine: EngineConfig, decay: float =
             whole it is called <out>.unfinished, and a killed run continues there.
         engine: How the model scores.
         decay: Weight of a token relative to the one before it, in the decayed reductions.
+        bos: The token put before each text. By default what the tokenizer itself puts there, or else its BOS;
+            nothing where that opens every message of a chat (as <|im_start|> does in some ChatML models).
     """
     from rationalyst_jax.files.rows import append_rows, read_rows, resume_rows
     from rationalyst_jax.files.settings import claim, file_digest
     from rationalyst_jax.lm.engine.open import open_engines
     from rationalyst_jax.lm.weights.open import open_checkpoint
+    from rationalyst_jax.lm.weights.tokenizer import single_tokens
+    from rationalyst_jax.prompts.prompt import opening_ids
     from rationalyst_jax.world.checkpoint import checkpoint_path
 
     console = Console()
     checkpoint = open_checkpoint(checkpoint_path(model))
     rows = list(read_rows(pairs))
-    requests = [_encode(checkpoint.tokenizer, row, place) for place, row in rows]
+    tokenizer = checkpoint.tokenizer
+    before = opening_ids(tokenizer) if bos is None else single_tokens(tokenizer, [bos], "bos")
+    requests = [_encode(tokenizer, row, place, before) for place, row in rows]
     unfinished, settings = (out.with_name(f"{out.name}.{end}") for end in ("unfinished", "config.json"))
-    asked = {"model": engine.weights(checkpoint.fingerprint), "pairs": file_digest(pairs), "decay": decay}
+    asked = {
+        "model": engine.weights(checkpoint.fingerprint),
+        "pairs": file_digest(pairs),
+        "decay": decay,
+        "bos": before,
+    }
     claim(settings, asked, unfinished)
     done = resume_rows(unfinished, BLOCK, len(rows))
     [scorer] = open_engines([checkpoint], engine)
@@ -62,8 +75,11 @@ def run(model: str, pairs: Path, out: Path, engine: EngineConfig, decay: float =
     console.print(counts_table("scored", summary))
 
 
-def _encode(tokenizer: "PreTrainedTokenizerBase", row: Mapping[str, Any], place: str) -> "ScoreRequest":
-    """The ids of the whole text after BOS, cut where the continuation begins; a token across is in it.
+def _encode(
+    tokenizer: "PreTrainedTokenizerBase", row: Mapping[str, Any], place: str, before: tuple[int, ...]
+) -> "ScoreRequest":
+    """The ids `before`, then those of the whole text, cut where the continuation begins; a token across is in
+    it.
 
     Control tokens spelled in the text stay text. ValueError names the place of a malformed row.
     """
@@ -81,7 +97,9 @@ def _encode(tokenizer: "PreTrainedTokenizerBase", row: Mapping[str, Any], place:
     )
     ids = encoded["input_ids"]
     cut = sum(end <= len(context) for _, end in encoded["offset_mapping"])
-    return ScoreRequest((cast(int, tokenizer.bos_token_id), *ids[:cut]), tuple(ids[cut:]))
+    if not before and not cut:
+        raise ValueError(f"{place}: nothing stands before the continuation: give a context, or --bos a token")
+    return ScoreRequest((*before, *ids[:cut]), tuple(ids[cut:]))
 
 
 def _scored(placed: tuple[str, Mapping[str, Any]], request: "ScoreRequest", logprobs: Any, decay: float):

@@ -42,7 +42,7 @@ def run(
     from rationalyst_jax.lm.devices.sharding import mesh_of
     from rationalyst_jax.lm.weights.open import open_checkpoint
     from rationalyst_jax.lm.weights.peft import save_adapters
-    from rationalyst_jax.prompts.prompt import load_prompts
+    from rationalyst_jax.prompts.prompt import check_prompts, load_prompts
     from rationalyst_jax.report.plots import loss_curve
     from rationalyst_jax.train.export import export
     from rationalyst_jax.train.loop import fit, knobs_named
@@ -52,6 +52,7 @@ def run(
 
     console = Console(quiet=not is_main())
     prompt_set, checkpoint = load_prompts(prompts), open_checkpoint(checkpoint_path(model))
+    check_prompts(checkpoint.tokenizer, prompt_set, ["rationale"])
     mesh = mesh_of(train.mesh, jax.devices())
     if not rationales.exists():
         raise FileNotFoundError(f"{rationales}: no such file of rationales")
@@ -93,7 +94,7 @@ def run(
         if stored != train.dtype:  # the adapters were trained beside rounded weights
             trained = checkpoint.load(mesh=mesh)
             trained.adapters = result.model.adapters
-    export(trained, checkpoint.tokenizer, run_dir / "hf", stored, checkpoint.path)
+    export(trained, checkpoint.path, run_dir / "hf", stored)
     if not is_main():
         return
     rows: dict[str, object] = {

@@ -11,11 +11,30 @@ from typing import Any
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Yields another name to write under; when the block ends without an exception it becomes `path`."""
+    """Yields another name to write under; when the block ends without an exception it becomes `path`.
+
+    With an exception what was written is removed. An OSError names the file.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(path.name + ".unfinished")
-    yield unfinished
+    try:
+        with naming(unfinished):
+            yield unfinished
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
     os.replace(unfinished, path)
+
+
+@contextmanager
+def naming(file: Path) -> Iterator[None]:
+    """Gives an OSError of the block the name of the file that it lacks where a disk is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(file)) from error
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -24,12 +43,17 @@ def write_json(path: Path, value: Any) -> None:
         unfinished.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def read_json(path: Path) -> Any:
-    """Reads a JSON value. Raises ValueError naming a file that is not JSON."""
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises FileNotFoundError, or ValueError naming a file that holds none."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
     try:
-        return json.loads(path.read_bytes())
+        value = json.loads(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"{path}: not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: not a JSON object")
+    return value
 
 
 def file_name(name: str) -> str:

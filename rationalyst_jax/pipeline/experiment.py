@@ -15,7 +15,7 @@ from rationalyst_jax.files.whole import file_name, write_json
 from rationalyst_jax.lm.engine.engine import Engine
 from rationalyst_jax.lm.weights.hf import check_llama, fingerprint, load_llama
 from rationalyst_jax.lm.weights.open import open_checkpoint
-from rationalyst_jax.lm.weights.tokenizer import load_tokenizer, marker_ids
+from rationalyst_jax.lm.weights.tokenizer import marker_ids
 from rationalyst_jax.mine.annotate import annotate
 from rationalyst_jax.mine.documents import read_annotations, read_documents
 from rationalyst_jax.mine.likelihood_filter import decide, score_triples
@@ -24,7 +24,7 @@ from rationalyst_jax.mine.summary import summarize as summarize_mining
 from rationalyst_jax.mine.triples import extract
 from rationalyst_jax.pipeline.config import ExperimentConfig, Run
 from rationalyst_jax.pipeline.stages import RunDir
-from rationalyst_jax.prompts.prompt import load_prompts
+from rationalyst_jax.prompts.prompt import check_prompts, load_prompts
 from rationalyst_jax.reason.config import ReasonConfig
 from rationalyst_jax.reason.solve import solve
 from rationalyst_jax.reason.strategies import check_strategy
@@ -105,9 +105,10 @@ class Stages:
         self.console = console
         self.task = task_named(config.task)
         self.prompts = load_prompts(config.prompts)
-        for name in ("annotate", "follow", "follow_guided", "rationale", "step"):
-            _ = self.prompts[name]
         base = open_checkpoint(checkpoint_path(config.model))
+        wanted = ("annotate", "follow", "follow_guided", "rationale", "step")
+        check_prompts(base.tokenizer, self.prompts, wanted)
+        base.check_generation()
         check_llama(base.path)
         marker_ids(base.tokenizer, (*config.filter.suppress, *config.reason.suppress))
         self.base, self.base_fingerprint = base.path, base.fingerprint
@@ -139,7 +140,8 @@ class Stages:
         }
 
     def _engine(self, checkpoint: Path) -> Engine:
-        return Engine(load_llama(checkpoint), load_tokenizer(checkpoint))
+        opened = open_checkpoint(checkpoint)
+        return Engine(opened.load_for_inference(), opened.tokenizer)
 
     def role(self, checkpoint: Path) -> Role:
         engine = self.engine(checkpoint)
@@ -240,7 +242,7 @@ class Stages:
                 progress=progress,
                 note=note,
             )
-        export(result.model, base.tokenizer, folder / "hf")
+        export(result.model, self.base, folder / "hf")
         loss_curve(folder / "metrics.jsonl", folder / "loss.png")
         counts = {"rationales": kept, "steps": result.steps, "loss": result.metrics["loss"]}
         if "val_loss" in result.metrics:

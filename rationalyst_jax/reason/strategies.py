@@ -228,7 +228,7 @@ def check_strategy(config: ReasonConfig, *, has_rationalyst: bool, can_score: bo
     the scorer, where there are none."""
     if config.strategy not in STRATEGIES:
         raise ValueError(f"reason: no strategy {config.strategy!r}, only {', '.join(STRATEGIES)}")
-    by = config.guide if config.strategy in ("best_of_n", "beam") else config.strategy
+    by = _guide(config)
     if by in ("implicit", "rationale_confidence", "explicit") and not has_rationalyst:
         raise ValueError(
             f"reason: strategy {config.strategy!r} by {by} needs a rationalyst; without one there are "
@@ -239,6 +239,27 @@ def check_strategy(config: ReasonConfig, *, has_rationalyst: bool, can_score: bo
             f"reason: strategy {config.strategy!r} by {by} needs log-probabilities: the scorer must be a "
             "checkpoint, or an endpoint with a tokenizer"
         )
+
+
+def prompts_of(config: ReasonConfig) -> dict[str, tuple[str, ...]]:
+    """The prompts that each role is asked with."""
+    by = _guide(config)
+    step = ("step", "step_guided") if by == "explicit" else ("step",)
+    return {"agent": step} | _ASKED.get(by, {})
+
+
+_ASKED: dict[str, dict[str, tuple[str, ...]]] = {
+    "likelihood": {"scorer": ("follow",)},
+    "implicit": {"rationalyst": ("rationale",), "scorer": ("follow", "follow_guided")},
+    "rationale_confidence": {"rationalyst": ("rationale",)},
+    "explicit": {"rationalyst": ("rationale",)},
+    "judge": {"scorer": ("judge",)},
+}
+
+
+def _guide(config: ReasonConfig) -> str:
+    """What candidates are ranked by."""
+    return config.guide if config.strategy in ("best_of_n", "beam") else config.strategy
 
 
 def _mean_score(solution: Trajectory) -> float:
