@@ -190,6 +190,72 @@ def test_what_llama_here_does_not_compute_is_refused_in_one_line(change, named):
     assert "\n" not in str(caught.value)
 
 
+OTHER_COMPUTATIONS = [
+    {"partial_rotary_factor": 0.5},
+    {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
+    {"rope_scaling": {"rope_type": "llama3", **SCALING, "attention_factor": 2.0}},
+    {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4}}},
+    {"original_max_position_embeddings": 4096},
+    {"sliding_window": 128},
+    {"attention_chunk_size": 128},
+    {"layer_types": ["full_attention", "sliding_attention"]},
+    {"layer_types": 3},
+    {"per_layer_config": [{"num_attention_heads": 2}]},
+    {"is_causal": False},
+    {"is_encoder_decoder": True},
+    {"add_cross_attention": True},
+    {"pruned_heads": {"0": [1]}},
+    {"quantization_config": {"quant_method": "gptq"}},
+    {"auto_map": {"AutoModelForCausalLM": "modeling.Other"}},
+]
+
+
+@pytest.mark.parametrize("change", OTHER_COMPUTATIONS, ids=str)
+def test_keys_that_name_another_computation_are_refused_by_name(change):
+    with pytest.raises(ValueError, match=r"supported") as caught:
+        LlamaConfig.from_hf({**HF, **change})
+    [(key, value)] = change.items()
+    named = {key, *(value if isinstance(value, dict) else ())}
+    assert any(name in str(caught.value) for name in named) and "\n" not in str(caught.value)
+
+
+def test_keys_that_change_nothing_pass():
+    harmless = {
+        "hidden_act": "swish",
+        "pretraining_tp": 2,
+        "attention_dropout": 0.1,
+        "sliding_window": None,
+        "layer_types": ["full_attention"] * 2,
+        "partial_rotary_factor": 1.0,
+        "quantization_config": None,
+        "use_cache": False,
+        "unsloth_fixed": True,
+        "_name_or_path": "anywhere",
+    }
+    assert LlamaConfig.from_hf({**HF, **harmless}) == LlamaConfig.from_hf(HF)
+
+
+def test_every_key_of_transformers_llama_is_read_or_known_to_change_nothing():
+    """One that a later version adds may name another computation: look at it, then add it to a list."""
+    own = {name for name in transformers.LlamaConfig.__annotations__ if name != "model_type"}
+    read = {*HF, "max_position_embeddings", "rms_norm_eps", "bos_token_id", "eos_token_id", "head_dim"}
+    read |= {"tie_word_embeddings", "rope_parameters"}
+    checked = {"hidden_act", "attention_bias", "mlp_bias"}
+    harmless = {"initializer_range", "use_cache", "pad_token_id", "pretraining_tp", "attention_dropout"}
+    assert own <= read | checked | harmless
+
+
+def test_of_two_rope_settings_the_one_of_transformers_counts():
+    both = {
+        "rope_scaling": {"rope_type": "llama3", **SCALING, "rope_theta": 5e5},
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+    }
+    theirs = transformers.LlamaConfig(**{**HF, **both}).rope_parameters
+    ours = LlamaConfig.from_hf({**HF, **both})
+    assert ours.rope_theta == theirs["rope_theta"]
+    assert (ours.rope_scaling is not None) == (theirs["rope_type"] == "llama3")
+
+
 def test_all_missing_sizes_are_named():
     with pytest.raises(ValueError, match="missing vocab_size, num_hidden_layers"):
         LlamaConfig.from_hf({k: v for k, v in HF.items() if k not in ("vocab_size", "num_hidden_layers")})

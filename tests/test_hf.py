@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from rationalyst_jax.lm.model.config import LlamaConfig
 from rationalyst_jax.lm.model.llama import Llama
-from rationalyst_jax.lm.weights.hf import load_config, load_llama, save_llama
+from rationalyst_jax.lm.weights.hf import check_llama, load_config, load_llama, save_llama, stored_dtype
 
 torch = pytest.importorskip("torch", reason="torch is the oracle here")
 
@@ -116,7 +116,7 @@ def test_a_second_save_replaces_the_first_whatever_their_shards(limits, tmp_path
     save_llama(second, tmp_path, max_shard_bytes=limits[1])
     jax.tree.map(np.testing.assert_array_equal, nnx.state(load_llama(tmp_path)), nnx.state(second))
     transformers.LlamaForCausalLM.from_pretrained(tmp_path)
-    assert not list(tmp_path.glob(".*"))
+    assert not list(tmp_path.glob("*.unfinished"))
 
 
 def test_a_save_cut_off_while_writing_leaves_the_earlier_checkpoint(saved, monkeypatch):
@@ -130,7 +130,7 @@ def test_a_save_cut_off_while_writing_leaves_the_earlier_checkpoint(saved, monke
     with pytest.raises(KeyboardInterrupt):
         save_llama(random_llama(CONFIG, 1), saved)
     assert_same_bits(tensors(saved), before)
-    assert not list(saved.glob(".*"))
+    assert not list(saved.glob("*.unfinished"))
     load_llama(saved)
 
 
@@ -139,9 +139,30 @@ def test_a_tied_checkpoint_may_repeat_its_head_but_not_contradict_it(tmp_path):
     save_llama(model, tmp_path)
     assert "lm_head.weight" not in tensors(tmp_path)
     rewrite(tmp_path, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"]}))
+    check_llama(tmp_path)  # what is asked before training, and before an engine of several devices
     jax.tree.map(np.testing.assert_array_equal, nnx.state(load_llama(tmp_path)), nnx.state(model))
     rewrite(tmp_path, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"] + 1}))
-    with pytest.raises(ValueError, match=r"lm_head\.weight differs"):
+    for read in (load_llama, check_llama):
+        with pytest.raises(ValueError, match=r"lm_head\.weight differs"):
+            read(tmp_path)
+
+
+def test_tables_of_rope_that_older_checkpoints_hold_are_passed_over(tmp_path):
+    model = random_llama(CONFIG, 0, jnp.bfloat16)
+    save_llama(model, tmp_path)
+    frequencies = np.ones(3, np.float32)
+    rewrite(
+        tmp_path,
+        lambda t: t.update(
+            {f"model.layers.{i}.self_attn.rotary_emb.inv_freq": frequencies.copy() for i in range(3)}
+            | {"model.rotary_emb.inv_freq": frequencies}
+        ),
+    )
+    check_llama(tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, nnx.state(load_llama(tmp_path)), nnx.state(model))
+    assert stored_dtype(tmp_path) == jnp.bfloat16
+    rewrite(tmp_path, lambda t: t.update({"model.rotary_emb.other": frequencies}))
+    with pytest.raises(ValueError, match=r"extra model\.rotary_emb\.other"):
         load_llama(tmp_path)
 
 

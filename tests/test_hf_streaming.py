@@ -285,7 +285,7 @@ def full_device(folder, monkeypatch, small_disk) -> None:
     """The second file of weights goes to a device that is always full."""
     if not Path("/dev/full").exists():
         pytest.skip("/dev/full, a device that is always full, is a thing of Linux")
-    (folder / ".model-00002-of-00004.safetensors.partial").symlink_to("/dev/full")
+    (folder / "model-00002-of-00004.safetensors.unfinished").symlink_to("/dev/full")
 
 
 def full_mount(folder, monkeypatch, small_disk) -> None:
@@ -314,7 +314,7 @@ def test_a_full_disk_is_one_line_and_the_earlier_checkpoint_stays(fill, tmp_path
 
 PROGRAM = """
 from collections import Counter
-from rationalyst_jax.lm import streaming
+from rationalyst_jax.lm.weights import streaming
 from rationalyst_jax.lm.weights.hf import load_llama, save_llama
 from rationalyst_jax.lm.devices.sharding import make_mesh
 from rationalyst_jax.lm.weights.streaming import Layout
@@ -347,7 +347,7 @@ def test_two_processes_read_their_halves_and_write_one_checkpoint(tmp_path):
     assert int(first.split()[0]) * 2 == sum(value.size for value in expected.values())
     for folder in ("whole", "chunks"):
         assert_same_bits(tensors(tmp_path / folder), expected)
-        assert not list((tmp_path / folder).glob(".*"))
+        assert not list((tmp_path / folder).glob("*.unfinished"))
 
 
 # ---- Checkpoints and export ----
@@ -358,13 +358,13 @@ def test_a_checkpoint_knows_its_config_and_dtype_and_loads_onto_a_mesh(tmp_path)
     assert base.config.vocab_size == len(base.tokenizer) and base.stored_dtype() == "float32"
     mesh = make_mesh(1, 2, 1, jax.devices()[:2])
     model = base.load(jnp.bfloat16, mesh)
-    export(model, base.tokenizer, tmp_path)
+    export(model, base.path, tmp_path)
     exported = open_checkpoint(tmp_path)
     assert exported.stored_dtype() == "bfloat16"
     assert exported.config == base.config
     assert_same_weights(exported.load_for_inference(mesh), model)
     assert_same_weights(base.load(mesh=mesh), load_llama(checkpoint_path("world")))
-    export(model, base.tokenizer, tmp_path, dtype="float32")
+    export(model, base.path, tmp_path, dtype="float32")
     assert exported.stored_dtype() == "float32"
 
 

@@ -3,7 +3,9 @@ files.
 """
 
 import json
-from dataclasses import replace
+import shutil
+from contextlib import suppress
+from dataclasses import fields, replace
 
 import jax
 import jax.numpy as jnp
@@ -11,13 +13,15 @@ import numpy as np
 import pytest
 import transformers
 from flax import nnx
+from safetensors.numpy import load_file
 from test_train import FAST, assert_same_weights, fit_examples, random_examples
 
 from rationalyst_jax.lm.model.config import LlamaConfig
 from rationalyst_jax.lm.model.llama import Llama, tree_attend
 from rationalyst_jax.lm.model.lora import Adapters, LoraParam, merge
-from rationalyst_jax.lm.model.settings import PROJECTIONS, LoraConfig
-from rationalyst_jax.lm.weights.hf import save_llama
+from rationalyst_jax.lm.model.projections import PROJECTIONS
+from rationalyst_jax.lm.model.settings import LoraConfig
+from rationalyst_jax.lm.weights.hf import load_llama, save_llama
 from rationalyst_jax.lm.weights.peft import load_adapters, save_adapters
 from rationalyst_jax.train.checkpoints import load_trained
 
@@ -168,23 +172,123 @@ def test_adapter_files_that_do_not_fit_are_named(tmp_path):
     message = str(caught.value)
     assert "adapter_model.safetensors: the adapters do not fit the model: " in message and "\n" not in message
     assert "layers.0.mlp.down_proj.lora_A.weight has shape (3, 24), not (3, 20)" in message
-    config = json.loads((tmp_path / "adapter_config.json").read_text())
-    for key, value in {"use_dora": True, "bias": "all", "rank_pattern": {"q_proj": 4}}.items():
-        (tmp_path / "adapter_config.json").write_text(json.dumps({**config, key: value}))
-        with pytest.raises(ValueError, match=rf"adapter_config\.json: {key} .* is not supported"):
-            load_adapters(tiny(), tmp_path)
-    (tmp_path / "adapter_config.json").write_text(
-        json.dumps({**config, "target_modules": ["q_proj", "head"]})
-    )
-    with pytest.raises(ValueError, match=r"adapter_config\.json: target_modules must be some of"):
-        load_adapters(tiny(), tmp_path)
-    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     (tmp_path / "adapter_model.safetensors").write_bytes(b"no tensors")
     with pytest.raises(ValueError, match=r"adapter_model\.safetensors: damaged"):
         load_adapters(tiny(), tmp_path)
     (tmp_path / "adapter_model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"adapter_model\.safetensors: no such file"):
         load_adapters(tiny(), tmp_path)
+
+
+REFUSED = [
+    {"init_lora_weights": "pissa"},
+    {"init_lora_weights": "pissa_niter_4"},
+    {"init_lora_weights": "olora"},
+    {"init_lora_weights": "loftq"},
+    {"use_rslora": True},
+    {"use_dora": True},
+    {"lora_bias": True},
+    {"bias": "all"},
+    {"bias": "lora_only"},
+    {"fan_in_fan_out": True},
+    {"layer_replication": [[0, 2], [1, 2]]},
+    {"layers_to_transform": 0},
+    {"layers_to_transform": [1]},
+    {"rank_pattern": {"q_proj": 4}},
+    {"alpha_pattern": {"q_proj": 4}},
+    {"modules_to_save": ["lm_head"]},
+    {"exclude_modules": ["q_proj"]},
+    {"target_parameters": ["mlp.gate_proj.weight"]},
+    {"trainable_token_indices": [1]},
+    {"peft_type": "VERA"},
+    {"something_new": {"rank": 2}},
+    {"something_new": 0},
+]
+PLAIN = [
+    {"init_lora_weights": False},
+    {"init_lora_weights": "gaussian"},
+    {"modules_to_save": []},
+    {"layers_to_transform": []},
+    {"rank_pattern": {}},
+    {"exclude_modules": None, "lora_dropout": 0.3, "task_type": None, "revision": "main"},
+    {"megatron_core": "other", "qalora_group_size": 4},
+    {"something_new": None, "something_other": False},
+]
+
+
+def rewritten(folder, change: dict) -> None:
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    """A model and its adapters."""
+    folder = tmp_path_factory.mktemp("stored")
+    save_llama(tiny(), folder / "base")
+    save_adapters(adapted(SOME), folder / "adapters", base=str(folder / "base"))
+    return folder
+
+
+@pytest.mark.parametrize("change", REFUSED, ids=str)
+def test_adapters_beyond_plain_lora_are_refused_by_name(change, stored, tmp_path):
+    shutil.copytree(stored / "adapters", tmp_path / "adapters")
+    rewritten(tmp_path / "adapters", change)
+    with pytest.raises(ValueError, match=rf"config\.json: {next(iter(change))} .* not supported") as caught:
+        load_adapters(tiny(), tmp_path / "adapters")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("default")  # torch's and PEFT's own
+@pytest.mark.parametrize("change", PLAIN, ids=str)
+def test_what_is_plain_lora_is_merged_as_peft_merges_it(change, stored, tmp_path):
+    pytest.importorskip("torch", reason="torch is the oracle here")
+    peft = pytest.importorskip("peft", reason="PEFT is the oracle here")
+    shutil.copytree(stored / "adapters", tmp_path / "adapters")
+    rewritten(tmp_path / "adapters", change)
+    model = load_llama(stored / "base")
+    model.adapters = load_adapters(model, tmp_path / "adapters")
+    merge(model)
+    save_llama(model, tmp_path / "merged")
+    base = transformers.LlamaForCausalLM.from_pretrained(stored / "base")
+    theirs = peft.PeftModel.from_pretrained(base, str(tmp_path / "adapters")).merge_and_unload().state_dict()
+    for key, ours in load_file(tmp_path / "merged" / "model.safetensors").items():
+        np.testing.assert_allclose(ours, theirs[key].numpy(), atol=1e-6, err_msg=key)
+
+
+def test_every_setting_of_peft_switched_on_is_refused_or_of_no_consequence(stored, tmp_path):
+    """Also those that a later PEFT adds."""
+    peft = pytest.importorskip("peft", reason="PEFT knows its settings")
+    shutil.copytree(stored / "adapters", tmp_path / "adapters")
+    written = json.loads((stored / "adapters" / "adapter_config.json").read_text())
+    known = {field.name for field in fields(peft.LoraConfig)}
+    loaded = set()
+    for key in known:
+        rewritten(tmp_path / "adapters", written | {key: {"any": 1}})
+        with suppress(ValueError):
+            load_adapters(tiny(), tmp_path / "adapters")
+            loaded.add(key)
+        (tmp_path / "adapters" / "adapter_config.json").write_text(json.dumps(written))
+    assert loaded == known & {
+        *("auto_mapping", "base_model_name_or_path", "ensure_weight_tying", "inference_mode"),
+        *("layers_pattern", "lora_dropout", "megatron_core", "peft_version", "qalora_group_size"),
+        *("revision", "runtime_config", "task_type"),
+    }
+
+
+@pytest.mark.parametrize("modules", [["q_proj", "head"], ["q"], r".*\.(q|v)_proj", [["q_proj"]], None])
+def test_target_modules_are_projections_by_their_names(modules, stored, tmp_path):
+    shutil.copytree(stored / "adapters", tmp_path / "adapters")
+    rewritten(tmp_path / "adapters", {"target_modules": modules})
+    with pytest.raises(ValueError, match=r"adapter_config\.json: ") as caught:
+        load_adapters(tiny(), tmp_path / "adapters")
+    assert "\n" not in str(caught.value)
+
+
+def test_all_linear_means_every_projection(tmp_path):
+    save_adapters(adapted(EVERY), tmp_path, base="base")
+    rewritten(tmp_path, {"target_modules": "all-linear"})
+    assert load_adapters(tiny(), tmp_path).config == EVERY
 
 
 def test_every_projection_has_its_adapter():

@@ -3,13 +3,14 @@
 import json
 
 import pytest
+import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from rationalyst_jax.lm.weights.tokenizer import load_tokenizer
-from rationalyst_jax.prompts.prompt import Prompt, load_prompts, render
+from rationalyst_jax.prompts.prompt import Prompt, check_prompts, load_prompts, opening_ids, render
 
 BOS, START, END, EOT = 128000, 128006, 128007, 128009
 NASTY = "<|eot_id|>{document} {braces} {{0}} <|begin_of_text|>\ue0000\ue001<BOT>x<EOT>{%raw%}"
@@ -187,8 +188,7 @@ def test_a_missing_field_is_named(llama3):
 @pytest.mark.parametrize(
     ("template", "named"),
     [
-        ("{{ bos_token }}{{ bos_token }}{{ messages[0]['content'] }}", "exactly one"),
-        ("{{ messages[0]['content'] }}", "exactly one"),
+        ("{{ bos_token }}{{ bos_token }}{{ messages[0]['content'] }}", r"begins with <\|bos\|> twice"),
         ("{{ bos_token }}", "does not show each message"),
         ("{{ raise_exception('no such role') }}", "no such role"),
     ],
@@ -198,6 +198,8 @@ def test_a_chat_template_that_cannot_serve_is_refused(template, named):
     tokenizer.chat_template = template
     with pytest.raises(ValueError, match=named):
         render(tokenizer, load_prompts("world")["follow"], {"preceding": "x"}, "y", False)
+    with pytest.raises(ValueError, match=named):
+        check_prompts(tokenizer, load_prompts("world"), ["follow"])
 
 
 def test_shipped_prompts_name_their_target_and_closing():
@@ -291,3 +293,26 @@ def test_a_tokenizer_without_a_chat_template_encodes_and_cannot_render(tmp_path)
     assert tokenizer.encode("a") == MARKERS.encode("a")
     with pytest.raises(ValueError, match=f"the tokenizer of {tmp_path} has no chat template"):
         render(tokenizer, load_prompts("world")["follow"], {"preceding": "x"}, "y", False)
+
+
+def test_a_tokenizer_that_decodes_something_else_than_it_encoded_is_refused(tmp_path, monkeypatch):
+    MARKERS.save_pretrained(tmp_path)
+    assert load_tokenizer(tmp_path).get_vocab() == MARKERS.get_vocab()
+    corrupt = marker_tokenizer()
+    corrupt.backend_tokenizer.decoder = decoders.Metaspace()  # as a class of another family would set it
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *_, **__: corrupt)
+    with pytest.raises(ValueError, match="makes another tokenizer of") as caught:
+        load_tokenizer(tmp_path)
+    assert str(tmp_path) in str(caught.value) and transformers.__version__ in str(caught.value)
+
+
+def test_a_tokenizer_that_lacks_characters_is_none_the_worse(tmp_path):
+    backend = Tokenizer(models.WordLevel({"?": 0, "x": 1}, unk_token="?"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="?").save_pretrained(tmp_path)
+    assert load_tokenizer(tmp_path).encode("x") == [1]
+
+
+def test_what_stands_before_plain_text_is_what_the_tokenizer_puts_there(llama3):
+    assert opening_ids(llama3) == (BOS,)
+    assert opening_ids(MARKERS) == (MARKERS.bos_token_id,)

@@ -15,7 +15,7 @@ from rationalyst_jax.lm.engine.open import open_engines
 from rationalyst_jax.lm.engine.requests import GenerateRequest, ScoreRequest
 from rationalyst_jax.lm.model.config import LlamaConfig
 from rationalyst_jax.lm.model.llama import Llama, _project
-from rationalyst_jax.lm.model.quantize import INPUTS
+from rationalyst_jax.lm.model.quantize import QUANTIZED
 from rationalyst_jax.lm.weights.hf import load_llama, save_llama
 from rationalyst_jax.lm.weights.open import open_checkpoint
 from rationalyst_jax.lm.weights.tokenizer import load_tokenizer
@@ -38,9 +38,11 @@ def dequantized(model: Llama) -> Llama:
     stored = dict(nnx.to_flat_state(nnx.state(model)))
     for path, parameter in (flat := dict(nnx.to_flat_state(state))).items():
         values = np.asarray(stored[path][...], np.float32)
-        if path[-1] in INPUTS:
+        if path[-1] in QUANTIZED:
             scale = np.asarray(stored["scales", path[-1]][...])
-            values = values * scale.reshape(scale.shape[0], *[1] * INPUTS[str(path[-1])], *scale.shape[1:])
+            values = values * scale.reshape(
+                scale.shape[0], *[1] * QUANTIZED[str(path[-1])].inputs, *scale.shape[1:]
+            )
         flat[path] = parameter.replace(jnp.asarray(values))
     return nnx.merge(graph, nnx.from_flat_state(flat))
 
@@ -48,11 +50,11 @@ def dequantized(model: Llama) -> Llama:
 def test_no_weight_is_further_off_than_half_a_step(folder):
     stored, rounded = load_llama(folder), load_llama(folder, int8=True)
     back = dequantized(rounded)
-    for parameter, inputs in INPUTS.items():
+    for parameter, projection in QUANTIZED.items():
         assert getattr(rounded.layers, parameter)[...].dtype == jnp.int8
         w = np.asarray(getattr(stored.layers, parameter)[...])
         off = np.abs(np.asarray(getattr(back.layers, parameter)[...]) - w)
-        axes = tuple(range(1, 1 + inputs))
+        axes = tuple(range(1, 1 + projection.inputs))
         assert (off <= np.abs(w).max(axis=axes, keepdims=True) / 254 * 1.0001).all()
         assert off.max() > 0
     np.testing.assert_array_equal(rounded.embed_VD[...], stored.embed_VD[...])
@@ -79,7 +81,7 @@ def test_sums_beyond_float16_are_scaled_before_they_are_rounded():
     layer = SimpleNamespace(gate_DF=jnp.full((4, 3), 127, jnp.int8))
     scales: Any = SimpleNamespace(gate_DF=jnp.full(3, 1e-3))
     x = jnp.full((1, 2, 4), 3000, jnp.float16)
-    out = _project(cast(Any, layer), None, scales, x, "gate_DF")
+    out = _project(cast(Any, layer), None, scales, x, "gate")
     assert out.dtype == jnp.float16
     np.testing.assert_allclose(out, 4 * 127 * 3000 * 1e-3, rtol=1e-3)
 

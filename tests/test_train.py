@@ -1,6 +1,7 @@
 """Fine-tuning on token trees: the same mathematics as separate sequences, and exact after an interruption."""
 
 import json
+import os
 import struct
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from tensorboardX.record_writer import masked_crc32c
 from rationalyst_jax.lm.devices.sharding import make_mesh
 from rationalyst_jax.lm.model.config import LlamaConfig
 from rationalyst_jax.lm.model.llama import Llama, tree_attend
-from rationalyst_jax.lm.weights.hf import load_llama, save_llama
+from rationalyst_jax.lm.weights.hf import copy_tokenizer, load_llama, save_llama
 from rationalyst_jax.lm.weights.tokenizer import load_tokenizer
 from rationalyst_jax.train.batches import Batches, TrainBatch, ordered_steps, shuffled_steps
 from rationalyst_jax.train.config import TrainConfig
@@ -495,11 +496,50 @@ def test_a_trained_export_gives_the_same_logits_in_transformers(tied, tmp_path):
 def test_a_trained_model_is_exported_with_its_tokenizer(shared, tmp_path):
     tokenizer = load_tokenizer(shared / "llama3_tokenizer")
     model = Llama(LlamaConfig(len(tokenizer), 4, 4, 1, 1, 1, 2, tie_embeddings=True), rngs=nnx.Rngs(0))
-    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [3, 4]}')
-    export(model, tokenizer, tmp_path / "hf", base=tmp_path)
+    base = tmp_path / "base"
+    copy_tokenizer(shared / "llama3_tokenizer", base)
+    (base / "generation_config.json").write_text('{"eos_token_id": [3, 4]}')
+    export(model, base, tmp_path / "hf")
     assert_same_weights(model, load_llama(tmp_path / "hf"))
-    assert (tmp_path / "hf/generation_config.json").read_text() == '{"eos_token_id": [3, 4]}'
+    for file in base.iterdir():  # what a tokenizer's writer writes, older readers may not read
+        assert (tmp_path / "hf" / file.name).read_bytes() == file.read_bytes(), file.name
     text = "One and one is two. Two"
     assert load_tokenizer(tmp_path / "hf").encode(text) == tokenizer.encode(text)
-    with pytest.raises(ValueError, match=r"tokenizer has 128256 tokens, the model only 64"):
-        export(tiny_model(), tokenizer, tmp_path / "small")
+
+
+OLD = """
+import sys
+import numpy, torch, transformers
+assert transformers.__version__.startswith("4."), transformers.__version__
+tokenizer = transformers.AutoTokenizer.from_pretrained(sys.argv[1])
+model = transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype="float32")
+ids = tokenizer("One and one is two.", return_tensors="pt")["input_ids"]
+with torch.no_grad():
+    numpy.savez(sys.argv[2], ids=ids.numpy(), logits=model(ids).logits.numpy())
+"""
+
+
+@pytest.mark.slow
+def test_transformers_4_opens_an_export(shared, tmp_path):
+    pytest.importorskip("torch", reason="torch is the oracle here")
+    packages = ["transformers==4.57.6", "huggingface-hub>=0.34,<1", "tokenizers>=0.22,<0.23.1"]
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", tmp_path / "old"]
+    fetched = subprocess.run([*install, *packages], capture_output=True, text=True)
+    if fetched.returncode:
+        pytest.skip(f"transformers 4 cannot be fetched: {fetched.stderr.strip().splitlines()[-1]}")
+    base = shared / "llama3_tokenizer"
+    tokenizer = load_tokenizer(base)
+    config = LlamaConfig(len(tokenizer), 8, 8, 2, 2, 1, 4, tie_embeddings=True, bos_token_id=128000)
+    model = Llama(config, rngs=nnx.Rngs(0))
+    export(model, base, tmp_path / "hf")
+    subprocess.run(
+        [sys.executable, "-c", OLD, tmp_path / "hf", tmp_path / "found.npz"],
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "old")},
+    )
+    found = np.load(tmp_path / "found.npz")
+    assert found["ids"][0].tolist() == tokenizer.encode("One and one is two.")
+    T = found["ids"].shape[1]
+    place_BT = jnp.arange(T)[None]
+    hidden_BTD, _ = model(jnp.asarray(found["ids"]), place_BT, tree_attend(T - place_BT))
+    np.testing.assert_allclose(hidden_BTD @ model.output_VD().T, found["logits"], atol=1e-4)

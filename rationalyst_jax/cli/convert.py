@@ -1,6 +1,5 @@
 """`rationalyst convert`: checkpoints from Hugging Face's form to Orbax and back."""
 
-import shutil
 from pathlib import Path
 from typing import Literal
 
@@ -26,7 +25,7 @@ def run(
     import jax
     from flax import nnx
 
-    from rationalyst_jax.lm.weights.hf import TOKENIZER_FILES, load_llama, save_llama
+    from rationalyst_jax.lm.weights.hf import copy_tokenizer, load_llama, save_llama
     from rationalyst_jax.lm.weights.orbax import WEIGHTS, load_orbax, save_orbax
     from rationalyst_jax.train.checkpoints import load_trained
 
@@ -46,15 +45,13 @@ def run(
     if dtype is not None:
         weights = jax.tree.map(lambda w: w.astype(dtype), weights)
     save(nnx.merge(graph, weights), target)
-    copied = [name for name in TOKENIZER_FILES if ((tokenizer or source) / name).is_file()]
-    for name in copied:
-        shutil.copyfile((tokenizer or source) / name, target / name)
+    copied = copy_tokenizer(tokenizer or source, target)
 
     rows = {
         "from": f"{kind}: {source}",
         "to": f"{'Orbax' if save is save_orbax else 'Hugging Face'}: {target}",
         "parameters": sum(w.size for w in jax.tree.leaves(weights)),
         "dtype": ", ".join(sorted({str(w.dtype) for w in jax.tree.leaves(weights)})),
-        "tokenizer files": len(copied),
+        "tokenizer files": copied,
     }
     Console().print(counts_table("converted", rows))

@@ -26,7 +26,7 @@ def run(model: str, adapters: Path, out: Path) -> None:
     base = checkpoint.load()
     base.adapters = load_adapters(base, adapters)
     config = base.adapters.config
-    export(base, checkpoint.tokenizer, out, base=checkpoint.path)
+    export(base, checkpoint.path, out)
     rows = {
         "rank": config.rank,
         "alpha": config.alpha,

@@ -10,7 +10,9 @@ from rationalyst_jax.report.progress import track
 from rationalyst_jax.report.tables import counts_table
 
 
-def run(model: str, pairs: Path, out: Path, engine: EngineConfig, decay: float = 0.9) -> None:
+def run(
+    model: str, pairs: Path, out: Path, engine: EngineConfig, decay: float = 0.9, bos: str | None = None
+) -> None:
     """Score pairs of texts as they are: BOS, the context, the continuation; no chat template.
 
     Args:
@@ -20,13 +22,15 @@ def run(model: str, pairs: Path, out: Path, engine: EngineConfig, decay: float =
             whole it is called <out>.unfinished, and a killed run continues there.
         engine: How the model scores.
         decay: Weight of a token relative to the one before it, in the decayed reductions.
+        bos: The token put before each text. By default what the tokenizer itself puts there, or else its BOS;
+            nothing where that opens every message of a chat (as <|im_start|> does in some ChatML models).
     """
     from rationalyst_jax.pipeline.models import Models
     from rationalyst_jax.pipeline.score import score
 
     console = Console()
     with Models(engine) as models, track(console, "pairs scored") as progress:
-        found = score(pairs, model, models, out, decay=decay, progress=progress)
+        found = score(pairs, model, models, out, decay=decay, bos=bos, progress=progress)
     mean = found.total / found.tokens
     rows = {
         "pairs": found.pairs,

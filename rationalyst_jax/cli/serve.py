@@ -50,6 +50,7 @@ def run(
     console = Console()
     with _bound(host, port) as listening:
         checkpoint = open_checkpoint(checkpoint_path(model))
+        checkpoint.check_generation()
         most = min(MOST_ALTERNATIVES, checkpoint.config.vocab_size)
         [serving] = open_engines([checkpoint], engine, alternatives=most)
         with console.status("compiling"):

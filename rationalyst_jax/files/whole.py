@@ -13,13 +13,19 @@ from typing import Any
 def whole(path: Path) -> Iterator[Path]:
     """Yields another name to write under; when the block ends without an exception it becomes `path`.
 
-    An OSError of the block (a full disk, say) names `path`.
+    With an exception a file that was begun is removed. An OSError of the block (a full disk, say) names
+    `path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(path.name + ".unfinished")
-    with naming(path):
-        yield unfinished
-        os.replace(unfinished, path)
+    try:
+        with naming(path):
+            yield unfinished
+            os.replace(unfinished, path)
+    except BaseException:
+        if unfinished.is_file():
+            unfinished.unlink()
+        raise
 
 
 @contextmanager
@@ -28,14 +34,13 @@ def naming(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.filename is not None or error.errno is None:
+        if error.errno is None or error.filename is not None:
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def check_file(path: Path) -> None:
-    """Raises ValueError where a file is to be written and there is a folder: before the work, not after
-    it."""
+    """Raises ValueError where a file is to be written and a folder stands: before the work, not after it."""
     if path.is_dir():
         raise ValueError(f"{path}: is a folder, a file is to be written")
 
@@ -46,12 +51,17 @@ def write_json(path: Path, value: Any) -> None:
         unfinished.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def read_json(path: Path) -> Any:
-    """Reads a JSON value. Raises ValueError naming a file that is not JSON."""
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises FileNotFoundError, or ValueError naming a file that holds none."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
     try:
-        return json.loads(path.read_bytes())
+        value = json.loads(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"{path}: not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: not a JSON object")
+    return value
 
 
 def file_name(name: str) -> str:

@@ -108,9 +108,9 @@ class Experiment:
         self.path = Path(config.run_dir)
         self.task = task_named(config.task)
         self.prompts = load_prompts(config.prompts)
-        for name in ("annotate", "follow", "follow_guided", "rationale", "step"):
-            _ = self.prompts[name]
         base = models.checkpoint(config.model)
+        needed = ("annotate", "follow", "follow_guided", "rationale", "step")
+        models.check(config.model, self.prompts, needed)
         check_llama(base.path)
         marker_ids(base.tokenizer, (*config.filter.suppress, *config.reason.suppress))
         known = QUESTION_SETS if config.world else config.questions

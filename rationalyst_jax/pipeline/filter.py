@@ -23,7 +23,7 @@ from rationalyst_jax.mine.store import (
 from rationalyst_jax.mine.summary import FilterSummary, summarize_filtered
 from rationalyst_jax.mine.triples import Triple
 from rationalyst_jax.pipeline.models import Models, Place
-from rationalyst_jax.prompts.prompt import PromptSet
+from rationalyst_jax.prompts.prompt import PromptSet, check_prompts
 
 
 def filter_rationales(
@@ -50,6 +50,7 @@ def filter_rationales(
     origin = read_provenance(triples)
     _check_sources(found, config, triples)
     checkpoint = models.checkpoint(scorer)
+    check_prompts(checkpoint.tokenizer, prompts, ["follow", "follow_guided"])
     scores = out.with_name(f"{out.name}.scores.jsonl")
     record = out.with_name(f"{out.name}.scores.config.json")
     settings = {

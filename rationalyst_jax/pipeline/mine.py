@@ -36,6 +36,7 @@ def mine(
     """
     _check(min_similarity)
     found = read_documents(documents)
+    models.check(annotator, prompts, ["annotate"])
     settings = {
         "model": models.known(annotator).name,
         "prompts": prompts.version,

@@ -1,6 +1,7 @@
 """The models of a run, by the places where they are: each is opened when it is first asked, and shared."""
 
 import gc
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from rationalyst_jax.lm.engine.open import engine_mesh, open_engines
 from rationalyst_jax.lm.model.llama import Llama
 from rationalyst_jax.lm.weights.open import Checkpoint, open_checkpoint
 from rationalyst_jax.lm.weights.tokenizer import load_tokenizer
+from rationalyst_jax.prompts.prompt import PromptSet, check_prompts
 from rationalyst_jax.roles.config import EndpointConfig
 from rationalyst_jax.roles.endpoint import ChatRole, Endpoint
 from rationalyst_jax.roles.role import Role
@@ -74,6 +76,18 @@ class Models:
         if path not in self._checkpoints:
             self._checkpoints[path] = open_checkpoint(path)
         return self._checkpoints[path]
+
+    def check(self, place: Place, prompts: PromptSet, names: Iterable[str]) -> None:
+        """Raises ValueError for what would be wrong with asking a model, before its weights are read.
+
+        That is a prompt, of those named, which its chat template cannot render, and a generation_config.json
+        that wants answers changed in a way that is not done here.
+        """
+        tokenizer = self.known(place).tokenizer
+        if tokenizer is not None:
+            check_prompts(tokenizer, prompts, names)
+        if _address(place) is None:
+            self.checkpoint(place).check_generation()
 
     def roles(self, *places: Place) -> list[Role]:
         """A role for each place. Places that are the same folder share one engine.

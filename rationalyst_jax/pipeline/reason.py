@@ -10,7 +10,7 @@ from rationalyst_jax.pipeline.models import Models, Place
 from rationalyst_jax.prompts.prompt import PromptSet
 from rationalyst_jax.reason.config import ReasonConfig
 from rationalyst_jax.reason.solve import solve
-from rationalyst_jax.reason.strategies import check_strategy, guided_by
+from rationalyst_jax.reason.strategies import check_strategy, guided_by, prompts_of
 from rationalyst_jax.reason.traces import count_unrated, mean_ledger
 from rationalyst_jax.reason.trajectory import Roles
 from rationalyst_jax.tasks.task import Task
@@ -65,13 +65,15 @@ def reason(
     check_strategy(config, has_rationalyst=cast.rationalyst is not None)
     asked = task.read(questions)[:limit]
     places = [place for place in (cast.agent, cast.rationalyst, cast.scorer) if place is not None]
-    for place in places:
-        models.known(place)
+    players = {"agent": cast.agent, "rationalyst": cast.rationalyst, "scorer": cast.scorer or cast.agent}
+    for role, names in prompts_of(config).items():
+        if (place := players[role]) is not None:
+            models.check(place, prompts, names)
     found = dict(zip(places, models.roles(*places), strict=True))
     roles = Roles(
         agent=found[cast.agent],
         rationalyst=None if cast.rationalyst is None else found[cast.rationalyst],
-        scorer=found[cast.agent if cast.scorer is None else cast.scorer],
+        scorer=found[cast.scorer or cast.agent],
     )
     traces = solve(asked, roles, prompts, config, task.extract, out, progress)
     unrated, verdicts = count_unrated(traces) if guided_by(config) == "judge" else (0, 0)

@@ -13,7 +13,9 @@ from rationalyst_jax.files.settings import claimed
 from rationalyst_jax.files.whole import check_file
 from rationalyst_jax.lm.engine.requests import ScoreRequest
 from rationalyst_jax.lm.trees.reduction import Reduction, reduce_logprobs
+from rationalyst_jax.lm.weights.tokenizer import single_tokens
 from rationalyst_jax.pipeline.models import Models, Place
+from rationalyst_jax.prompts.prompt import opening_ids
 
 BLOCK = 256  # pairs scored, and written, at once
 _NUMBER = "pair"  # the key under which an unfinished row keeps its number
@@ -35,9 +37,13 @@ def score(
     out: Path,
     *,
     decay: float = 0.9,
+    bos: str | None = None,
     progress: Callable[[int, int, int], None] = lambda done, total, tokens: None,
 ) -> ScoreSummary:
     """Scores the pairs of a JSONL file: BOS, the context, the continuation, without a chat template.
+
+    bos: the token put before each text. By default what the tokenizer itself puts there, or else its BOS;
+    nothing where that opens every message of a chat (as <|im_start|> does in some ChatML models).
 
     `out` gets each pair with `tokens`, `logprobs` (nats) and all reductions. Until it is whole it is called
     `<out>.unfinished`; a run that was killed continues there, and scores anew only blocks of pairs that have
@@ -50,7 +56,9 @@ def score(
     check_file(out)
     checkpoint = models.checkpoint(model)
     rows = list(read_rows(pairs))
-    requests = [encode(checkpoint.tokenizer, row, place) for place, row in rows]
+    tokenizer = checkpoint.tokenizer
+    before = opening_ids(tokenizer) if bos is None else single_tokens(tokenizer, [bos], "bos")
+    requests = [encode(tokenizer, row, place, before) for place, row in rows]
     positions = checkpoint.config.max_position_embeddings
     for (place, _), request in zip(rows, requests, strict=True):
         length = len(request.context) + len(request.continuation)
@@ -67,7 +75,8 @@ def score(
         known = number < len(rows) and rows[number][1].items() <= row.items()
         return number if known else None
 
-    with claimed(record, {"model": models.known(model).name, "decay": decay}, unfinished):
+    settings = {"model": models.known(model).name, "decay": decay, "bos": list(before)}
+    with claimed(record, settings, unfinished):
         done = kept_rows(unfinished, check)
         [role] = models.roles(model)
         engine: Any = role.model
@@ -92,10 +101,13 @@ def score(
     return ScoreSummary(len(rows), tokens, sum(row["sum"] for row in ordered))
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, row: Mapping[str, Any], place: str) -> ScoreRequest:
-    """The ids of the whole text after BOS, cut where the continuation begins; a token across is in it.
+def encode(
+    tokenizer: PreTrainedTokenizerBase, row: Mapping[str, Any], place: str, before: tuple[int, ...]
+) -> ScoreRequest:
+    """The ids `before`, then those of the whole text, cut where the continuation begins.
 
-    Control tokens spelled in the text stay text. Raises ValueError naming the place of a malformed row.
+    A token across the border belongs to the continuation. Control tokens spelled in the text stay text.
+    Raises ValueError naming the place of a malformed row.
     """
     context = text_field(row, "context", place)
     continuation = text_field(row, "continuation", place)
@@ -110,8 +122,9 @@ def encode(tokenizer: PreTrainedTokenizerBase, row: Mapping[str, Any], place: st
     ids: Any = encoded["input_ids"]
     offsets: Any = encoded["offset_mapping"]
     cut = sum(end <= len(context) for _, end in offsets)
-    bos: Any = tokenizer.bos_token_id
-    return ScoreRequest((bos, *ids[:cut]), tuple(ids[cut:]))
+    if not before and not cut:
+        raise ValueError(f"{place}: nothing stands before the continuation: give a context, or --bos a token")
+    return ScoreRequest((*before, *ids[:cut]), tuple(ids[cut:]))
 
 
 def _scored(row: Row, request: ScoreRequest, logprobs: np.ndarray, decay: float) -> Row:

@@ -12,7 +12,7 @@ from rationalyst_jax.lm.devices.distributed import is_main
 from rationalyst_jax.lm.devices.sharding import mesh_of
 from rationalyst_jax.lm.weights.peft import save_adapters
 from rationalyst_jax.pipeline.models import Models, Place
-from rationalyst_jax.prompts.prompt import PromptSet
+from rationalyst_jax.prompts.prompt import PromptSet, check_prompts
 from rationalyst_jax.report.plots import loss_curve
 from rationalyst_jax.train.config import TrainConfig
 from rationalyst_jax.train.examples import Example
@@ -63,6 +63,7 @@ def train(
     """
     models.close()
     checkpoint = models.checkpoint(start)
+    check_prompts(checkpoint.tokenizer, prompts, ["rationale"])
     mesh = mesh_of(config.mesh, jax.devices())
     if not rationales.exists():
         raise FileNotFoundError(f"{rationales}: no such file of rationales")
@@ -104,7 +105,7 @@ def train(
             if stored != config.dtype:  # the adapters were trained beside rounded weights
                 trained = checkpoint.load(mesh=mesh)
                 trained.adapters = result.model.adapters
-        export(trained, checkpoint.tokenizer, run_dir / "hf", stored, checkpoint.path)
+        export(trained, checkpoint.path, run_dir / "hf", stored)
         if result.metrics and is_main():
             loss_curve(run_dir / "metrics.jsonl", run_dir / "loss.png")
     return TrainSummary(

@@ -9,7 +9,7 @@ import functools
 import itertools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -114,7 +114,7 @@ def render(
     target: str | None,
     close: bool,
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """`(context ids, target ids)` of `prompt` in the tokenizer's chat template, with exactly one BOS.
+    """`(context ids, target ids)` of `prompt` in the tokenizer's chat template, which alone puts BOS.
 
     `target` fills the target placeholder; None leaves it for a model to write (no target ids). `close` adds
     what ends it: the prompt's closing and the template's end of turn. The sequence is encoded as a whole and
@@ -122,8 +122,8 @@ def render(
     stripped, the last one on its left only. Control and marker tokens come from the template and the prompt
     alone: their names inside a field stay plain text.
 
-    Raises ValueError for a missing field, a tokenizer without a chat template, or a template that repeats BOS
-    or does not show a message.
+    Raises ValueError for a missing field, a tokenizer without a chat template, or a template that begins with
+    BOS twice or does not show a message.
     """
     *frames, end_of_turn = _frames(tokenizer, tuple(role for role, _ in prompt.messages))
     context: list[_Piece] = []
@@ -136,10 +136,35 @@ def render(
         rest += [(prompt.closing, True), (end_of_turn, True)]
 
     ids, ends = _encode(tokenizer, [*context, *rest])
-    if sum(i == tokenizer.bos_token_id for i in ids) != 1:
-        raise ValueError(f"prompt {prompt.name!r} must render with exactly one {tokenizer.bos_token}")
+    if tokenizer.bos_token_id is not None and ids[:2] == [tokenizer.bos_token_id] * 2:
+        raise ValueError(f"prompt {prompt.name!r} begins with {tokenizer.bos_token} twice")
     cut = bisect.bisect_right(ends, sum(len(text) for text, _ in context))
     return tuple(ids[:cut]), tuple(ids[cut:])
+
+
+def check_prompts(tokenizer: PreTrainedTokenizerBase, prompts: PromptSet, names: Iterable[str]) -> None:
+    """Raises what `render` would raise for these prompts, whatever their fields hold."""
+    for name in names:
+        given = dict.fromkeys(_PLACEHOLDERS[name], "x")
+        render(tokenizer, prompts[name], given, target="x", close=True)
+
+
+def opening_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """What stands before a text that is no chat: what the tokenizer itself puts there, or else BOS.
+
+    Not where BOS opens every message of a chat, as `<|im_start|>` does in some ChatML models: before plain
+    text it would be out of place.
+    """
+    alone = tokenizer("x", add_special_tokens=False)["input_ids"]
+    opened = tokenizer("x")["input_ids"]
+    before = opened[: opened.index(alone[0])]
+    if before or tokenizer.bos_token is None:
+        return tuple(before)
+    if tokenizer.chat_template:
+        chat = "".join(_frames(tokenizer, ("user", "assistant")))
+        if chat.count(tokenizer.bos_token) > 1:
+            return ()
+    return (tokenizer.bos_token_id,)
 
 
 def messages(prompt: Prompt, fields: Mapping[str, Field]) -> tuple[tuple[str, str], ...]:

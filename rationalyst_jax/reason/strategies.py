@@ -249,6 +249,22 @@ def check_strategy(config: ReasonConfig, *, has_rationalyst: bool, can_score: bo
         )
 
 
+def prompts_of(config: ReasonConfig) -> dict[str, tuple[str, ...]]:
+    """The prompts that each role is asked with."""
+    by = guided_by(config)
+    step = ("step", "step_guided") if by == "explicit" else ("step",)
+    return {"agent": step} | _ASKED.get(by, {})
+
+
+_ASKED: dict[str, dict[str, tuple[str, ...]]] = {
+    "likelihood": {"scorer": ("follow",)},
+    "implicit": {"rationalyst": ("rationale",), "scorer": ("follow", "follow_guided")},
+    "rationale_confidence": {"rationalyst": ("rationale",)},
+    "explicit": {"rationalyst": ("rationale",)},
+    "judge": {"scorer": ("judge",)},
+}
+
+
 def _mean_score(solution: Trajectory) -> float:
     return float(np.mean([step.scores[step.choice] for step in solution.steps if step.scores]))
 

@@ -13,8 +13,25 @@ _HF_NAMES = {
     "num_layers": "num_hidden_layers",
     "num_heads": "num_attention_heads",
 }
-# What Llama computes with; a checkpoint that says otherwise would load and then silently be wrong.
-_SUPPORTED = {"model_type": "llama", "hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
+# What Llama computes with, as a config.json says it.
+_COMPUTED = {"model_type": "llama", "hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
+# All values that say so, of these keys and of others that transformers, or code in the checkpoint, obeys;
+# with another one it would load and silently be wrong. Other keys pass: transformers' Llama does not
+# obey them either, and `tests/test_config.py` fails when it learns a new one.
+_PLAIN: dict[str, tuple[Any, ...]] = {
+    **{key: (value,) for key, value in _COMPUTED.items()},
+    "hidden_act": ("silu", "swish"),  # two names of one function
+    "partial_rotary_factor": (None, 1),
+    "sliding_window": (None,),
+    "attention_chunk_size": (None,),
+    "per_layer_config": (None, [], {}),
+    "is_causal": (None, True),
+    "is_encoder_decoder": (None, False),
+    "add_cross_attention": (None, False),
+    "pruned_heads": (None, {}),
+    "quantization_config": (None, {}),
+    "auto_map": (None, {}),
+}
 
 
 @dataclass(frozen=True)
@@ -63,8 +80,7 @@ class LlamaConfig:
             _check_number(name, getattr(self, name))
         if not isinstance(self.tie_embeddings, bool):
             raise ValueError(f"tie_word_embeddings must be true or false, got {self.tie_embeddings!r}")
-        eos = self.eos_token_id if isinstance(self.eos_token_id, tuple) else (self.eos_token_id,)
-        for name, ids in {"bos_token_id": (self.bos_token_id,), "eos_token_id": eos}.items():
+        for name, ids in {"bos_token_id": (self.bos_token_id,), "eos_token_id": self.ends}.items():
             for i in ids:
                 if i is not None and (not _is_integer(i) or i < 0):
                     raise ValueError(f"{name} must be a token id, got {i!r}")
@@ -75,6 +91,12 @@ class LlamaConfig:
         if self.head_dim % 2:
             raise ValueError(f"RoPE needs an even head_dim, got {self.head_dim}")
 
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """The tokens that end a text."""
+        eos = self.eos_token_id
+        return eos if isinstance(eos, tuple) else () if eos is None else (eos,)
+
     @classmethod
     def from_hf(cls, hf: Mapping[str, Any]) -> Self:
         """Reads a parsed config.json, in the style of transformers 4 or 5.
@@ -82,19 +104,25 @@ class LlamaConfig:
         A key that is absent takes transformers' own default for Llama, not ours.
         Raises ValueError naming the key that is missing or holds what Llama here does not compute.
         """
-        for key, supported in _SUPPORTED.items():
-            if hf.get(key, supported) != supported:
-                raise ValueError(f"{key} {hf[key]!r} is not supported, only {supported!r}")
+        layers = hf.get("layer_types") or []
+        if not isinstance(layers, list) or any(layer != "full_attention" for layer in layers):
+            raise ValueError(f"layer_types {layers!r} is not supported, only 'full_attention'")
+        for key, plain in _PLAIN.items():
+            if key in hf and hf[key] not in plain:
+                raise ValueError(f"{key} {hf[key]!r} is not supported, only {plain[-1]!r}")
         missing = [key for key in _HF_NAMES.values() if key not in hf]
         if missing:
             raise ValueError(f"missing {', '.join(missing)}")
         sizes = {ours: hf[theirs] for ours, theirs in _HF_NAMES.items()}
         kv_heads = hf.get("num_key_value_heads")
-        # Version 5 keeps theta inside rope_parameters, version 4 beside rope_scaling.
-        key = "rope_parameters" if hf.get("rope_parameters") else "rope_scaling"
+        # Version 5 keeps theta inside rope_parameters, version 4 beside rope_scaling, which wins.
+        key = "rope_scaling" if hf.get("rope_scaling") else "rope_parameters"
         rope = hf.get(key) or {}
         if not isinstance(rope, Mapping):
             raise ValueError(f"{key} must be an object, got {rope!r}")
+        original = hf.get("original_max_position_embeddings")
+        if original is not None and original != rope.get("original_max_position_embeddings"):
+            raise ValueError("original_max_position_embeddings is supported within rope_scaling only")
         eos = hf.get("eos_token_id")
         return cls(
             **sizes,
@@ -115,7 +143,7 @@ class LlamaConfig:
         eos = self.eos_token_id
         return {
             "architectures": ["LlamaForCausalLM"],
-            **_SUPPORTED,
+            **_COMPUTED,
             **{theirs: getattr(self, ours) for ours, theirs in _HF_NAMES.items()},
             "num_key_value_heads": self.num_kv_heads,
             "head_dim": self.head_dim,
@@ -190,11 +218,17 @@ def _head_dim(hf: Mapping[str, Any]) -> Any:
 
 def _rope_scaling(rope: Mapping[str, Any]) -> RopeScaling | None:
     kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind not in ("default", "llama3"):
+        raise ValueError(f"rope type {kind!r} is not supported, only 'default' and 'llama3'")
+    names = [field.name for field in fields(RopeScaling)]
+    for key, value in rope.items():
+        if key == "partial_rotary_factor" and value in (None, 1):
+            continue
+        if key not in ("rope_type", "type", "rope_theta", *names):
+            raise ValueError(f"{key} {value!r} is not supported in rope_scaling")
     if kind == "default":
         return None
-    if kind != "llama3":
-        raise ValueError(f"rope type {kind!r} is not supported, only 'default' and 'llama3'")
-    missing = [field.name for field in fields(RopeScaling) if field.name not in rope]
+    missing = [name for name in names if name not in rope]
     if missing:
         raise ValueError(f"rope type 'llama3' is missing {', '.join(missing)}")
-    return RopeScaling(**{field.name: rope[field.name] for field in fields(RopeScaling)})
+    return RopeScaling(**{name: rope[name] for name in names})

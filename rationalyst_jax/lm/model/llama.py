@@ -27,6 +27,7 @@ from rationalyst_jax.lm.devices.precision import precision_of
 from rationalyst_jax.lm.devices.sharding import by_row
 from rationalyst_jax.lm.model.config import LlamaConfig, RopeScaling
 from rationalyst_jax.lm.model.lora import Adapters
+from rationalyst_jax.lm.model.projections import PROJECTIONS, ProjectionName
 from rationalyst_jax.lm.model.quantize import Scales
 from rationalyst_jax.lm.model.settings import Remat
 
@@ -107,25 +108,25 @@ class Layers(nnx.Module):
         residual = 1 / math.sqrt(2 * L)
 
         def normal(
-            shape: tuple[int, ...], axes: tuple[str, ...], fan_in: int = D, gain: float = 1.0
+            name: ProjectionName, shape: tuple[int, ...], fan_in: int = D, gain: float = 1.0
         ) -> nnx.Param:
             # 1/sqrt(fan_in) is the usual 0.02 at the published widths; a narrow model that starts at 0.02
             # attends to everything alike for a long time.
             values = gain * fan_in**-0.5 * jax.random.normal(rngs.params(), (L, *shape), jnp.float32)
-            return nnx.Param(values.astype(dtype), axes=("layer", *axes))
+            return nnx.Param(values.astype(dtype), axes=("layer", *PROJECTIONS[name].axes))
 
         def ones() -> nnx.Param:
             return nnx.Param(jnp.ones((L, D), dtype), axes=("layer", "embed"))
 
         self.attention_norm_D = ones()
-        self.q_DNH = normal((D, N, H), ("embed", "heads", "head"))
-        self.k_DKH = normal((D, K, H), ("embed", "kv_heads", "head"))
-        self.v_DKH = normal((D, K, H), ("embed", "kv_heads", "head"))
-        self.o_NHD = normal((N, H, D), ("heads", "head", "embed"), N * H, residual)
+        self.q_DNH = normal("q", (D, N, H))
+        self.k_DKH = normal("k", (D, K, H))
+        self.v_DKH = normal("v", (D, K, H))
+        self.o_NHD = normal("o", (N, H, D), N * H, residual)
         self.mlp_norm_D = ones()
-        self.gate_DF = normal((D, F), ("embed", "mlp"))
-        self.up_DF = normal((D, F), ("embed", "mlp"))
-        self.down_FD = normal((F, D), ("mlp", "embed"), F, residual)
+        self.gate_DF = normal("gate", (D, F))
+        self.up_DF = normal("up", (D, F))
+        self.down_FD = normal("down", (F, D), F, residual)
 
 
 class Llama(nnx.Module):
@@ -185,14 +186,14 @@ class Llama(nnx.Module):
             w, adapters, scales = nnx.merge(graph, weights)
             project = partial(_project, w, adapters, scales)
             h_BTD = rms_norm(x_BTD, w.attention_norm_D[...], c.rms_norm_eps)
-            q_BTNH = rotate(project(h_BTD, "q_DNH"), cos_BTH, sin_BTH)
-            k_BTKH = rotate(project(h_BTD, "k_DKH"), cos_BTH, sin_BTH)
-            v_BTKH = project(h_BTD, "v_DKH")
+            q_BTNH = rotate(project(h_BTD, "q"), cos_BTH, sin_BTH)
+            k_BTKH = rotate(project(h_BTD, "k"), cos_BTH, sin_BTH)
+            v_BTKH = project(h_BTD, "v")
             out_BTNH, cache = attend(q_BTNH, k_BTKH, v_BTKH, layer, cache)
-            x_BTD = divided(x_BTD + project(out_BTNH, "o_NHD"))
+            x_BTD = divided(x_BTD + project(out_BTNH, "o"))
             h_BTD = rms_norm(x_BTD, w.mlp_norm_D[...], c.rms_norm_eps)
-            gated_BTF = gated(project(h_BTD, "gate_DF"), project(h_BTD, "up_DF"))
-            return (divided(x_BTD + project(gated_BTF, "down_FD")), cache), None
+            gated_BTF = gated(project(h_BTD, "gate"), project(h_BTD, "up"))
+            return (divided(x_BTD + project(gated_BTF, "down")), cache), None
 
         body = block if remat == "none" else jax.checkpoint(block, policy=_KEPT[remat], prevent_cse=False)
         x_BTD = divided(self.embed_VD[...][tokens_BT])
@@ -202,24 +203,22 @@ class Llama(nnx.Module):
 
 
 def _project(
-    layer: Layers, adapters: Adapters | None, scales: Scales | None, x: Array, parameter: str
+    layer: Layers, adapters: Adapters | None, scales: Scales | None, x: Array, name: ProjectionName
 ) -> Array:
-    """`x` through a projection, whose name ends in its axes, and through its adapter where there is one.
+    """`x`, `[B, T, *inputs]`, through a projection, and through its adapter where there is one.
 
-    The axes that x has beside B and T are contracted: from "BTD" and "q_DNH" comes "BTNH". B and T are one
-    axis M meanwhile: for a gradient summed over two axes XLA would first write a transposed copy.
+    B and T are one axis M meanwhile: for a gradient summed over two axes XLA would first write a transposed
+    copy.
     """
-    name, axes = parameter.split("_")
-    inputs, outputs = axes[: x.ndim - 2], axes[x.ndim - 2 :]
+    projection = PROJECTIONS[name]
     rows = x.reshape(-1, *x.shape[2:])
-    weight = getattr(layer, parameter)[...]
-    equation = f"M{inputs},{axes}->M{outputs}"
-    product = partial(jnp.einsum, equation, rows, precision=precision_of(rows, weight))
+    weight = getattr(layer, projection.parameter)[...]
+    product = partial(jnp.einsum, projection.product, rows, precision=precision_of(rows, weight))
     if scales is None:
         out = product(weight)
     else:  # before they are scaled, sums may be beyond what float16 holds
         sums = product(weight.astype(rows.dtype), preferred_element_type=jnp.float32)
-        out = (sums * getattr(scales, parameter)[...]).astype(rows.dtype)
-    added = None if adapters is None else adapters(name, rows, inputs, outputs)
+        out = (sums * getattr(scales, projection.parameter)[...]).astype(rows.dtype)
+    added = None if adapters is None else adapters(name, rows)
     out = out if added is None else out + added
     return out.reshape(*x.shape[:2], *out.shape[1:])

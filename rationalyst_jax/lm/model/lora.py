@@ -17,18 +17,8 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from rationalyst_jax.lm.devices.precision import precision_of
-from rationalyst_jax.lm.model.settings import LoraConfig, Projection
-
-# The projections as `Layers` names them, and how many of their axes (layer axis aside) are inputs.
-PARAMETERS: dict[Projection, tuple[str, int]] = {
-    "q": ("q_DNH", 1),
-    "k": ("k_DKH", 1),
-    "v": ("v_DKH", 1),
-    "o": ("o_NHD", 2),
-    "gate": ("gate_DF", 1),
-    "up": ("up_DF", 1),
-    "down": ("down_FD", 1),
-}
+from rationalyst_jax.lm.model.projections import PROJECTIONS, ProjectionName
+from rationalyst_jax.lm.model.settings import LoraConfig
 
 
 class LoraParam(nnx.Param):
@@ -42,26 +32,29 @@ class Adapters(nnx.Module):
         """Adapters for the projections of `layers` (`lm/model/llama.py::Layers`)."""
         self.config = config
         for name in config.projections:
-            parameter, inputs = PARAMETERS[name]
-            weight: nnx.Param = getattr(layers, parameter)
-            axes, shape = weight.get_metadata("axes"), weight.shape
-            L, fan_in = shape[0], shape[1 : 1 + inputs]
+            projection = PROJECTIONS[name]
+            L, *shape = getattr(layers, projection.parameter).shape
+            fan_in = shape[: projection.inputs]
+            fan_out = shape[projection.inputs :]
+            axes_in = projection.axes[: projection.inputs]
+            axes_out = projection.axes[projection.inputs :]
             bound = math.prod(fan_in) ** -0.5
             values = jax.random.uniform(rngs.params(), (L, *fan_in, config.rank), jnp.float32, -bound, bound)
-            zeros = jnp.zeros((L, config.rank, *shape[1 + inputs :]), dtype)
-            setattr(self, f"{name}_in", LoraParam(values.astype(dtype), axes=(*axes[: 1 + inputs], "rank")))
-            setattr(self, f"{name}_out", LoraParam(zeros, axes=("layer", "rank", *axes[1 + inputs :])))
+            zeros = jnp.zeros((L, config.rank, *fan_out), dtype)
+            setattr(self, f"{name}_in", LoraParam(values.astype(dtype), axes=("layer", *axes_in, "rank")))
+            setattr(self, f"{name}_out", LoraParam(zeros, axes=("layer", "rank", *axes_out)))
 
-    def __call__(self, name: str, x: Array, inputs: str, outputs: str) -> Array | None:
-        """What the adapter of projection `name` adds to it, for M rows of input; None where it has none.
+    def __call__(self, name: ProjectionName, x: Array) -> Array | None:
+        """What the adapter of a projection adds to it, for M rows of input; None where it has none.
 
-        `self` is the slice of one layer; `inputs` and `outputs` are the letters of the projection's axes.
+        `self` is the slice of one layer.
         """
         if name not in self.config.projections:
             return None
+        projection = PROJECTIONS[name]
         a, b = (getattr(self, f"{name}_{side}")[...] for side in ("in", "out"))
-        low_MR = jnp.einsum(f"M{inputs},{inputs}R->MR", x, a, precision=precision_of(x, a))
-        added = jnp.einsum(f"MR,R{outputs}->M{outputs}", low_MR, b, precision=precision_of(low_MR, b))
+        low_MR = jnp.einsum(projection.low, x, a, precision=precision_of(x, a))
+        added = jnp.einsum(projection.high, low_MR, b, precision=precision_of(low_MR, b))
         return self.config.scale * added
 
 
@@ -72,7 +65,7 @@ def merge(model: Any) -> None:
     """
     adapters: Adapters = model.adapters
     for name in adapters.config.projections:
-        parameter, _ = PARAMETERS[name]
+        parameter = PROJECTIONS[name].parameter
         weight: nnx.Param = getattr(model.layers, parameter)
         a, b = (getattr(adapters, f"{name}_{side}")[...] for side in ("in", "out"))
         setattr(model.layers, parameter, weight.replace(_added(weight[...], a, b, adapters.config.scale)))

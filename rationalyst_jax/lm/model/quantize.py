@@ -11,10 +11,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from rationalyst_jax.lm.model.lora import PARAMETERS
+from rationalyst_jax.lm.model.projections import PROJECTIONS, Projection
 
-# How many axes of each projection (layer axis aside) are inputs.
-INPUTS = dict(PARAMETERS.values())
+QUANTIZED: dict[str, Projection] = {p.parameter: p for p in PROJECTIONS.values()}  # by their parameters
 
 
 class Scales(nnx.Module):
@@ -27,11 +26,10 @@ class Scales(nnx.Module):
 
 def quantized(parameter: str, weight: nnx.Variable) -> tuple[nnx.Param, nnx.Param]:
     """A projection of all layers as int8, and its scales."""
-    inputs = INPUTS[parameter]
-    values, scale = _rounded(weight[...], inputs=inputs)
-    axes = weight.get_metadata("axes")
+    projection = QUANTIZED[parameter]
+    values, scale = _rounded(weight[...], inputs=projection.inputs)
     integers: Any = weight.replace(values)
-    return integers, nnx.Param(scale, axes=(axes[0], *axes[1 + inputs :]))
+    return integers, nnx.Param(scale, axes=("layer", *projection.axes[projection.inputs :]))
 
 
 @partial(jax.jit, static_argnames="inputs")

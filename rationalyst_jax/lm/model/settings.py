@@ -1,15 +1,14 @@
 """What of a model is trained and what its backward pass keeps. Imports no jax."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 from rationalyst_jax.files.ranges import ABOVE_0_FINITE, AT_LEAST_1, require
+from rationalyst_jax.lm.model.projections import PROJECTIONS, ProjectionName
 
 # What the backward pass finds of a layer; it computes the rest again. "none": all is kept. "dots": the
 # projections' outputs are. "full": only what enters the layer. "offload": that too goes to the host's memory.
 Remat = Literal["none", "dots", "full", "offload"]
-Projection = Literal["q", "k", "v", "o", "gate", "up", "down"]
-PROJECTIONS: tuple[Projection, ...] = get_args(Projection)
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,7 @@ class LoraConfig:
 
     rank: int = 16
     alpha: float = 32.0
-    projections: tuple[Projection, ...] = PROJECTIONS
+    projections: tuple[ProjectionName, ...] = tuple(PROJECTIONS)
 
     def __post_init__(self):
         require("lora", self, AT_LEAST_1, "rank")

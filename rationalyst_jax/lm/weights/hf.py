@@ -4,10 +4,11 @@ Hugging Face stores every projection as `[out, in]`, layer by layer; ours are in
 of their own and all layers stacked. Both rotate halves (not interleaved pairs), so no permutation is needed.
 """
 
-import json
 import math
+import re
+import shutil
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,19 +21,21 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from rationalyst_jax.files.settings import digest
+from rationalyst_jax.files.whole import read_json, whole, write_json
 from rationalyst_jax.lm.devices.distributed import barrier, is_main
 from rationalyst_jax.lm.devices.sharding import shard_weights
 from rationalyst_jax.lm.model.config import LlamaConfig
 from rationalyst_jax.lm.model.llama import Llama
-from rationalyst_jax.lm.model.quantize import INPUTS, Scales, quantized
+from rationalyst_jax.lm.model.projections import PROJECTIONS
+from rationalyst_jax.lm.model.quantize import QUANTIZED, Scales, quantized
+from rationalyst_jax.lm.weights.generation import GENERATION_CONFIG
 from rationalyst_jax.lm.weights.streaming import Layout, load_parameter, stored_rows
 from rationalyst_jax.lm.weights.tensor_files import (
     DTYPES,
     INDEX,
     SINGLE,
     StoredTensor,
-    naming,
-    read_object,
+    misfits,
     same_values,
     stored_tensors,
     writing,
@@ -40,21 +43,17 @@ from rationalyst_jax.lm.weights.tensor_files import (
 
 # Hugging Face key -> our parameter, and how many of its leading axes (layer axis aside) are inputs of the
 # projection. 0 means both store the same array. `{layer}` stands for the layer index.
+_LAYER = "model.layers.{layer}."
 _KEYS = {
     "model.embed_tokens.weight": (("embed_VD",), 0),
-    "model.layers.{layer}.input_layernorm.weight": (("layers", "attention_norm_D"), 0),
-    "model.layers.{layer}.self_attn.q_proj.weight": (("layers", "q_DNH"), 1),
-    "model.layers.{layer}.self_attn.k_proj.weight": (("layers", "k_DKH"), 1),
-    "model.layers.{layer}.self_attn.v_proj.weight": (("layers", "v_DKH"), 1),
-    "model.layers.{layer}.self_attn.o_proj.weight": (("layers", "o_NHD"), 2),
-    "model.layers.{layer}.post_attention_layernorm.weight": (("layers", "mlp_norm_D"), 0),
-    "model.layers.{layer}.mlp.gate_proj.weight": (("layers", "gate_DF"), 1),
-    "model.layers.{layer}.mlp.up_proj.weight": (("layers", "up_DF"), 1),
-    "model.layers.{layer}.mlp.down_proj.weight": (("layers", "down_FD"), 1),
+    f"{_LAYER}input_layernorm.weight": (("layers", "attention_norm_D"), 0),
+    f"{_LAYER}post_attention_layernorm.weight": (("layers", "mlp_norm_D"), 0),
+    **{f"{_LAYER}{p.module}.weight": (("layers", p.parameter), p.inputs) for p in PROJECTIONS.values()},
     "model.norm.weight": (("final_norm_D",), 0),
     "lm_head.weight": (("head_VD",), 0),
 }
-GENERATION_CONFIG = "generation_config.json"
+# What older checkpoints store beside weights: tables of RoPE, which follow from config.json.
+_BUFFER = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.(inv_freq|cos_cached|sin_cached)")
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -62,6 +61,8 @@ TOKENIZER_FILES = (
     "added_tokens.json",
     "chat_template.jinja",
     "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
     GENERATION_CONFIG,
 )
 _EMBED, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -70,7 +71,7 @@ _EMBED, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 def load_config(path: str | Path) -> LlamaConfig:
     """The config.json of checkpoint folder `path`; raises FileNotFoundError or ValueError naming the file."""
     file = Path(path) / "config.json"
-    raw = read_object(file)
+    raw = read_json(file)
     try:
         return LlamaConfig.from_hf(raw)
     except ValueError as error:
@@ -78,10 +79,13 @@ def load_config(path: str | Path) -> LlamaConfig:
 
 
 def check_llama(path: str | Path) -> None:
-    """Raises what `load_llama` would raise for a checkpoint that is not whole; reads no weights."""
+    """Raises what `load_llama` would raise for a checkpoint that is not whole.
+
+    Reads headers only, and of tied weights those that are stored twice.
+    """
     path = Path(path)
     config = load_config(path)
-    _check_keys(path, config, _abstract(config)[1], stored_tensors(path))
+    _fitting(path, config, _abstract(config)[1])
 
 
 def stored_dtype(path: str | Path) -> np.dtype:
@@ -90,7 +94,7 @@ def stored_dtype(path: str | Path) -> np.dtype:
     Reads headers only. Raises FileNotFoundError for a missing file and ValueError for a damaged one, or for
     one with another dtype than float32, bfloat16 and float16.
     """
-    stored = stored_tensors(Path(path)).values()
+    stored = _stored(Path(path)).values()
     others = sorted({tensor.dtype for tensor in stored} - DTYPES.keys())
     if others or not stored:
         found = f"weights in {', '.join(others)}" if others else "no weights"
@@ -121,10 +125,7 @@ def load_llama(
     shardings: dict[Any, Any] = {}
     if mesh is not None:
         shardings = dict(nnx.to_flat_state(shard_weights(nnx.from_flat_state(parameters), mesh)))
-    stored = stored_tensors(path)
-    if config.tie_embeddings and _HEAD in stored:
-        _check_tied_head(path, stored)
-    _check_keys(path, config, parameters, stored)
+    stored = _fitting(path, config, parameters)
     scales: dict[str, nnx.Param] = {}
     for name, parameter in parameters.items():
         tensors = [tensor for tensor in _tensors(config) if tensor.parameter == name]
@@ -133,7 +134,7 @@ def load_llama(
         sharding = None if mesh is None else shardings[name].get_value()
         wanted = jax.ShapeDtypeStruct(parameter.shape, jnp.dtype(ours), sharding=sharding)
         loaded = parameter.replace(load_parameter(wanted, tensors[0].layout, [part.read for part in parts]))
-        if int8 and name[-1] in INPUTS:
+        if int8 and name[-1] in QUANTIZED:
             loaded, scales[name[-1]] = quantized(name[-1], loaded)
         parameters[name] = loaded
     model = nnx.merge(graph, nnx.from_flat_state(parameters))
@@ -163,6 +164,15 @@ def fingerprint(path: str | Path) -> str:
     return digest(parts)
 
 
+def copy_tokenizer(source: str | Path, target: str | Path) -> int:
+    """Copies the tokenizer's files and generation_config.json from folder to folder; gives their number."""
+    found = [name for name in TOKENIZER_FILES if (Path(source) / name).is_file()]
+    Path(target).mkdir(parents=True, exist_ok=True)
+    for name in found:
+        shutil.copyfile(Path(source) / name, Path(target) / name)
+    return len(found)
+
+
 def save_llama(
     model: Llama, path: str | Path, max_shard_bytes: int = 10**9, dtype: DTypeLike | None = None
 ) -> None:
@@ -171,7 +181,7 @@ def save_llama(
     Weights are written in `dtype` (None: as they are) and, beyond `max_shard_bytes`, split into shards with
     an index. They may be divided over a mesh, also over one of several processes: all of these must call
     this, process 0 writes, and the others wait for it. The host holds a few chunks of the weights, never a
-    whole file. Everything is written under temporary names first: a save that is cut off, or meets a full
+    whole file. Everything is written under other names first: a save that is cut off, or meets a full
     disk (an OSError naming the file), leaves an earlier checkpoint in `path` whole and nothing half-written.
 
     Raises ValueError for a dtype, or naming parameters (adapters, say), that the format has no place for.
@@ -190,25 +200,23 @@ def save_llama(
     sizes = {t.key: math.prod(shapes[t.key]) * dtypes[t.parameter].itemsize for t in tensors}
     shards = _plan_shards(tensors, sizes, max_shard_bytes)
     count = len(shards)
-    names = [f"model-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)] if count > 1 else [SINGLE]
-    if is_main():
-        path.mkdir(parents=True, exist_ok=True)
-    try:
-        for name, shard in zip(names, shards, strict=True):
-            _write_shard(path / name, shard, arrays, dtypes)
+    weights = [f"model-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)] if count > 1 else [SINGLE]
+    names = [*weights, INDEX, "config.json"] if count > 1 else [*weights, "config.json"]
+    with ExitStack() as written:  # as it is left, all files get their names, or none does
+        files: dict[str, Path] = {}
+        if is_main():
+            files = {name: written.enter_context(whole(path / name)) for name in reversed(names)}
+        for name, shard in zip(weights, shards, strict=True):
+            _write_shard(files.get(name), shard, arrays, dtypes)
         if is_main():
             if count > 1:
-                weight_map = {t.key: name for name, shard in zip(names, shards, strict=True) for t in shard}
+                weight_map = {t.key: name for name, shard in zip(weights, shards, strict=True) for t in shard}
                 index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
-                _write_json(path / INDEX, index)
-                names.append(INDEX)
-            torch_dtype = str(dtypes["embed_VD",])
-            _write_json(path / "config.json", model.config.to_hf() | {"torch_dtype": torch_dtype})
-            _replace(path, [*names, "config.json"])
-    finally:
-        if is_main():
-            for name in (*names, INDEX, "config.json"):
-                _partial(path / name).unlink(missing_ok=True)
+                write_json(files[INDEX], index)
+            write_json(files["config.json"], model.config.to_hf() | {"torch_dtype": str(dtypes["embed_VD",])})
+            # Readers prefer a single file to an index: one left from an earlier save would win over these.
+            for old in {*path.glob("model*.safetensors"), path / INDEX} - {path / name for name in names}:
+                old.unlink(missing_ok=True)
     barrier(f"save_llama {path}")
 
 
@@ -254,58 +262,37 @@ def _plan_shards(tensors: list[_Tensor], sizes: dict[str, int], limit: int) -> l
 
 
 def _write_shard(
-    file: Path, tensors: list[_Tensor], arrays: dict[Any, jax.Array], dtypes: dict[Any, np.dtype]
+    file: Path | None, tensors: list[_Tensor], arrays: dict[Any, jax.Array], dtypes: dict[Any, np.dtype]
 ) -> None:
-    """Writes a file of weights under its temporary name; other processes than the first give their parts."""
+    """Writes a file of weights; processes that have no file give their parts."""
     header = {t.key: (t.layout.stored_shape(arrays[t.parameter].shape), dtypes[t.parameter]) for t in tensors}
-    with writing(_partial(file), header) if is_main() else nullcontext(lambda *_: None) as write:
+    with nullcontext(lambda *_: None) if file is None else writing(file, header) as write:
         for t in tensors:
             for first, rows in stored_rows(arrays[t.parameter], t.layout, t.layer, dtypes[t.parameter]):
                 write(t.key, first, rows)
 
 
-def _replace(path: Path, names: list[str]) -> None:
-    """Makes the files written under temporary names those of the checkpoint."""
-    # Readers prefer a single file to an index: one left from an earlier save would win over these shards.
-    for old in path.glob("model*.safetensors*"):
-        if old.name not in names:
-            old.unlink()
-    for name in names:
-        _partial(path / name).rename(path / name)
+def _stored(path: Path) -> dict[str, StoredTensor]:
+    """The weights of a checkpoint by their keys, without the buffers that old ones hold beside them."""
+    return {key: tensor for key, tensor in stored_tensors(path).items() if not _BUFFER.fullmatch(key)}
 
 
-def _check_keys(
-    path: Path,
-    config: LlamaConfig,
-    parameters: dict[Any, nnx.Variable],
-    stored: dict[str, StoredTensor],
-) -> None:
-    """Raises one ValueError for everything in which the stored tensors differ from those of `config`."""
-    expected = {t.key: t.layout.stored_shape(parameters[t.parameter].shape) for t in _tensors(config)}
-    problems = [f"missing {key}" for key in expected if key not in stored]
-    problems += [f"extra {key}" for key in sorted(stored) if key not in expected]
-    for key, shape in expected.items():
-        if key in stored:
-            found = stored[key]
-            if found.shape != shape:
-                problems.append(f"{key} has shape {found.shape}, not {shape}")
-            if found.dtype not in DTYPES:
-                problems.append(f"{key} is {found.dtype}, not one of {', '.join(DTYPES)}")
+def _fitting(path: Path, config: LlamaConfig, parameters: dict[Any, nnx.Variable]) -> dict[str, StoredTensor]:
+    """The stored weights, which are those of `config`: one ValueError says all in which they differ.
+
+    A tied checkpoint may repeat the embedding as its head: that copy is left out.
+    """
+    stored = _stored(path)
+    if config.tie_embeddings and _HEAD in stored:
+        head = stored.pop(_HEAD)
+        embed = stored.get(_EMBED)
+        if embed is not None and not same_values(head, embed):
+            raise ValueError(f"{path}: config.json ties the embeddings but {_HEAD} differs from {_EMBED}")
+    wanted = {t.key: t.layout.stored_shape(parameters[t.parameter].shape) for t in _tensors(config)}
+    problems = list(misfits(wanted, {key: tensor.shape for key, tensor in stored.items()}))
+    for key in wanted:
+        if key in stored and stored[key].dtype not in DTYPES:
+            problems.append(f"{key} is {stored[key].dtype}, not one of {', '.join(DTYPES)}")
     if problems:
         raise ValueError(f"{path}: the checkpoint does not fit its config.json: {'; '.join(problems)}")
-
-
-def _check_tied_head(path: Path, stored: dict[str, StoredTensor]) -> None:
-    """A tied checkpoint may repeat the embedding as its head; drops that copy from `stored`."""
-    head, embed = stored.pop(_HEAD), stored.get(_EMBED)
-    if embed is not None and not same_values(head, embed):
-        raise ValueError(f"{path}: config.json ties the embeddings but {_HEAD} differs from {_EMBED}")
-
-
-def _partial(file: Path) -> Path:
-    return file.with_name(f".{file.name}.partial")
-
-
-def _write_json(file: Path, value: dict[str, Any]) -> None:
-    with naming(file):
-        _partial(file).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    return stored

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from rationalyst_jax.lm.devices.sharding import shard_weights
 from rationalyst_jax.lm.model.config import LlamaConfig
 from rationalyst_jax.lm.model.llama import Llama
+from rationalyst_jax.lm.weights.generation import check_generation, with_ends
 from rationalyst_jax.lm.weights.hf import check_llama, fingerprint, load_config, load_llama, stored_dtype
 from rationalyst_jax.lm.weights.orbax import abstract_llama
 from rationalyst_jax.lm.weights.tokenizer import load_tokenizer
@@ -37,14 +38,23 @@ class Checkpoint:
         check_llama(self.path)
         shard_weights(abstract_llama(self.config)[1], mesh)
 
+    def check_generation(self) -> None:
+        """Raises ValueError where the checkpoint wants answers changed in a way that is not done here."""
+        check_generation(self.path)
+
     def load(self, dtype: DTypeLike | None = None, mesh: Mesh | None = None) -> Llama:
         """The model, divided over the mesh if there is one, in `dtype` or else the dtype it is stored in."""
         return load_llama(self.path, lambda stored: stored if dtype is None else dtype, mesh)
 
     def load_for_inference(self, mesh: Mesh | None = None, *, int8: bool = False) -> Llama:
-        """The model in the dtype in which the mesh, or else the default device, computes with it."""
+        """The model in the dtype in which the mesh, or else the default device, computes with it.
+
+        Its config knows every token that ends a text.
+        """
         device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
-        return load_llama(self.path, lambda stored: computable(stored, device), mesh, int8=int8)
+        model = load_llama(self.path, lambda stored: computable(stored, device), mesh, int8=int8)
+        model.config = with_ends(model.config, self.path)
+        return model
 
 
 def computable(dtype: DTypeLike, device: Any) -> DTypeLike:
@@ -61,10 +71,12 @@ def computable(dtype: DTypeLike, device: Any) -> DTypeLike:
 def open_checkpoint(path: Path) -> Checkpoint:
     """The checkpoint in a folder.
 
-    Raises FileNotFoundError or ValueError for a missing or broken config.json or tokenizer, and for a
-    tokenizer with more tokens than the model's vocabulary.
+    Raises FileNotFoundError or ValueError for a missing or broken config.json or tokenizer, a broken
+    generation_config.json, and for a tokenizer with more tokens than the model's vocabulary.
     """
-    config, tokenizer = load_config(path), load_tokenizer(path)
+    config = load_config(path)
+    with_ends(config, path)
+    tokenizer = load_tokenizer(path)
     if len(tokenizer) > config.vocab_size:
         raise ValueError(
             f"{path}: the tokenizer has {len(tokenizer)} tokens, the model only {config.vocab_size}"

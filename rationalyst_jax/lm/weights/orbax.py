@@ -4,7 +4,6 @@ Optimizer state and resuming belong to training; this is the form for keeping an
 programs, bit by bit in the dtype they have.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,12 @@ import jax
 import orbax.checkpoint as ocp
 from flax import nnx
 
+from rationalyst_jax.files.whole import write_json
 from rationalyst_jax.lm.model.config import LlamaConfig
 from rationalyst_jax.lm.model.llama import Llama
 from rationalyst_jax.lm.weights.event_loops import lenient_loops
 from rationalyst_jax.lm.weights.hf import load_config
+from rationalyst_jax.lm.weights.tensor_files import misfits
 
 WEIGHTS = "weights"
 
@@ -28,9 +29,7 @@ def save_orbax(model: Llama, path: str | Path) -> None:
     path = Path(path)
     if (path / WEIGHTS).exists():
         raise ValueError(f"{path}: already holds a checkpoint")
-    path.mkdir(parents=True, exist_ok=True)
-    config = json.dumps(model.config.to_hf(), indent=2)
-    (path / "config.json").write_text(config + "\n", encoding="utf-8")
+    write_json(path / "config.json", model.config.to_hf())
     with lenient_loops(), ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save((path / WEIGHTS).absolute(), nnx.to_pure_dict(nnx.state(model)))
 
@@ -49,7 +48,8 @@ def load_orbax(path: str | Path) -> Llama:
     wanted = nnx.to_pure_dict(abstract)
     with lenient_loops(), ocp.StandardCheckpointer() as checkpointer:
         stored = _stored(checkpointer, weights)
-        _check(weights, _shapes(wanted), _shapes(stored))
+        if problems := list(misfits(_shapes(wanted), _shapes(stored))):
+            raise ValueError(f"{weights}: the checkpoint does not fit its config.json: {'; '.join(problems)}")
         target = jax.tree.map(lambda w, s: w.update(dtype=s.dtype), wanted, stored)
         try:
             restored = checkpointer.restore(weights.absolute(), target)
@@ -79,15 +79,3 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     return {
         jax.tree_util.keystr(path, simple=True, separator="."): tuple(leaf.shape) for path, leaf in leaves
     }
-
-
-def _check(path: Path, wanted: dict[str, tuple[int, ...]], stored: dict[str, tuple[int, ...]]) -> None:
-    problems = [f"missing {name}" for name in wanted if name not in stored]
-    problems += [f"extra {name}" for name in stored if name not in wanted]
-    problems += [
-        f"{name} has shape {stored[name]}, not {shape}"
-        for name, shape in wanted.items()
-        if name in stored and stored[name] != shape
-    ]
-    if problems:
-        raise ValueError(f"{path}: the checkpoint does not fit its config.json: {'; '.join(problems)}")

@@ -1,7 +1,6 @@
 """Adapters in the file format of Hugging Face's PEFT, read and written without it."""
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +16,36 @@ from rationalyst_jax.files.whole import read_json, whole, write_json
 from rationalyst_jax.lm.devices.distributed import is_main
 from rationalyst_jax.lm.model.llama import Llama
 from rationalyst_jax.lm.model.lora import Adapters
-from rationalyst_jax.lm.model.settings import PROJECTIONS, LoraConfig, Projection
+from rationalyst_jax.lm.model.projections import PROJECTIONS, ProjectionName
+from rationalyst_jax.lm.model.settings import LoraConfig
+from rationalyst_jax.lm.weights.tensor_files import misfits
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-_BLOCKS = {"q": "self_attn", "k": "self_attn", "v": "self_attn", "o": "self_attn"}
-# What PEFT can do and adapters here do not: a file that asks for it would load and then silently be wrong.
-_PLAIN = {
-    "peft_type": "LORA",
-    "bias": "none",
-    "fan_in_fan_out": False,
-    "use_rslora": False,
-    "use_dora": False,
-    "modules_to_save": None,
-    "layers_to_transform": None,
-    "rank_pattern": {},
-    "alpha_pattern": {},
+# What PEFT knows beside plain LoRA would load and then silently be wrong, and it learns more every year. So
+# every key of a configuration is one of three: of no consequence for trained weights, whatever its value ...
+_HARMLESS = {
+    "auto_mapping",
+    "base_model_name_or_path",
+    "ensure_weight_tying",  # of embeddings, which have no adapters here
+    "inference_mode",
+    "layers_pattern",  # means something beside layers_to_transform only
+    "lora_dropout",
+    "megatron_core",
+    "peft_version",
+    "qalora_group_size",  # beside use_qalora
+    "revision",
+    "runtime_config",
+    "task_type",
 }
+# ... or one of these, with a value that means plain LoRA (others than these `init_lora_weights` change the
+# weights of the model itself) ...
+_PLAIN: dict[str, tuple[Any, ...]] = {
+    "peft_type": ("LORA",),
+    "bias": ("none",),
+    "init_lora_weights": (True, False, None, "gaussian"),
+}
+_READ = {"r", "lora_alpha", "target_modules"}
+# ... or switched off, as all else must be: None, False, or an empty list or object.
 
 
 def save_adapters(model: Llama, path: str | Path, base: str) -> None:
@@ -56,15 +69,20 @@ def save_adapters(model: Llama, path: str | Path, base: str) -> None:
     with whole(path / _WEIGHTS) as unfinished:
         save_file(tensors, unfinished, metadata={"format": "pt"})
     config = {
-        **_PLAIN,
+        "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
         "inference_mode": True,
         "r": adapters.config.rank,
         "lora_alpha": adapters.config.alpha,
         "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "use_rslora": False,
+        "use_dora": False,
+        "modules_to_save": None,
         "init_lora_weights": True,
-        "target_modules": [f"{name}_proj" for name in adapters.config.projections],
+        "target_modules": [_module(name) for name in adapters.config.projections],
     }
     write_json(path / _CONFIG, config)
 
@@ -79,35 +97,38 @@ def load_adapters(model: Llama, path: str | Path) -> Adapters:
     config = _lora_config(path / _CONFIG)
     adapters = nnx.eval_shape(lambda: Adapters(model.layers, config, rngs=nnx.Rngs(0)))
     stored = _read(path / _WEIGHTS)
-    problems = []
-    for name in config.projections:
-        for side, side_name in enumerate(("in", "out")):
-            parameter: nnx.Param = getattr(adapters, f"{name}_{side_name}")
-            L, R = parameter.shape[0], config.rank
-            size = math.prod(parameter.shape[1:]) // R
-            expected = (R, size) if side == 0 else (size, R)
-            keys = [_keys(name, layer)[side] for layer in range(L)]
-            problems += [f"missing {key}" for key in keys if key not in stored]
-            problems += [
-                f"{key} has shape {stored[key].shape}, not {expected}"
-                for key in keys
-                if key in stored and stored[key].shape != expected
-            ]
-            if problems:
-                continue
-            values = np.stack([stored.pop(key).T for key in keys]).reshape(parameter.shape)
-            setattr(adapters, f"{name}_{side_name}", parameter.replace(jnp.asarray(values)))
-    if not problems:
-        problems = [f"extra {key}" for key in sorted(stored)]
-    if problems:
+    places = {
+        f"{name}_{side}": [_keys(name, layer)[number] for layer in range(model.config.num_layers)]
+        for name in config.projections
+        for number, side in enumerate(("in", "out"))
+    }
+    wanted = {key: _stored_shape(getattr(adapters, part)) for part, keys in places.items() for key in keys}
+    if problems := list(misfits(wanted, {key: values.shape for key, values in stored.items()})):
         raise ValueError(f"{path / _WEIGHTS}: the adapters do not fit the model: {'; '.join(problems)}")
+    for part, keys in places.items():
+        parameter: nnx.Param = getattr(adapters, part)
+        values = np.stack([stored[key].T for key in keys]).reshape(parameter.shape)
+        setattr(adapters, part, parameter.replace(jnp.asarray(values)))
     return adapters
 
 
-def _keys(name: Projection, layer: int) -> tuple[str, str]:
+def _module(name: ProjectionName) -> str:
+    """What PEFT calls a projection among the modules that have adapters."""
+    return PROJECTIONS[name].module.split(".")[-1]
+
+
+def _keys(name: ProjectionName, layer: int) -> tuple[str, str]:
     """PEFT's names of both matrices."""
-    stem = f"base_model.model.model.layers.{layer}.{_BLOCKS.get(name, 'mlp')}.{name}_proj"
+    stem = f"base_model.model.model.layers.{layer}.{PROJECTIONS[name].module}"
     return f"{stem}.lora_A.weight", f"{stem}.lora_B.weight"
+
+
+def _stored_shape(parameter: nnx.Param) -> tuple[int, int]:
+    """The shape of a matrix of one layer in PEFT's files, `[out, in]`."""
+    _, *shape = parameter.shape
+    if parameter.get_metadata("axes")[-1] == "rank":
+        return shape[-1], math.prod(shape[:-1])
+    return math.prod(shape[1:]), shape[0]
 
 
 def _on_host(x: Any) -> np.ndarray:
@@ -119,23 +140,31 @@ def _on_host(x: Any) -> np.ndarray:
 
 
 def _lora_config(file: Path) -> LoraConfig:
-    if not file.is_file():
-        raise FileNotFoundError(f"{file}: no such file")
     raw = read_json(file)
-    if not isinstance(raw, Mapping):
-        raise ValueError(f"{file}: not a JSON object")
-    for key, plain in _PLAIN.items():
-        if raw.get(key, plain) not in (plain, None):
-            raise ValueError(f"{file}: {key} {raw[key]!r} is not supported, only {plain!r}")
+    for key, value in raw.items():
+        if key not in _HARMLESS | _READ and not _plain(key, value):
+            raise ValueError(f"{file}: {key} {value!r} is not supported, only plain LoRA is")
     try:
-        targets = [str(target).removesuffix("_proj") for target in raw["target_modules"]]
-        names: tuple[Projection, ...] = tuple(name for name in PROJECTIONS if name in targets)
-        if set(targets) - set(names):
-            raise ValueError(f"target_modules must be some of {', '.join(PROJECTIONS)} with _proj")
-        return LoraConfig(int(raw["r"]), float(raw["lora_alpha"]), names)
+        return LoraConfig(int(raw["r"]), float(raw["lora_alpha"]), _projections(raw["target_modules"]))
     except (KeyError, TypeError, ValueError) as error:
         what = f"no {error}" if isinstance(error, KeyError) else error
         raise ValueError(f"{file}: {what}") from error
+
+
+def _plain(key: str, value: Any) -> bool:
+    if key in _PLAIN:
+        return value in _PLAIN[key]
+    return value is None or value is False or value in ([], {})
+
+
+def _projections(target_modules: Any) -> tuple[ProjectionName, ...]:
+    """The projections that have adapters. Raises ValueError for other modules, or a pattern."""
+    if target_modules == "all-linear":
+        return tuple(PROJECTIONS)
+    modules = [_module(name) for name in PROJECTIONS]
+    if not isinstance(target_modules, list) or not set(target_modules) <= set(modules):
+        raise ValueError(f"target_modules must be a list of {', '.join(modules)}, got {target_modules!r}")
+    return tuple(name for name in PROJECTIONS if _module(name) in target_modules)
 
 
 def _read(file: Path) -> dict[str, np.ndarray]:

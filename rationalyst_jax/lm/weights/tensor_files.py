@@ -17,6 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from rationalyst_jax.files.whole import naming, read_json
+
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = {"F32": jnp.dtype("float32"), "BF16": jnp.dtype("bfloat16"), "F16": jnp.dtype("float16")}
 _COMPARED = 1 << 22  # values read at a time to compare tensors
@@ -51,7 +53,7 @@ def stored_tensors(path: Path) -> dict[str, StoredTensor]:
         if not (path / INDEX).exists():
             raise FileNotFoundError(f"{path}: no {SINGLE} and no {INDEX}")
         try:
-            files = [path / name for name in sorted(set(read_object(path / INDEX)["weight_map"].values()))]
+            files = [path / name for name in sorted(set(read_json(path / INDEX)["weight_map"].values()))]
         except (KeyError, AttributeError, TypeError) as error:
             raise ValueError(f"{path / INDEX}: no weight_map of key to file") from error
     stored = {}
@@ -104,26 +106,13 @@ def writing(
         yield write
 
 
-@contextmanager
-def naming(file: Path) -> Iterator[None]:
-    """Gives an OSError of the block the name of the file that it lacks where a disk is full."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(file)) from error
-
-
-def read_object(file: Path) -> dict[str, Any]:
-    """The JSON object in `file`. Raises FileNotFoundError, or ValueError naming a file that is none."""
-    if not file.exists():
-        raise FileNotFoundError(f"{file}: no such file")
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file}: not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{file}: not a JSON object")
-    return value
+def misfits(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
+    """In what the tensors found (name -> shape) differ from those wanted: missing, extra and misshaped."""
+    yield from (f"missing {name}" for name in wanted if name not in found)
+    yield from (f"extra {name}" for name in sorted(found) if name not in wanted)
+    for name, shape in wanted.items():
+        if name in found and found[name] != shape:
+            yield f"{name} has shape {found[name]}, not {shape}"
 
 
 @contextmanager

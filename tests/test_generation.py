@@ -1,0 +1,114 @@
+"""generation_config.json: the ends it names end generation, and what is not done here is refused."""
+
+import json
+
+import pytest
+import transformers
+from cli_files import random_llama
+
+from rationalyst_jax.lm.engine.config import EngineConfig
+from rationalyst_jax.lm.engine.open import open_engines
+from rationalyst_jax.lm.engine.requests import GenerateRequest
+from rationalyst_jax.lm.model.config import LlamaConfig
+from rationalyst_jax.lm.weights.generation import check_generation, with_ends
+from rationalyst_jax.lm.weights.hf import load_config, load_llama, save_llama
+from rationalyst_jax.lm.weights.open import open_checkpoint
+from rationalyst_jax.world.vocabulary import make_tokenizer
+
+SHAPE = LlamaConfig(50, 16, 24, num_layers=1, num_heads=2, num_kv_heads=2, head_dim=8, eos_token_id=3)
+
+
+def write(folder, **keys) -> None:
+    (folder / "generation_config.json").write_text(json.dumps(keys))
+
+
+def test_an_end_that_only_generation_config_names_ends_generation_as_in_transformers(tmp_path):
+    """As in the first Llama-3-8B-Instruct, whose turns end in <|eot_id|>."""
+    torch = pytest.importorskip("torch", reason="torch is the oracle here")
+    tokenizer = make_tokenizer()
+    save_llama(random_llama(len(tokenizer), eos_token_id=tokenizer.eos_token_id), tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    prompt = (5, 6, 7)
+
+    def theirs() -> list[int]:
+        model = transformers.LlamaForCausalLM.from_pretrained(tmp_path)
+        ids = torch.tensor([prompt])
+        with torch.no_grad():
+            found = model.generate(
+                ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False, pad_token_id=0
+            )
+        return found[0, len(prompt) :].tolist()
+
+    def ours() -> list[int]:
+        [engine] = open_engines([open_checkpoint(tmp_path)], EngineConfig(rows=2, pages=8))
+        [[candidate]] = engine.generate([GenerateRequest(prompt, 12, temperature=0)])
+        return list(candidate.tokens)
+
+    free = theirs()
+    end = next(token for i, token in enumerate(free) if i >= 2 and token not in free[:i])
+    assert ours() == free and len(free) > free.index(end) + 1
+    write(tmp_path, eos_token_id=[tokenizer.eos_token_id, end])
+    assert theirs() == ours() == free[: free.index(end) + 1]
+
+
+@pytest.mark.parametrize(("named", "ends"), [([3, 9], (3, 9)), (9, (3, 9)), (None, (3,)), ([], (3,))])
+def test_no_file_takes_away_an_end_that_another_names(named, ends, tmp_path):
+    assert with_ends(SHAPE, tmp_path).ends == (3,)
+    write(tmp_path, eos_token_id=named)
+    assert with_ends(SHAPE, tmp_path).ends == ends
+
+
+def test_an_export_says_what_config_json_said(tmp_path):
+    save_llama(random_llama(50, eos_token_id=3), tmp_path)
+    write(tmp_path, eos_token_id=[3, 9])
+    save_llama(load_llama(tmp_path), tmp_path / "again")
+    assert load_config(tmp_path / "again").eos_token_id == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not JSON"),
+        ("[]", "not a JSON object"),
+        ('{"eos_token_id": "</s>"}', "'</s>'"),
+        ('{"eos_token_id": [[1]]}', "unhashable|token id"),
+        ('{"eos_token_id": 50}', "eos_token_id 50 is beyond the vocabulary of 50"),
+    ],
+)
+def test_a_file_that_names_no_tokens_is_refused_in_one_line(text, message, tmp_path):
+    (tmp_path / "generation_config.json").write_text(text)
+    with pytest.raises(ValueError, match=message) as caught:
+        with_ends(SHAPE, tmp_path)
+    assert "generation_config.json" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_how_to_sample_is_for_stages_and_clients_to_say(tmp_path):
+    check_generation(tmp_path)
+    write(tmp_path, temperature=0.6, top_p=0.9, top_k=20, do_sample=True, max_length=99, repetition_penalty=1)
+    check_generation(tmp_path)
+    write(tmp_path, **transformers.GenerationConfig._get_default_generation_params())
+    check_generation(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"repetition_penalty": 1.05},
+        {"no_repeat_ngram_size": 3},
+        {"suppress_tokens": [1]},
+        {"begin_suppress_tokens": [1]},
+        {"bad_words_ids": [[1]]},
+        {"forced_bos_token_id": 1},
+        {"forced_eos_token_id": 1},
+        {"sequence_bias": [[[1], 2.0]]},
+        {"guidance_scale": 2.0},
+        {"min_new_tokens": 4},
+        {"stop_strings": ["a"]},
+    ],
+    ids=str,
+)
+def test_what_would_change_answers_is_refused_by_name(change, tmp_path):
+    write(tmp_path, **change)
+    with pytest.raises(ValueError, match=rf"generation_config\.json: {next(iter(change))} ") as caught:
+        check_generation(tmp_path)
+    assert "\n" not in str(caught.value)
