@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from jsonargparse.typing import PositiveInt
+from jsonargparse.typing import NonNegativeInt, PositiveInt
 from rich.console import Console
 
 from rationalyst_jax.files.rows import write_rows
@@ -12,7 +12,7 @@ from rationalyst_jax.world.corpus import documents
 def run(
     out: Path,
     count: PositiveInt,  # pyright: ignore[reportInvalidTypeForm]
-    seed: int = 0,
+    seed: NonNegativeInt = 0,  # pyright: ignore[reportInvalidTypeForm]
 ) -> None:
     """Write unlabeled documents of the embedded world.
 

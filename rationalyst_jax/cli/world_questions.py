@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from jsonargparse.typing import PositiveInt
+from jsonargparse.typing import NonNegativeInt, PositiveInt
 from rich.console import Console
 
 from rationalyst_jax.files.rows import write_rows
@@ -13,7 +13,7 @@ def run(
     out: Path,
     count: PositiveInt,  # pyright: ignore[reportInvalidTypeForm]
     split: str = "test",
-    seed: int = 0,
+    seed: NonNegativeInt = 0,  # pyright: ignore[reportInvalidTypeForm]
 ) -> None:
     """Write questions of the embedded world in GSM8K's format.
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from rationalyst_jax.files.ranges import AT_LEAST_0, AT_LEAST_1, require
 from rationalyst_jax.files.whole import file_name
 from rationalyst_jax.lm.devices.mesh import MeshShape
 from rationalyst_jax.lm.engine.config import EngineConfig
@@ -162,6 +163,8 @@ class PretrainConfig:
         texts: How many documents.
         mixture: What they are.
         train: How the model is trained.
+
+    Raises ValueError naming the key and the value that is out of range.
     """
 
     seed: int = 0
@@ -182,3 +185,7 @@ class PretrainConfig:
             validate_every=200,
         )
     )
+
+    def __post_init__(self):
+        require("pretrain config", self, AT_LEAST_1, "texts")
+        require("pretrain config", self, AT_LEAST_0, "seed")

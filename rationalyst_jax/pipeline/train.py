@@ -61,6 +61,8 @@ def train(
     what `train/loop.py::fit` raises, and ValueError for checkpoints that `resume` "never" forbids to go on
     from.
     """
+    if profile < 0:
+        raise ValueError(f"train: profile must be at least 0 steps, got {profile}")
     models.close()
     checkpoint = models.checkpoint(start)
     check_prompts(checkpoint.tokenizer, prompts, ["rationale"])
