@@ -1,5 +1,7 @@
 """The pieces of an answer's text: against what the tokenizer itself decodes."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -16,7 +18,7 @@ SPECIAL = {"bos_token": "<|begin|>", "eos_token": "<|end|>"}
 TEXTS = st.text(st.sampled_from("ab 1\n<|é€😀漢\u0301"), max_size=20)
 
 
-def byte_level() -> PreTrainedTokenizerFast:
+def byte_level() -> Any:
     """As Llama 3 spells: bytes as characters that can be seen."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {piece: i for i, piece in enumerate([*alphabet, "ab", "Ġa", "Ã©", "âĤ"])}
@@ -27,7 +29,7 @@ def byte_level() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=backend, **SPECIAL)
 
 
-def sentencepiece() -> PreTrainedTokenizerFast:
+def sentencepiece() -> Any:
     """As Llama 2 spells: a space as U+2581, also before the text, and bytes where there is no word."""
     words = ["▁", "a", "b", "1", "▁a", "ab", "é"]
     pieces = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), *words]
@@ -40,8 +42,8 @@ def sentencepiece() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=backend, **SPECIAL)
 
 
-def unigram() -> PreTrainedTokenizerFast:
-    return load_tokenizer(checkpoint_path("world"))  # pyright: ignore[reportReturnType]
+def unigram() -> Any:
+    return load_tokenizer(checkpoint_path("world"))
 
 
 KINDS = {"byte level": byte_level(), "sentencepiece": sentencepiece(), "unigram": unigram()}
@@ -88,7 +90,7 @@ def test_each_token_has_a_name_of_its_own(kind):
     assert named[b"\xe2"] == r"bytes:\xe2" and named[b"a"] == "a"
 
 
-def generation(tokens, text="", finish="length", stop=""):
+def generation(tokens, text="", finish: Any = "length", stop=""):
     return Generation(tuple(tokens), np.zeros(len(tokens), np.float32), text, finish, stop)
 
 
