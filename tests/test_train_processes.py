@@ -177,11 +177,11 @@ def test_sigterm_at_any_time_ends_a_short_run_which_goes_on(where, act, steps, f
 
 @pytest.mark.slow
 def test_sigterm_while_two_processes_resume_stops_both(folder):
-    both, run_dir = start(folder, "resumed", 400, 2, ""), folder / "resumed"
+    both, run_dir = start(folder, "resumed", 100, 2, ""), folder / "resumed"
     wait_for(run_dir, 5, both)
     both[1].send_signal(signal.SIGTERM)
     finish(both, code=75)
     done = steps_done(run_dir)
     act = f"(loop.jax.process_index() == 1 and {TERM}); time.sleep(3)"  # jax looks once a second
-    finish(start(folder, "resumed", 400, 2, "", signalled("_compiled", act)), code=75)
+    finish(start(folder, "resumed", 100, 2, "", signalled("_compiled", act)), code=75)
     assert done < steps_done(run_dir) <= done + 3
