@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from rationalyst_jax.lm.engine.requests import Generation, Handle, Likeliest, Usage
+from rationalyst_jax.lm.engine.requests import Generation, Handle, Likeliest, TokenUsage
 from rationalyst_jax.serve.protocol import Ask
 
 Row = dict[str, Any]
@@ -137,6 +137,6 @@ def triples(generation: Generation) -> list[tuple[int, float, Likeliest]]:
     return list(zip(generation.tokens, generation.logprobs.tolist(), likeliest, strict=True))
 
 
-def _computed(used: Usage) -> int:
+def _computed(used: TokenUsage) -> int:
     """Context tokens that were computed: what a score request scores is context to whoever asked."""
     return used.prefilled + max(0, used.scored - 1)

@@ -33,7 +33,7 @@ class Worker:
 
     def __init__(self, engine: Engine):
         self.engine = engine
-        self.totals: Counter[str] = Counter()  # of all finished requests: their number and their Usage
+        self.totals: Counter[str] = Counter()  # of all finished requests: their number and their TokenUsage
         self.at_work = 0  # requests that are not done
         self._orders: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._asked: dict[Handle, Asked] = {}

@@ -26,7 +26,11 @@ def open_engines(
         for checkpoint in checkpoints:
             checkpoint.check(mesh)
     models = [checkpoint.load_for_inference(mesh, int8=config.int8) for checkpoint in checkpoints]
-    sizes: dict[str, Any] = {"rows": config.rows, "pages": config.pages, "alternatives": alternatives}
+    sizes: dict[str, Any] = {
+        "max_sequences": config.max_sequences,
+        "pages": config.pages,
+        "alternatives": alternatives,
+    }
     engines: list[Engine] = []
     for checkpoint, model in zip(checkpoints, models, strict=True):
         memory = 0.9 / (len(models) - 0.9 * len(engines))  # of what the engines before have left

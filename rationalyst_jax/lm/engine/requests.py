@@ -93,7 +93,7 @@ Request = GenerateRequest | ScoreRequest
 
 
 @dataclass
-class Usage:
+class TokenUsage:
     """Tokens: sampled, computed as context, found in the cache instead, and scored; and `attended`: keys that
     those which were computed saw, summed over their queries."""
 
@@ -117,5 +117,5 @@ class Handle:
     done: bool = False
     result: Any = None
     error: Exception | None = None
-    usage: Usage = field(default_factory=Usage)
+    usage: TokenUsage = field(default_factory=TokenUsage)
     likeliest: list[Likeliest] = field(default_factory=list)
