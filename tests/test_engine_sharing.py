@@ -11,7 +11,9 @@ import pytest
 import yaml
 from flax import nnx
 from test_engine import byte_tokenizer, random_llama
+from test_engine_admission import Preempting
 
+from rationalyst_jax.lm.engine import sequences
 from rationalyst_jax.lm.engine.engine import Engine
 from rationalyst_jax.lm.engine.requests import GenerateRequest, Handle, Request, ScoreRequest
 from rationalyst_jax.lm.engine.sequences import fitting_pages
@@ -27,10 +29,12 @@ from rationalyst_jax.roles.role import Role
 from rationalyst_jax.tasks.question import Question
 
 
-def test_no_page_is_lost_in_ten_thousand_random_operations():
-    """Requests with common beginnings come, are worked on and are given up, in a cache that is too small."""
+def test_no_page_is_lost_in_ten_thousand_random_operations(monkeypatch):
+    """Requests with common beginnings come, are worked on, preempted and given up, in a cache that is too
+    small."""
+    monkeypatch.setattr(sequences, "PROMISED", 1)
     rng = np.random.default_rng(0)
-    engine = Engine(
+    engine = Preempting(
         random_llama(257, layers=1),
         byte_tokenizer(),
         max_sequences=6,
@@ -46,7 +50,7 @@ def test_no_page_is_lost_in_ten_thousand_random_operations():
         what = rng.random()
         if what < 0.2 and len(open_) < 12:
             context = (*beginnings[rng.integers(3)][: rng.integers(1, 20)], int(rng.integers(256)))
-            length = int(rng.integers(1, 9))
+            length = int(rng.integers(1, 25))
             if rng.random() < 0.3:
                 request = ScoreRequest(context, tuple(rng.integers(0, 256, length).tolist()))
             else:
@@ -68,7 +72,7 @@ def test_no_page_is_lost_in_ten_thousand_random_operations():
         engine.cancel(handle)
     while engine.busy:
         engine.step()
-    assert done > 300 and cancelled > 100
+    assert done > 300 and cancelled > 100 and engine.preemptions > 100
     assert engine.prefix_cache.in_use == 0 and engine.prefix_cache.available == engine.prefix_cache.pages
     engine.forget()
     assert sorted(engine.prefix_cache._free) == list(range(1, engine.prefix_cache.pages + 1))

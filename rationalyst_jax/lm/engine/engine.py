@@ -7,9 +7,11 @@ then, the device knows itself.
 """
 
 import math
+from bisect import insort
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any, cast
 
 import jax
@@ -41,6 +43,7 @@ from rationalyst_jax.lm.engine.requests import (
     ScoreRequest,
 )
 from rationalyst_jax.lm.engine.sequences import (
+    NO_SLOT,
     CacheManager,
     CandidateSequence,
     SequenceGroup,
@@ -51,10 +54,9 @@ from rationalyst_jax.lm.engine.text import Detokenizer, TokenMasks
 from rationalyst_jax.lm.model.flops import forward_flops
 from rationalyst_jax.lm.model.llama import Llama
 
-
 @dataclass
 class _Open:
-    """A request that is not done: its groups so far; how many candidates or log-probabilities are missing."""
+    """A request that is not done: its groups; how many candidates or log-probabilities are missing."""
 
     missing: int
     groups: list[SequenceGroup] = field(default_factory=list)
@@ -120,8 +122,9 @@ class Engine:
         self._check_ids("end of sequence", tuple(self._detokenizer.eos))
         self._masks = TokenMasks(self._detokenizer)
 
+        self._arrivals = count()
         self._open: dict[Handle, _Open] = {}
-        self._waiting: deque[tuple[Handle, range]] = deque()  # with which candidates
+        self._waiting: list[SequenceGroup] = []  # the oldest first
         self._prefilling: list[SequenceGroup] = []
         self._decoding: dict[int, CandidateSequence] = {}  # by slot
         self._free_slots = list(range(max_sequences - 1, -1, -1))
@@ -158,19 +161,28 @@ class Engine:
     def submit(self, request: Request) -> Handle:
         """Takes a request; `step` works on it.
 
-        Raises ValueError for an id outside the model's vocabulary, a text beyond its positions, and a request
-        that the cache could not hold alone.
+        Raises ValueError for an id outside the model's vocabulary, a text beyond its positions, and one that
+        the cache could not hold alone.
         """
         self._check(request)
         handle = Handle(request)
+        arrival = next(self._arrivals)
+        first_read = len(request.context) - 1
         if isinstance(request, ScoreRequest):
             handle.result = np.zeros(len(request.continuation), np.float32)
             handle.likeliest = [()] * len(handle.result) if request.alternatives else []
+            prompt = request.context + request.continuation[:-1]
+            groups = [SequenceGroup(handle, arrival, prompt, first_read)]
         else:
             handle.result = [Generation((), np.zeros(0, np.float32), "", "length")] * request.n
-        self._open[handle] = _Open(len(handle.result))
+            groups = []
+            for part in self._parts(request):
+                group = SequenceGroup(handle, arrival, request.context, first_read)
+                group.sequences = [CandidateSequence(group, candidate) for candidate in part]
+                groups.append(group)
+        self._open[handle] = _Open(len(handle.result), groups)
         if len(request.context) < self._manager.max_positions:
-            self._waiting.extend((handle, part) for part in self._parts(request))
+            self._waiting.extend(groups)
         else:
             self._close(handle)
         return handle
@@ -188,14 +200,15 @@ class Engine:
         """Forgets a request; its pages are free again. A finished one stays finished."""
         if handle.done:
             return
-        self._waiting = deque(entry for entry in self._waiting if entry[0] is not handle)
+        self._waiting = [group for group in self._waiting if group.handle is not handle]
+        self._prefilling = [group for group in self._prefilling if group.handle is not handle]
         for group in self._open[handle].groups:
-            if group in self._prefilling:
-                self._prefilling.remove(group)
             for sequence in group.sequences:
-                if not sequence.ended:
-                    self._end(sequence)
-            self._release(group)
+                sequence.ended = True
+                if sequence.slot != NO_SLOT:
+                    self._vacate(sequence)
+            if group.at_work:
+                self._release(group)
         handle.result = None
         self._close(handle)
 
@@ -218,16 +231,20 @@ class Engine:
 
     def step(self) -> list[Handle]:
         """One round. Gives the requests that are done now."""
-        # 1. Admit requests that wait.
-        self._admit()
-        # 2. Dispatch what the admitted ones need next.
-        dispatched = self._dispatch()
+        # 1. Pages for the next tokens of all sequences; where they are short, the youngest is preempted.
+        steps = self._steps()
+        sequences, short = self._grow(steps)
+        # 2. Admit requests that wait, unless those at work need all pages.
+        if not short:
+            self._admit()
+        # 3. Dispatch what all these need next.
+        dispatched = self._dispatch(sequences, steps)
         if dispatched is not None:
             self._unread.append(dispatched)
-        # 3. Read the dispatch before, while the device works on this one.
+        # 4. Read the dispatch before, while the device works on this one.
         if self._unread and (dispatched is None or len(self._unread) > 1):
             self._read(self._unread.popleft())
-        # 4. Tell who is done.
+        # 5. Tell who is done.
         finished = self._finished
         self._finished = []
         return finished
@@ -269,9 +286,6 @@ class Engine:
             if len(request.context) + min(room, request.max_tokens) > most:
                 tokens = f"{len(request.context)} tokens and {request.max_tokens} new ones"
                 raise ValueError(f"{tokens} do not fit in the cache, {most} are the most")
-        needed = max(self._manager.needed(request, len(part)) for part in self._parts(request))
-        if needed > self.prefix_cache.pages:
-            raise ValueError(f"the request may need {needed} pages, the cache has {self.prefix_cache.pages}")
 
     def _check_ids(self, what: str, ids: tuple[int, ...]) -> None:
         V = self.model.config.vocab_size
@@ -279,42 +293,96 @@ class Engine:
             if not 0 <= token < V:
                 raise ValueError(f"{what}: token id {token} is outside the model's vocabulary of {V}")
 
-    def _parts(self, request: Request) -> list[range]:
-        """The candidates of a request, as many at a time as there are slots."""
-        n = request.n if isinstance(request, GenerateRequest) else 1
-        most = self._max_sequences
-        return [range(start, min(n, start + most)) for start in range(0, n, most)]
+    def _parts(self, request: GenerateRequest) -> list[range]:
+        """The candidates of a request, as many at a time as there are slots and pages for."""
+        most = min(self._max_sequences, self._manager.most_candidates(request))
+        return [range(start, min(request.n, start + most)) for start in range(0, request.n, most)]
 
     def _admit(self) -> None:
         """Lets in who waits, first come, first served."""
-        while self._waiting:
-            handle, part = self._waiting[0]
-            slots = len(part) if isinstance(handle.request, GenerateRequest) else 0
-            if slots > len(self._free_slots) or (mask := self._masks.take(handle.request)) is None:
-                return
-            if (group := self._manager.admit(handle, len(part))) is None:
-                self._masks.give_back(mask)
-                return
-            self._waiting.popleft()
-            group.mask = mask
-            for candidate in part[:slots]:
-                slot = self._free_slots.pop()
-                group.sequences.append(CandidateSequence(group, candidate, slot, group.page_table.copy()))
-            self._open[handle].groups.append(group)
-            self._prefilling.append(group)
+        while self._waiting and self._start(self._waiting[0]):
+            del self._waiting[0]
+
+    def _start(self, group: SequenceGroup) -> bool:
+        """Gives a group slots, a token mask and pages. Whether there are enough; if not, nothing happens."""
+        if len(group.sequences) > len(self._free_slots) or not self._manager.has_pages(group):
+            return False
+        mask = self._masks.take(group.handle.request)
+        if mask is None:
+            return False
+        self._manager.admit(group)
+        group.mask = mask
+        for sequence in group.sequences:
+            sequence.slot = self._free_slots.pop()
+        self._prefilling.append(group)
+        return True
+
+    # ---- Growth ----
+
+    def _steps(self) -> int:
+        """How many tokens of each sequence the next dispatch is for, if nothing is prefilled in it."""
+        if self._prefilling:
+            return 1
+        steps = max(1, self._most_steps // 4) if self._waiting else self._most_steps
+        return min(steps, max((sequence.remaining for sequence in self._decoding.values()), default=1))
+
+    def _grow(self, steps: int) -> tuple[list[CandidateSequence], bool]:
+        """The sequences that go on, each with pages for its next tokens, at most `steps`; and whether pages
+        were short.
+
+        Older ones come first. Where no pages are left, what is on its way is read, which may end somebody;
+        then the youngest is preempted. The oldest waits for prompts that are being prefilled, if need be:
+        they come to an end without further pages.
+        """
+        going: list[CandidateSequence] = []
+        short = False
+        for sequence in sorted(self._decoding.values(), key=lambda sequence: sequence.age):
+            while sequence.slot in self._decoding and sequence.remaining:
+                if self._manager.grow(sequence, min(steps, sequence.remaining)):
+                    going.append(sequence)
+                    break
+                short = True
+                if self._unread:
+                    self._read(self._unread.popleft())
+                elif len(self._decoding) > 1:
+                    self._preempt(self._victim(sequence))
+                else:
+                    break
+        return [sequence for sequence in going if not sequence.ended], short
+
+    def _victim(self, sequence: CandidateSequence) -> CandidateSequence:
+        """Who is preempted for a sequence: the youngest that has used up what it was promised, or of all.
+
+        It is no older one, and never the oldest of all; so it may be the sequence itself.
+        """
+        by_age = sorted(self._decoding.values(), key=lambda other: other.age)
+        others = by_age[max(1, by_age.index(sequence)) :]
+        return next((other for other in reversed(others) if not other.reserved), others[-1])
+
+    def _preempt(self, sequence: CandidateSequence) -> None:
+        """Takes a sequence, of which everything was read, from the device; it waits to be prefilled again."""
+        before = sequence.group
+        self._vacate(sequence)
+        before.sequences.remove(sequence)
+        groups = self._open[before.handle].groups
+        if all(other.ended for other in before.sequences):
+            self._release(before)
+            groups.remove(before)
+        prompt = sequence.request.context + tuple(sequence.tokens)
+        group = SequenceGroup(before.handle, before.arrival, prompt, len(prompt) - 1, [sequence])
+        sequence.group = group
+        groups.append(group)
+        insort(self._waiting, group, key=lambda group: group.age)
 
     # ---- Dispatch ----
 
-    def _dispatch(self) -> Dispatched | None:
-        sequences = [sequence for sequence in self._decoding.values() if sequence.remaining]
+    def _dispatch(self, sequences: list[CandidateSequence], steps: int) -> Dispatched | None:
         B = next(size for size in self._decode_sizes if size >= len(sequences))
         if chunks := self._next_chunks():
             C = next(size for size in self._prefill_sizes if size >= len(chunks))
             return self._mix(sequences, chunks, B, C)
         if sequences:
-            steps = max(1, self._most_steps // 4) if self._waiting else self._most_steps
-            B = 1 if len(sequences) == 1 else B
-            return self._decode(sequences, B, min(steps, max(one.remaining for one in sequences)))
+            return self._decode(sequences, 1 if len(sequences) == 1 else B, steps)
         return None
 
     def _next_chunks(self) -> list[Chunk]:
@@ -333,8 +401,6 @@ class Engine:
         # 1. The arrays of both.
         paths = [sequence.group.path for sequence in sequences] + [chunk.group.path for chunk in chunks]
         common = CommonPath.best(paths)
-        for sequence in sequences:
-            self._manager.grow(sequence, 1)
         decode = decode_batch(sequences, common, self._manager, B, idle_slot=self._max_sequences)
         prefill = prefill_batch(chunks, common, self._manager, C, self._chunk_size)
 
@@ -348,9 +414,11 @@ class Engine:
         for c, chunk in enumerate(chunks):
             group = chunk.group
             place = B + c * self._chunk_size - chunk.start  # of the group's first token, as it were
-            group.prefilled += max(0, min(chunk.stop, group.first_read + 1) - chunk.start)
-            group.handle.usage.attended += _attended(chunk.start, chunk.stop)
             last = chunk.stop == len(group.prompt)
+            # The last token of a resumed sequence is computed for the first time: it counts as decoded.
+            again = chunk.stop - (last and group.resumed)
+            group.prefilled += max(0, min(again, group.first_read + 1) - chunk.start)
+            group.handle.usage.attended += _attended(chunk.start, again)
             if isinstance(group.handle.request, ScoreRequest):
                 for i in range(max(group.first_read, chunk.start), chunk.stop):
                     entries.score(place + i, group, i - group.first_read)
@@ -384,7 +452,8 @@ class Engine:
         for group in complete:
             self._prefilling.remove(group)
             group.handle.usage.prefilled += group.prefilled
-            group.handle.usage.cached += len(group.handle.request.context) - group.prefilled
+            if not group.resumed:
+                group.handle.usage.cached += group.first_read + 1 - group.prefilled
             for sequence in group.sequences:
                 sequence.remaining -= 1
                 self._decoding[sequence.slot] = sequence
@@ -397,7 +466,6 @@ class Engine:
         common = CommonPath.best([sequence.group.path for sequence in sequences])
         entries = Entries(B)
         for b, sequence in enumerate(sequences):
-            self._manager.grow(sequence, min(steps, sequence.remaining))
             entries.sample(b, sequence)
         self._state, outputs = decode_steps(
             self._graph,
@@ -466,7 +534,8 @@ class Engine:
         handle.usage.generated += len(generation.tokens)
         first = len(request.context)
         handle.usage.attended += _attended(first, first + len(generation.tokens) - 1)
-        self._end(sequence)
+        sequence.ended = True
+        self._vacate(sequence)
         if all(other.ended for other in sequence.group.sequences):
             self._release(sequence.group)
         self._got(handle)
@@ -488,16 +557,17 @@ class Engine:
 
     # ---- Leaving ----
 
-    def _end(self, sequence: CandidateSequence) -> None:
-        sequence.ended = True
+    def _vacate(self, sequence: CandidateSequence) -> None:
+        """Frees the slot and the pages of a sequence."""
         self._decoding.pop(sequence.slot, None)
         self._free_slots.append(sequence.slot)
+        sequence.slot = NO_SLOT
         self._manager.release_sequence(sequence)
 
     def _release(self, group: SequenceGroup) -> None:
-        if not group.released:
-            self._manager.release_group(group)
-            self._masks.give_back(group.mask)
+        """Frees what the sequences of a group had in common."""
+        self._manager.release_group(group)
+        self._masks.give_back(group.mask)
 
     def _close(self, handle: Handle) -> None:
         handle.done = True

@@ -95,7 +95,10 @@ Request = GenerateRequest | ScoreRequest
 @dataclass
 class TokenUsage:
     """Tokens: sampled, computed as context, found in the cache instead, and scored; and `attended`: keys that
-    those which were computed saw, summed over their queries."""
+    those which were computed saw, summed over their queries.
+
+    What a preempted sequence had to compute again counts as prefilled.
+    """
 
     generated: int = 0
     prefilled: int = 0
