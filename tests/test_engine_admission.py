@@ -1,14 +1,17 @@
-"""Who is admitted when, and who is preempted."""
+"""Who is admitted when, who is preempted, and what somebody who follows sees."""
 
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from test_engine import byte_tokenizer, contexts, random_llama, same
 
+from rationalyst_jax.lm.engine import engine as engine_module
 from rationalyst_jax.lm.engine import sequences
 from rationalyst_jax.lm.engine.engine import Engine
-from rationalyst_jax.lm.engine.requests import GenerateRequest, TokenUsage
+from rationalyst_jax.lm.engine.requests import GenerateRequest, Handle, TokenUsage
 from rationalyst_jax.lm.model.llama import Llama
 
 
@@ -103,3 +106,84 @@ def test_far_limits_do_not_keep_others_waiting(model, tokenizer):
     for handle in handles:
         engine.cancel(handle)
     assert engine.prefix_cache.in_use == 0
+
+
+# ---- Fairness ----
+
+
+def in_order_of_their_ends(engine: Engine) -> list[Handle]:
+    """Works until all is done."""
+    done: list[Handle] = []
+    while engine.busy:
+        done += engine.step()
+    return done
+
+
+@pytest.fixture(scope="module")
+def narrow(model, tokenizer) -> Engine:
+    """Four slots, and pages for 512 tokens."""
+    return Engine(model, tokenizer, max_sequences=4, prefill_chunks=2, chunk_size=16, pages=128, page_size=4)
+
+
+@settings(max_examples=6)
+@given(st.lists(st.integers(1, 100), min_size=2, max_size=5), st.integers(1, 3))
+def test_a_short_request_does_not_wait_for_long_ones_that_wait(narrow, lengths, n):
+    """The first request leaves a slot; each of the others needs all four."""
+    (context,) = contexts(100)
+    first = narrow.submit(GenerateRequest(context[:9], 60, n=n, suppress=(256,)))
+    waiting = [
+        narrow.submit(GenerateRequest(context[:length], 60, n=4, suppress=(256,))) for length in lengths
+    ]
+    short = narrow.submit(GenerateRequest(context[:5], 3))
+    assert in_order_of_their_ends(narrow) == [short, first, *waiting]
+
+
+@pytest.mark.parametrize(
+    "large",
+    [GenerateRequest((7,) * 5, 4, n=4), GenerateRequest(contexts(330)[0], 4)],
+    ids=["of many slots", "of many pages"],
+)
+def test_a_large_request_is_not_passed_for_ever(narrow, large, monkeypatch):
+    """Short ones come without end, three at a time: there are never four slots, nor pages for 330 tokens."""
+    monkeypatch.setattr(engine_module, "MOST_PASSED", 5)
+
+    def short(number: int) -> Handle:
+        return narrow.submit(GenerateRequest((number,) * 90, 8 + 5 * (number % 3), suppress=(256,)))
+
+    before = [short(number) for number in range(3)]
+    narrow.step()
+    waiting = narrow.submit(large)
+    came = 3
+    done: list[Handle] = []
+    while waiting not in done:
+        while came < 3 + len(done):
+            short(came)
+            came += 1
+        done += narrow.step()
+    assert set(before) < set(done)
+    assert 1 <= len(done) - 1 - len(before) <= 5  # so many passed it
+    in_order_of_their_ends(narrow)
+
+
+# ---- Streams ----
+
+
+def test_a_stream_comes_token_by_token(model, tokenizer):
+    engine = Engine(model, tokenizer, max_sequences=4, steps=8)
+    ascii_only = tuple(range(94, 257))  # so every token is a character
+    request = GenerateRequest(contexts(20)[0], 30, seed=1, suppress=ascii_only)
+    beside = engine.submit(GenerateRequest(contexts(12)[0], 100, seed=2, suppress=ascii_only))
+    handle = engine.submit(request, stream=True)
+    lengths = [0]
+    while not handle.done:
+        engine.step()
+        lengths.append(len(engine.written(handle)[0]) if not handle.done else len(handle.result[0].text))
+    assert set(np.diff(lengths)) == {0, 1} and lengths[-1] == 30
+    assert lengths.index(30) - lengths.index(1) == 29  # a token every step
+    # Afterwards several tokens are decoded in one dispatch again.
+    count = 0
+    while not beside.done:
+        engine.step()
+        count += 1
+    assert count < 20
+    same(handle.result, engine.generate([request])[0])

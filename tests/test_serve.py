@@ -239,6 +239,14 @@ def test_a_stream_is_the_answer_in_pieces(client, logprobs):
     assert "".join(pieces) == client.completions.create(**plain).choices[0].text
 
 
+def test_a_stream_comes_token_by_token(client):
+    asked = {"model": "world", "prompt": ROWS[1]["question"] + "\n", "max_tokens": 40, "temperature": 0}
+    whole = client.completions.create(**asked)
+    pieces = [chunk.choices[0].text for chunk in client.completions.create(**asked, stream=True)]
+    assert "".join(pieces) == whole.choices[0].text
+    assert len(pieces) > 0.8 * whole.usage.completion_tokens > 10  # few tokens have no text of their own
+
+
 def test_nothing_is_compiled_while_serving(client, prompts):
     client.completions.create(model="world", prompt=prompts[0], max_tokens=3, logprobs=2)  # small operations
     assert compiled(lambda: chat(client, n=5, logprobs=True)) == 0

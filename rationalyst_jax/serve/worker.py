@@ -87,7 +87,7 @@ class Worker:
         if self._failure is not None:
             return _tell(asked, self._settle, asked, self._failure)
         try:
-            asked.handle = self.engine.submit(asked.request)
+            asked.handle = self.engine.submit(asked.request, stream=asked.follow)
         except ValueError as error:
             _tell(asked, self._settle, asked, Refused(400, str(error)))
         else:

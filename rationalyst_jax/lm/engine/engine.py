@@ -54,6 +54,10 @@ from rationalyst_jax.lm.engine.text import Detokenizer, TokenMasks
 from rationalyst_jax.lm.model.flops import forward_flops
 from rationalyst_jax.lm.model.llama import Llama
 
+LOOKAHEAD = 128  # groups of the queue that a step looks at
+MOST_PASSED = 64  # how often a group that waits is passed by younger ones
+
+
 @dataclass
 class _Open:
     """A request that is not done: its groups; how many candidates or log-probabilities are missing."""
@@ -158,14 +162,14 @@ class Engine:
                 self.step()
         return [handle.result for handle in handles]
 
-    def submit(self, request: Request) -> Handle:
-        """Takes a request; `step` works on it.
+    def submit(self, request: Request, *, stream: bool = False) -> Handle:
+        """Takes a request; `step` works on it. With `stream` a step decodes one token of each sequence only.
 
         Raises ValueError for an id outside the model's vocabulary, a text beyond its positions, and one that
         the cache could not hold alone.
         """
         self._check(request)
-        handle = Handle(request)
+        handle = Handle(request, stream=stream)
         arrival = next(self._arrivals)
         first_read = len(request.context) - 1
         if isinstance(request, ScoreRequest):
@@ -299,9 +303,21 @@ class Engine:
         return [range(start, min(request.n, start + most)) for start in range(0, request.n, most)]
 
     def _admit(self) -> None:
-        """Lets in who waits, first come, first served."""
-        while self._waiting and self._start(self._waiting[0]):
-            del self._waiting[0]
+        """Lets in who waits, first come, first served.
+
+        Younger ones that need less may pass one for which there is no room yet, so that a short request does
+        not wait for the end of long ones; but not for ever.
+        """
+        passed: list[SequenceGroup] = []
+        for group in self._waiting[:LOOKAHEAD]:
+            if any(other.passed == MOST_PASSED for other in passed):
+                return
+            if not self._start(group):
+                passed.append(group)
+                continue
+            self._waiting.remove(group)
+            for other in passed:
+                other.passed += 1
 
     def _start(self, group: SequenceGroup) -> bool:
         """Gives a group slots, a token mask and pages. Whether there are enough; if not, nothing happens."""
@@ -321,7 +337,7 @@ class Engine:
 
     def _steps(self) -> int:
         """How many tokens of each sequence the next dispatch is for, if nothing is prefilled in it."""
-        if self._prefilling:
+        if self._prefilling or any(one.group.handle.stream for one in self._decoding.values()):
             return 1
         steps = max(1, self._most_steps // 4) if self._waiting else self._most_steps
         return min(steps, max((sequence.remaining for sequence in self._decoding.values()), default=1))

@@ -113,12 +113,14 @@ class Handle:
     cancelled with neither.
 
     result: the generations of a GenerateRequest, one for each candidate, or the log-probabilities (nats,
-    float32) of a ScoreRequest's continuation. error: why there is none.
+    float32) of a ScoreRequest's continuation. error: why there is none. stream: somebody follows what is
+    written, so it comes token by token.
     """
 
     request: Any
     done: bool = False
     result: Any = None
     error: Exception | None = None
+    stream: bool = False
     usage: TokenUsage = field(default_factory=TokenUsage)
     likeliest: list[Likeliest] = field(default_factory=list)

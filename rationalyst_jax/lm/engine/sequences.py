@@ -66,7 +66,8 @@ class SequenceGroup:
     """A prompt that is prefilled once, and the sequences that go on from it; none, where it is only scored.
 
     prompt: the tokens that are computed before anything is sampled. first_read: the first place of it whose
-    hidden state is read. arrival: the number of the request.
+    hidden state is read. arrival: the number of the request. passed: how often younger ones were admitted
+    before it.
 
     The rest is said of one at work. path: the full pages before first_read, nodes of the radix tree.
     own_pages: the pages from there on; own_computed: how many of their tokens were given to the device.
@@ -79,6 +80,7 @@ class SequenceGroup:
     prompt: tuple[int, ...]
     first_read: int
     sequences: list[CandidateSequence] = field(default_factory=list)
+    passed: int = 0
 
     at_work: bool = False
     path: list[Node] = field(default_factory=list)
