@@ -369,7 +369,7 @@ def engine(report: Report, sizes: Sizes) -> None:
     weights = sum(weight.nbytes for weight in jax.tree.leaves(nnx.state(model)))
     tokenizer = word_tokenizer(V)
     small, large = sizes.batches
-    mine = Engine(model, tokenizer, rows=small, pages=sizes.pages)
+    mine = Engine(model, tokenizer, max_sequences=small, pages=sizes.pages)
 
     rate = decoding.ours(mine, reasoning.random_prompts(1), sizes.new, ends)
     report.add("decode, batch 1", tokens_per_s=rate, of_copy=rate * weights / bandwidth)
@@ -399,7 +399,7 @@ def engine(report: Report, sizes: Sizes) -> None:
         report.add("guided, times as fast as transformers", ratio=rates["ours"] / rates["transformers"])
 
     del mine
-    wide = Engine(model, tokenizer, rows=large, pages=sizes.pages // 2)
+    wide = Engine(model, tokenizer, max_sequences=large, pages=sizes.pages // 2)
     rate = decoding.ours(wide, reasoning.random_prompts(large), sizes.new, ends)
     report.add(f"decode, batch {large}", tokens_per_s=rate)
     for batch in (1, small):

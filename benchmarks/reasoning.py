@@ -232,7 +232,7 @@ def main() -> None:
         prompts = few_shot([json.loads(line) for line in solved], folder)
         save_llama(model, folder)
         peer = Transformers(folder, tokenizer)
-        engine = Engine(model, tokenizer, rows=(CANDIDATES + 1) * options.questions)
+        engine = Engine(model, tokenizer, max_sequences=(CANDIDATES + 1) * options.questions)
         engine.warm_up()
         rows, rates = [], {}
         peak = matmul_peak("float32", 2048)

@@ -74,7 +74,7 @@ def main() -> None:
     prompts = [[tokenizer.bos_token_id, *ids] for ids in encoded]
     end = cast(int, tokenizer.eos_token_id)
     suppress = (end,)  # nobody stops early
-    engine = Engine(model, tokenizer, rows=96)
+    engine = Engine(model, tokenizer, max_sequences=96)
     peer = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
 
     with compilations() as compiled:

@@ -126,7 +126,7 @@ BAD_USAGE = {
     "world domination": "no command 'world domination'",
     "mine --prompts world --out x": "either --documents or --annotations",
     "mine --prompts world --out x --documents documents.jsonl": "--documents needs a --model",
-    "serve --model model --engine.rows 0": "engine: rows must be at least 1, got 0",
+    "serve --model model --engine.max_sequences 0": "engine: max_sequences must be at least 1, got 0",
     "mine --prompts world --out x --annotate.block 0": "annotate: block must be at least 1, got 0",
     f"{FILTER} --filter.decay 0": "filter: decay must be above 0 and at most 1, got 0",
     f"{FILTER} --filter.keep some": "--filter.keep: Expected",

@@ -1,6 +1,7 @@
 """The generation engine: against transformers, against a plain forward pass, and against itself."""
 
 import logging
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +17,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from rationalyst_jax.lm.devices.sharding import created, make_mesh
+from rationalyst_jax.lm.engine import sequences
 from rationalyst_jax.lm.engine.engine import Engine
 from rationalyst_jax.lm.engine.requests import GenerateRequest, Handle, ScoreRequest
 from rationalyst_jax.lm.model.config import LlamaConfig
@@ -63,7 +65,7 @@ def model() -> Llama:
 
 @pytest.fixture(scope="module")
 def engine(model, tokenizer) -> Engine:
-    return Engine(model, tokenizer, rows=4, steps=4, pieces=4, piece=8)
+    return Engine(model, tokenizer, max_sequences=4, steps=4, prefill_chunks=4, chunk_size=8)
 
 
 def test_greedy_tokens_equal_transformers_on_200_prompts_of_1_to_1000_tokens(tmp_path, tokenizer):
@@ -84,7 +86,7 @@ def test_greedy_tokens_equal_transformers_on_200_prompts_of_1_to_1000_tokens(tmp
     )  # fmt: skip
     oracle = LlamaForCausalLM(config).eval()
     oracle.save_pretrained(tmp_path)
-    engine = Engine(load_llama(tmp_path), tokenizer, rows=32)
+    engine = Engine(load_llama(tmp_path), tokenizer, max_sequences=32)
 
     rng = np.random.default_rng(0)
     prompts = contexts(1, 2, 3, 1000, *rng.integers(1, 1000, 196))
@@ -103,7 +105,9 @@ def test_a_result_does_not_depend_on_the_batch(engine, model, tokenizer):
     ]
     together = engine.generate(requests)
     alone = [engine.generate([request])[0] for request in requests]
-    reordered = Engine(model, tokenizer, rows=3, piece=5, page_size=3).generate(requests[::-1])[::-1]
+    reordered = Engine(model, tokenizer, max_sequences=3, chunk_size=5, page_size=3).generate(requests[::-1])[
+        ::-1
+    ]
     for others in (alone, reordered):
         for candidates, others_candidates in zip(together, others, strict=True):
             for a, b in zip(candidates, others_candidates, strict=True):
@@ -138,7 +142,7 @@ def test_a_stop_string_that_spans_tokens_cuts_text_and_tokens(model, tokenizer):
         np.testing.assert_allclose(cut.logprobs, whole.logprobs[: at + 3], atol=1e-5)
 
 
-def test_a_token_that_holds_a_stop_string_ends_its_row_only(engine, tokenizer):
+def test_a_token_that_holds_a_stop_string_ends_its_candidate_only(engine, tokenizer):
     (context,) = contexts(20)
     free = GenerateRequest(context, max_tokens=32, n=4, seed=1, suppress=tuple(range(94, 257)))
     (whole,) = engine.generate([free])
@@ -150,7 +154,7 @@ def test_a_token_that_holds_a_stop_string_ends_its_row_only(engine, tokenizer):
         assert after.tokens == before.tokens[: len(after.text) + (after.finish == "stop")]
 
 
-def test_end_of_sequence_ends_a_row_and_stays_out_of_the_text(tokenizer):
+def test_end_of_sequence_ends_a_candidate_and_stays_out_of_the_text(tokenizer):
     (context,) = contexts(20)
     greedy = GenerateRequest(context, max_tokens=8, temperature=0)
     ((whole,),) = Engine(random_llama(257), tokenizer).generate([greedy])
@@ -162,7 +166,7 @@ def test_end_of_sequence_ends_a_row_and_stays_out_of_the_text(tokenizer):
     assert ended.text == tokenizer.decode(list(ended.tokens[:-1]))
 
 
-def test_a_row_has_at_most_its_own_max_tokens(engine):
+def test_a_candidate_has_at_most_its_own_max_tokens(engine):
     limits = [1, 2, 31, 32, 33]
     requests = [
         GenerateRequest(c, max_tokens=m) for m, c in zip(limits, contexts(5, 6, 7, 8, 9), strict=True)
@@ -209,7 +213,7 @@ def test_samples_follow_the_exact_distribution(temperature, top_p, top_k):
     V, draws = 12, 50_000
     words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(V)}, unk_token="w0"))
     model = random_llama(V, layers=1)
-    engine = Engine(model, PreTrainedTokenizerFast(tokenizer_object=words), rows=500)
+    engine = Engine(model, PreTrainedTokenizerFast(tokenizer_object=words), max_sequences=500)
     request = GenerateRequest((3, 1, 4), 1, n=draws, temperature=temperature, top_p=top_p, top_k=top_k)
     counts_V = np.bincount([g.tokens[0] for g in engine.generate([request])[0]], minlength=V)
 
@@ -228,7 +232,7 @@ def test_samples_follow_the_exact_distribution(temperature, top_p, top_k):
 
 
 def test_what_is_computed_once_is_not_computed_again(model, tokenizer):
-    engine = Engine(model, tokenizer, rows=8, page_size=4, pieces=2, piece=8, pages=200)
+    engine = Engine(model, tokenizer, max_sequences=8, page_size=4, prefill_chunks=2, chunk_size=8, pages=200)
     (context,) = contexts(30)
     handles = [engine.submit(GenerateRequest(context, 4, n=6, suppress=(256,), seed=s)) for s in range(3)]
     while engine.busy:
@@ -241,11 +245,11 @@ def test_what_is_computed_once_is_not_computed_again(model, tokenizer):
     while engine.busy:
         engine.step()
     assert again.usage.prefilled <= 6 and scored.usage.prefilled <= 4
-    assert engine.pages.in_use == 0
+    assert engine.prefix_cache.in_use == 0
 
 
 def test_candidates_that_take_turns_are_counted_once_each(model, tokenizer):
-    engine = Engine(model, tokenizer, rows=4, page_size=4, pieces=2, piece=8)
+    engine = Engine(model, tokenizer, max_sequences=4, page_size=4, prefill_chunks=2, chunk_size=8)
     handle = engine.submit(GenerateRequest(contexts(30)[0], 2, n=11, suppress=(256,)))
     while engine.busy:
         engine.step()
@@ -263,7 +267,14 @@ def test_heads_and_vocabulary_divided_among_devices_change_nothing(tokenizer, ca
         for t, k in ((0.0, 0), (1.0, 0), (0.7, 4))
     ]
     scores = [ScoreRequest(context, (5, 6, 7) * 9) for context in contexts(41, 70)]
-    sizes: dict[str, Any] = {"rows": 9, "pieces": 2, "piece": 8, "steps": 4, "pages": 200, "alternatives": 2}
+    sizes: dict[str, Any] = {
+        "max_sequences": 9,
+        "prefill_chunks": 2,
+        "chunk_size": 8,
+        "steps": 4,
+        "pages": 200,
+        "alternatives": 2,
+    }
     want = Engine(Llama(config, rngs=nnx.Rngs(0)), tokenizer, **sizes)
     mesh = make_mesh(1, 1, 4, jax.devices()[:4])
     got = Engine(created(lambda: Llama(config, rngs=nnx.Rngs(0)), mesh), tokenizer, mesh=mesh, **sizes)
@@ -289,7 +300,7 @@ def test_a_mesh_of_rows_is_refused(model, tokenizer):
 
 
 def test_after_warm_up_nothing_is_compiled(model, tokenizer, caplog):
-    engine = Engine(model, tokenizer, rows=8, pieces=4, piece=8, steps=4)
+    engine = Engine(model, tokenizer, max_sequences=8, prefill_chunks=4, chunk_size=8, steps=4)
     engine.warm_up()
     requests = [
         GenerateRequest(c, 5 + i, n=1 + i % 3, seed=i, stop=("x",) * (i % 2), top_k=i % 4, temperature=i % 3)
@@ -351,24 +362,27 @@ ALONE = st.fixed_dictionaries(
         "length": st.integers(1, 90),
         "document": st.integers(0, 2),  # requests about one document begin alike
         "n": st.integers(1, 4),
-        "max_tokens": st.integers(1, 12),
+        "max_tokens": st.integers(1, 30),
         "temperature": st.sampled_from([0.0, 0.8]),
         "score": st.booleans(),
     }
 )
 DOCUMENTS = contexts(100, 100, 100)
-# A cache that holds little more than one request, one for a few, and one for all.
+# Caches that hold little more than one sequence, one for a few, and one for all.
 SIZES: tuple[dict[str, Any], ...] = (
-    {"rows": 4, "pieces": 1, "piece": 7, "page_size": 3, "pages": 60, "steps": 1},
-    {"rows": 6, "pieces": 3, "piece": 4, "page_size": 8, "pages": 40, "steps": 4},
-    {"rows": 5, "pieces": 4, "piece": 16, "page_size": 8, "pages": 500, "steps": 4},
+    {"max_sequences": 8, "prefill_chunks": 2, "chunk_size": 8, "page_size": 4, "pages": 32, "steps": 4},
+    {"max_sequences": 4, "prefill_chunks": 1, "chunk_size": 7, "page_size": 3, "pages": 60, "steps": 1},
+    {"max_sequences": 6, "prefill_chunks": 3, "chunk_size": 4, "page_size": 8, "pages": 40, "steps": 4},
+    {"max_sequences": 5, "prefill_chunks": 4, "chunk_size": 16, "page_size": 8, "pages": 500, "steps": 4},
 )
 
 
 @pytest.fixture(scope="module")
-def crowded_engines(model, tokenizer) -> list[Engine]:
-    """Used by all examples, one after the other: their caches are never empty."""
-    return [Engine(model, tokenizer, **sizes) for sizes in SIZES]
+def crowded_engines(model, tokenizer) -> Iterator[list[Engine]]:
+    """Used by all examples, one after the other: their caches are never empty. Nobody is promised much."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sequences, "PROMISED", 2)
+        yield [Engine(model, tokenizer, **sizes) for sizes in SIZES]
 
 
 def request_of(drawn: dict, seed: int) -> GenerateRequest | ScoreRequest:
@@ -404,7 +418,7 @@ def test_results_are_those_of_a_request_alone(crowded_engines, engine, drawn, si
             crowded.cancel(handles[place])
     while crowded.busy:
         crowded.step()
-    assert crowded.pages.in_use == 0 and crowded.pages.available == crowded.pages.number
+    assert crowded.prefix_cache.in_use == 0 and crowded.prefix_cache.available == crowded.prefix_cache.pages
     for place, (request, handle) in enumerate(zip(requests, handles, strict=True)):
         assert handle.done
         if place in cancelled and handle.result is None:
@@ -415,8 +429,8 @@ def test_results_are_those_of_a_request_alone(crowded_engines, engine, drawn, si
 
 def test_a_request_that_the_cache_could_not_hold_is_refused(model, tokenizer):
     small = Engine(model, tokenizer, pages=4, page_size=4)
-    with pytest.raises(ValueError, match=r"the request may need 8 pages, the cache has 4"):
-        small.submit(GenerateRequest((1,) * 12, max_tokens=4, n=3))
+    (many,) = small.generate([GenerateRequest((1,) * 12, max_tokens=4, n=3)])  # one candidate after the other
+    same(many, Engine(model, tokenizer).generate([GenerateRequest((1,) * 12, max_tokens=4, n=3)])[0])
     for context in (12, 100):
         with pytest.raises(
             ValueError, match=f"{context} tokens and 5 new ones do not fit in the cache, 16 are"

@@ -11,10 +11,12 @@ import pytest
 import yaml
 from flax import nnx
 from test_engine import byte_tokenizer, random_llama
+from test_engine_admission import Preempting
 
+from rationalyst_jax.lm.engine import sequences
 from rationalyst_jax.lm.engine.engine import Engine
 from rationalyst_jax.lm.engine.requests import GenerateRequest, Handle, Request, ScoreRequest
-from rationalyst_jax.lm.engine.runs import fitting_pages
+from rationalyst_jax.lm.engine.sequences import fitting_pages
 from rationalyst_jax.lm.model.config import LlamaConfig
 from rationalyst_jax.lm.model.llama import Llama
 from rationalyst_jax.lm.weights.tokenizer import load_tokenizer
@@ -27,11 +29,19 @@ from rationalyst_jax.roles.role import Role
 from rationalyst_jax.tasks.question import Question
 
 
-def test_no_page_is_lost_in_ten_thousand_random_operations():
-    """Requests with common beginnings come, are worked on and are given up, in a cache that is too small."""
+def test_no_page_is_lost_in_ten_thousand_random_operations(monkeypatch):
+    """Requests with common beginnings come, are worked on, preempted and given up, in a cache that is too
+    small."""
+    monkeypatch.setattr(sequences, "PROMISED", 1)
     rng = np.random.default_rng(0)
-    engine = Engine(
-        random_llama(257, layers=1), byte_tokenizer(), rows=6, pieces=3, piece=4, page_size=3, pages=25
+    engine = Preempting(
+        random_llama(257, layers=1),
+        byte_tokenizer(),
+        max_sequences=6,
+        prefill_chunks=3,
+        chunk_size=4,
+        page_size=3,
+        pages=25,
     )
     open_: list[Handle] = []
     beginnings = [tuple(rng.integers(0, 256, 20).tolist()) for _ in range(3)]
@@ -40,7 +50,7 @@ def test_no_page_is_lost_in_ten_thousand_random_operations():
         what = rng.random()
         if what < 0.2 and len(open_) < 12:
             context = (*beginnings[rng.integers(3)][: rng.integers(1, 20)], int(rng.integers(256)))
-            length = int(rng.integers(1, 9))
+            length = int(rng.integers(1, 25))
             if rng.random() < 0.3:
                 request = ScoreRequest(context, tuple(rng.integers(0, 256, length).tolist()))
             else:
@@ -56,16 +66,16 @@ def test_no_page_is_lost_in_ten_thousand_random_operations():
                 if handle in open_:
                     open_.remove(handle)
                     done += 1
-        pages = engine.pages
-        assert 0 <= pages.available <= pages.number and 0 <= pages.in_use <= pages.number
+        cache = engine.prefix_cache
+        assert 0 <= cache.available <= cache.pages and 0 <= cache.in_use <= cache.pages
     for handle in open_:
         engine.cancel(handle)
     while engine.busy:
         engine.step()
-    assert done > 300 and cancelled > 100
-    assert engine.pages.in_use == 0 and engine.pages.available == engine.pages.number
+    assert done > 300 and cancelled > 100 and engine.preemptions > 100
+    assert engine.prefix_cache.in_use == 0 and engine.prefix_cache.available == engine.prefix_cache.pages
     engine.forget()
-    assert sorted(engine.pages._free) == list(range(1, engine.pages.number + 1))
+    assert sorted(engine.prefix_cache._free) == list(range(1, engine.prefix_cache.pages + 1))
 
 
 class Watched(Engine):
@@ -78,14 +88,14 @@ class Watched(Engine):
         self.most = 0
 
     def _beginnings(self, request: Request) -> list[int]:
-        size, found = self.pages.size, [0]
+        size, found = self.prefix_cache.page_size, [0]
         for start in range(0, len(request.context) - size, size):
             found.append(hash((found[-1], request.context[start : start + size])))
         return found[1:]
 
     def submit(self, request: Request) -> Handle:
         shared = self._beginnings(request)
-        rest = len(request.context) - len(shared) * self.pages.size
+        rest = len(request.context) - len(shared) * self.prefix_cache.page_size
         n, new = (
             (request.n, request.max_tokens)
             if isinstance(request, GenerateRequest)
@@ -93,13 +103,13 @@ class Watched(Engine):
         )
         handle = super().submit(request)
         self.beginnings.update(shared)
-        self.own[handle] = n * -(-(rest + new - 1) // self.pages.size)
+        self.own[handle] = n * -(-(rest + new - 1) // self.prefix_cache.page_size)
         return handle
 
     def step(self) -> list[Handle]:
         finished = super().step()
-        self.most = max(self.most, self.pages.in_use)
-        assert self.pages.in_use <= len(self.beginnings) + sum(self.own.values())
+        self.most = max(self.most, self.prefix_cache.in_use)
+        assert self.prefix_cache.in_use <= len(self.beginnings) + sum(self.own.values())
         for handle in finished:
             del self.own[handle]
             self.beginnings -= Counter(self._beginnings(handle.request))
@@ -127,7 +137,7 @@ def test_a_guided_loop_computes_a_tenth_of_what_it_sends(shared, tmp_path, caplo
     questions = [Question(str(i), json.loads(line)["question"]) for i, line in enumerate(lines)]
 
     shape = LlamaConfig(128256, 8, 8, 1, 2, 1, 4, max_position_embeddings=2048, eos_token_id=128001)
-    engine = Watched(Llama(shape, rngs=nnx.Rngs(0)), tokenizer, rows=64)
+    engine = Watched(Llama(shape, rngs=nnx.Rngs(0)), tokenizer, max_sequences=64)
     engine.warm_up()
     role = Role(engine, tokenizer)
     config = ReasonConfig(

@@ -11,9 +11,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from rationalyst_jax.lm.devices.chips import CHIPS, GIB
 from rationalyst_jax.lm.devices.sharding import make_mesh, shard_weights
-from rationalyst_jax.lm.engine.batch import Asked, Begin, pieces, singles
-from rationalyst_jax.lm.engine.pages import Pages
-from rationalyst_jax.lm.engine.runs import Memory
+from rationalyst_jax.lm.engine.batch import CommonPath, Entries, decode_batch, prefill_batch
+from rationalyst_jax.lm.engine.prefix_cache import PrefixCache
+from rationalyst_jax.lm.engine.sequences import CacheManager
 from rationalyst_jax.lm.engine.step import State, cache_sharding, decode_steps, mixed_step
 from rationalyst_jax.lm.model.config import LlamaConfig
 from rationalyst_jax.lm.model.llama import Llama
@@ -22,7 +22,11 @@ from rationalyst_jax.plan.program import collectives, memory
 pytestmark = pytest.mark.aot
 
 # The engine's defaults.
-ROWS, PIECES, PIECE, PAGE, STEPS = 64, 16, 32, 16, 16
+MAX_SEQUENCES = 64
+PREFILL_CHUNKS = 16
+CHUNK_SIZE = 32
+PAGE_SIZE = 16
+STEPS = 16
 
 
 @pytest.mark.parametrize("kind", ["mixed", "decode"])
@@ -45,24 +49,27 @@ def test_a_step_of_llama_3_8b_fits(tpu_topology, topology, tensor, positions, ki
     weights = jax.tree.map(placed, weights, shard_weights(weights, mesh))
     on_a_chip = 2 * sum(w.size for w in jax.tree.leaves(weights)) // tensor
     a_token = 2 * config.num_layers * config.num_kv_heads // tensor * config.head_dim * 2
-    pages = int(0.9 * (chip.memory - on_a_chip)) // (a_token * PAGE)
-    shape = config.num_layers * (pages + 1), PAGE, 2 * config.num_kv_heads, config.head_dim
-    slots = alike((jnp.zeros(ROWS + 1, jnp.int32), jnp.zeros(ROWS + 1, bool)))
+    pages = int(0.9 * (chip.memory - on_a_chip)) // (a_token * PAGE_SIZE)
+    shape = config.num_layers * (pages + 1), PAGE_SIZE, 2 * config.num_kv_heads, config.head_dim
+    slots = alike((jnp.zeros(MAX_SEQUENCES + 1, jnp.int32), jnp.zeros(MAX_SEQUENCES + 1, bool)))
     cache: Any = jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=cache_sharding(mesh))
     state = State(cache, *slots)
 
-    host, nothing = Memory(Pages(pages, PAGE), config.max_position_embeddings), Begin([])
-    kinds = jnp.zeros((8, config.vocab_size), jnp.uint8)
-    inputs = kinds, nothing.trunk(host.width), singles([], nothing, host, ROWS, 1, nobody=ROWS)
+    manager = CacheManager(PrefixCache(pages, PAGE_SIZE), config.max_position_embeddings)
+    nothing = CommonPath([])
+    masks = jnp.zeros((8, config.vocab_size), jnp.uint8)
+    decode = decode_batch([], nothing, manager, MAX_SEQUENCES, idle_slot=MAX_SEQUENCES)
+    inputs = masks, nothing.shared_prefix(manager.table_length), decode
     if kind == "mixed":
-        parts = pieces([], nothing, host, PIECES, PIECE), Asked(ROWS + PIECES * PIECE).entries()
-        lowered = mixed_step.lower(graph, weights, state, *alike((*inputs, *parts)), Z=0, mesh=mesh)
+        prefill = prefill_batch([], nothing, manager, PREFILL_CHUNKS, CHUNK_SIZE)
+        asked = Entries(MAX_SEQUENCES + PREFILL_CHUNKS * CHUNK_SIZE).inputs()
+        lowered = mixed_step.lower(graph, weights, state, *alike((*inputs, prefill, asked)), Z=0, mesh=mesh)
     else:
-        rest = alike((*inputs, Asked(ROWS).entries(), jnp.int32(STEPS)))
+        rest = alike((*inputs, Entries(MAX_SEQUENCES).inputs(), jnp.int32(STEPS)))
         lowered = decode_steps.lower(graph, weights, state, *rest, most=STEPS, Z=0, mesh=mesh)
     compiled = lowered.compile()
 
-    needed, of_cache = memory(compiled), a_token * PAGE * (pages + 1)
+    needed, of_cache = memory(compiled), a_token * PAGE_SIZE * (pages + 1)
     exchanged = collectives(compiled)
     sums = sum(c.count for c in exchanged if c.kind == "all-reduce" and c.received > 100_000)
     cells = (
@@ -70,7 +77,7 @@ def test_a_step_of_llama_3_8b_fits(tpu_topology, topology, tensor, positions, ki
         f"{needed.temporary / GIB:.2f}",
         f"{of_cache / GIB:.2f}",
     )
-    rest = f"{needed.peak / GIB:.2f} of {chip.memory // GIB}", f"{pages * PAGE:,}", str(sums)
+    rest = f"{needed.peak / GIB:.2f} of {chip.memory // GIB}", f"{pages * PAGE_SIZE:,}", str(sums)
     print(" | ".join(("", topology, str(tensor), f"{positions:,}", kind, *cells, *rest, "")))
     assert needed.peak < chip.memory
     assert sums <= 2 * config.num_layers + 8  # two a layer; the embedding; of each word asked for

@@ -40,7 +40,7 @@ def test_an_end_that_only_generation_config_names_ends_generation_as_in_transfor
         return found[0, len(prompt) :].tolist()
 
     def ours() -> list[int]:
-        [engine] = open_engines([open_checkpoint(tmp_path)], EngineConfig(rows=2, pages=8))
+        [engine] = open_engines([open_checkpoint(tmp_path)], EngineConfig(max_sequences=2, pages=8))
         [[candidate]] = engine.generate([GenerateRequest(prompt, 12, temperature=0)])
         return list(candidate.tokens)
 

@@ -1,5 +1,7 @@
 """What entries ask of hidden states, with the vocabulary in parts and blocks, against its definition."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,43 +15,44 @@ A, D = 7, 16
 
 
 def asked(target, temperature, *, top_k=0, top_p=1.0, count=A):
-    ints, floats = np.zeros(A, np.int32), np.zeros(A, np.float32)
-    entries = head.Entries(
-        *(np.int32(count), np.bool_(True), np.arange(A, dtype=np.int32), ints + target, ints, ints > 0),
-        *(
-            np.arange(A, dtype=np.int32) % 2,
-            ints + 9,
-            np.zeros(A, np.uint32),
-            ints,
-            np.arange(A, dtype=np.int32),
-        ),
-        *(floats + np.float32(temperature), floats + np.float32(top_p), ints + top_k),
+    inputs = replace(
+        head.HeadInputs.fillers(A),
+        count=np.int32(count),
+        wants_likeliest=np.bool_(True),
+        place_A=np.arange(A, dtype=np.int32),
+        target_A=np.full(A, target, np.int32),
+        mask_A=np.arange(A, dtype=np.int32) % 2,
+        remaining_A=np.full(A, 9, np.int32),
+        position_A=np.arange(A, dtype=np.int32),
+        temperature_A=np.full(A, temperature, np.float32),
+        top_p_A=np.full(A, top_p, np.float32),
+        top_k_A=np.full(A, top_k, np.int32),
     )
-    return jax.tree.map(jnp.asarray, entries)
+    return jax.tree.map(jnp.asarray, inputs)
 
 
 def compiled():
-    """`head.answer`, compiled anew: its constants are changed here."""
-    answer = jax.jit(lambda *inputs, Z: head.answer(*inputs, Z), static_argnames="Z")  # pyright: ignore
+    """`head.apply_head`, compiled anew: its constants are changed here."""
+    answer = jax.jit(lambda *inputs, Z: head.apply_head(*inputs, Z), static_argnames="Z")  # pyright: ignore
     return lambda inputs, entries, Z: answer(*map(jnp.asarray, inputs), entries, Z=Z)
 
 
 def model(V):
     rng = np.random.default_rng(V)
-    kinds = np.zeros((2, V), np.uint8)
-    kinds[1, rng.permutation(V)[: V // 3]] = head.SUPPRESSED
-    return rng.normal(size=(A, D)).astype(np.float32), rng.normal(size=(V, D)).astype(np.float32), kinds
+    masks = np.zeros((2, V), np.uint8)
+    masks[1, rng.permutation(V)[: V // 3]] = head.SUPPRESSED
+    return rng.normal(size=(A, D)).astype(np.float32), rng.normal(size=(V, D)).astype(np.float32), masks
 
 
 @pytest.mark.parametrize(("V", "words"), [(1, 9), (2, 9), (257, 300), (1200, 2000), (1200, 300), (1200, 40)])
 def test_log_probabilities_are_those_of_the_softmax(V, words, monkeypatch):
     monkeypatch.setattr(head, "WORDS_ON_CPU", words)
     monkeypatch.setattr(head, "ENTRIES_AT_ONCE", 3)
-    hidden, table, kinds = model(V)
+    hidden, table, masks = model(V)
     logits = hidden.astype(np.float64) @ table.T.astype(np.float64)
-    exact = log_softmax(np.where(kinds[np.arange(A) % 2] == head.SUPPRESSED, -np.inf, logits), axis=1)
+    exact = log_softmax(np.where(masks[np.arange(A) % 2] == head.SUPPRESSED, -np.inf, logits), axis=1)
     answers = compiled()
-    likeliest = answers((hidden, table, kinds), asked(-1, 0.0), min(V, 4))
+    likeliest = answers((hidden, table, masks), asked(-1, 0.0), min(V, 4))
     np.testing.assert_array_equal(likeliest.token_A, exact.argmax(axis=1))
     np.testing.assert_allclose(likeliest.logprob_A, exact.max(axis=1), atol=1e-5)
     np.testing.assert_array_equal(likeliest.likeliest_AZ[:, 0], likeliest.token_A)
@@ -57,7 +60,7 @@ def test_log_probabilities_are_those_of_the_softmax(V, words, monkeypatch):
         likeliest.likeliest_logprob_AZ, -np.sort(-exact, axis=1)[:, : min(V, 4)], atol=1e-5
     )
     for target in {0, V // 2, V - 1}:
-        given = answers((hidden, table, kinds), asked(target, 0.0), 0)
+        given = answers((hidden, table, masks), asked(target, 0.0), 0)
         np.testing.assert_array_equal(given.token_A, target)
         np.testing.assert_allclose(given.logprob_A, exact[:, target], atol=1e-5)
 

@@ -9,7 +9,7 @@ from jax.experimental.pallas.ops.tpu.ragged_paged_attention import (
     ref_ragged_paged_attention,
 )
 
-from rationalyst_jax.lm.engine.attention import Rows, Trunk, ragged, xla
+from rationalyst_jax.lm.engine.attention import Queries, SharedPrefix, ragged, xla
 
 SIZE, P = 4, 12
 
@@ -29,36 +29,39 @@ def as_documented(*inputs, sm_scale, **blocks):
     return ref_ragged_paged_attention(*inputs, sm_scale=sm_scale)
 
 
-def rows_of(rng, count, queries, trunk, spare, K, H):
-    """Rows whose pages are their own but for a trunk; what is exact for them is computed from their cache."""
+def queries_of(rng, count, queries, shared, spare, K, H):
+    """Rows of queries whose pages are their own but for a shared prefix."""
     page_RP = spare[: count * P].reshape(count, P)
-    member_R = rng.random(count) < 0.7 * (trunk > 0)
-    page_RP[member_R, :trunk] = np.arange(trunk) + 1  # wherever else these pages are read: that is allowed
-    last_R = rng.integers(trunk * SIZE + queries, P * SIZE, count)
-    last_R[-1] = np.where(member_R[-1], last_R[-1], queries - 1)  # a row shorter than the trunk
-    return Rows(last_R[:, None] - np.arange(queries)[::-1], page_RP, member_R)
+    in_prefix_R = rng.random(count) < 0.7 * (shared > 0)
+    page_RP[in_prefix_R, :shared] = (
+        np.arange(shared) + 1
+    )  # wherever else these pages are read: that is allowed
+    last_R = rng.integers(shared * SIZE + queries, P * SIZE, count)
+    last_R[-1] = np.where(in_prefix_R[-1], last_R[-1], queries - 1)  # shorter than the shared prefix
+    return Queries(last_R[:, None] - np.arange(queries)[::-1], page_RP, in_prefix_R)
 
 
 @pytest.mark.parametrize("implementation", ["cpu", "gpu", "tpu"])
-@pytest.mark.parametrize(("singles", "pieces", "trunk"), [(1, 0, 0), (5, 2, 3), (11, 3, 7), (8, 1, 0)])
+@pytest.mark.parametrize(("decoding", "chunks", "shared"), [(1, 0, 0), (5, 2, 3), (11, 3, 7), (8, 1, 0)])
 def test_every_query_sees_its_own_tokens_and_those_before(
-    singles, pieces, trunk, implementation, monkeypatch
+    decoding, chunks, shared, implementation, monkeypatch
 ):
     monkeypatch.setattr(xla, "KEYS_ON_CPU", 2 * SIZE)
     monkeypatch.setattr(xla, "KEYS_AT_ONCE", 3 * SIZE)
-    rng, K, N, H = np.random.default_rng(singles), 2, 6, 128 if implementation == "tpu" else 8
-    count = (singles + pieces) * P
+    rng = np.random.default_rng(decoding)
+    K, N, H = 2, 6, 128 if implementation == "tpu" else 8
+    count = (decoding + chunks) * P
     cache = rng.normal(size=(count + 1, SIZE, 2 * K, H)).astype(np.float32)
     spare = rng.permutation(count) + 1
-    rows = [rows_of(rng, singles, 1, trunk, spare, K, H)]
-    if pieces:
-        rows.append(rows_of(rng, pieces, 3, trunk, spare[singles * P :], K, H))
-    q_MNH = rng.normal(size=(singles + 3 * pieces, N, H)).astype(np.float32)
+    queries = [queries_of(rng, decoding, 1, shared, spare, K, H)]
+    if chunks:
+        queries.append(queries_of(rng, chunks, 3, shared, spare[decoding * P :], K, H))
+    q_MNH = rng.normal(size=(decoding + 3 * chunks, N, H)).astype(np.float32)
     page_P = np.zeros(P, np.int32)
-    page_P[:trunk] = np.arange(trunk) + 1
-    inputs = jnp.array(q_MNH), jnp.array(cache), Trunk(jnp.array(page_P), jnp.int32(trunk))
+    page_P[:shared] = np.arange(shared) + 1
+    inputs = jnp.array(q_MNH), jnp.array(cache), SharedPrefix(jnp.array(page_P), jnp.int32(shared))
     on_device = [
-        jax.tree.map(lambda x: jnp.array(x, bool if x.dtype == bool else jnp.int32), r) for r in rows
+        jax.tree.map(lambda x: jnp.array(x, bool if x.dtype == bool else jnp.int32), r) for r in queries
     ]
     if implementation == "tpu":
         monkeypatch.setattr(ragged, "ragged_paged_attention", as_documented)
@@ -67,7 +70,9 @@ def test_every_query_sees_its_own_tokens_and_those_before(
     else:
         got = np.asarray(xla.attention(*inputs, on_device, implementation))
     start = 0
-    for position_Q, page_P in ((p, t) for r in rows for p, t in zip(r.position_RQ, r.page_RP, strict=True)):
+    for position_Q, page_P in (
+        (p, t) for r in queries for p, t in zip(r.position_RQ, r.page_RP, strict=True)
+    ):
         q_QNH = q_MNH[start : start + len(position_Q)].astype(np.float64)
         kv = cache[page_P].reshape(P * SIZE, 2 * K, H).astype(np.float64)
         want = exact(q_QNH, kv[:, 0::2], kv[:, 1::2], position_Q)
@@ -77,7 +82,7 @@ def test_every_query_sees_its_own_tokens_and_those_before(
 
 def test_a_filler_reads_nothing_and_is_no_nan():
     cache = jnp.full((3, SIZE, 2, 8), np.nan)
-    nothing = Trunk(jnp.zeros(2, jnp.int32), jnp.int32(0))
-    fillers = Rows(jnp.full((2, 1), -1), jnp.ones((2, 2), jnp.int32), jnp.zeros(2, bool))
+    nothing = SharedPrefix(jnp.zeros(2, jnp.int32), jnp.int32(0))
+    fillers = Queries(jnp.full((2, 1), -1), jnp.ones((2, 2), jnp.int32), jnp.zeros(2, bool))
     out = xla.attention(jnp.ones((2, 2, 8)), cache, nothing, [fillers], "cpu")
     assert np.isfinite(np.asarray(out)).all()

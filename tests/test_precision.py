@@ -14,7 +14,7 @@ from jax.lax import Precision
 from rationalyst_jax.lm.attention import pallas_tpu
 from rationalyst_jax.lm.devices.sharding import make_mesh
 from rationalyst_jax.lm.engine import engine as engine_module
-from rationalyst_jax.lm.engine.attention import Rows, Trunk, ragged
+from rationalyst_jax.lm.engine.attention import Queries, SharedPrefix, ragged
 from rationalyst_jax.lm.engine.engine import Engine
 from rationalyst_jax.lm.engine.requests import GenerateRequest
 from rationalyst_jax.lm.model import lora
@@ -96,7 +96,7 @@ def test_adapters_are_merged_in_float32():
 @both
 def test_the_engine(dtype, int8, monkeypatch):
     model = load_llama(PATH, dtype=lambda _: jnp.dtype(dtype), int8=int8)
-    engine = Engine(model, load_tokenizer(PATH), rows=8, pieces=2, piece=8, pages=32)
+    engine = Engine(model, load_tokenizer(PATH), max_sequences=8, prefill_chunks=2, chunk_size=8, pages=32)
     seen = set()
 
     def watch(name: str) -> None:
@@ -130,7 +130,8 @@ def test_the_kernels_for_tpus(dtype):
 
 @both
 def test_the_kernel_over_pages_for_tpus(dtype):
-    rows = [Rows(np.arange(8)[None], np.arange(1, 5)[None], np.zeros(1, bool))]
-    attention = partial(ragged.attention, trunk=Trunk(jnp.zeros(4, jnp.int32), 0), rows=rows, platform="tpu")
+    queries = [Queries(np.arange(8)[None], np.arange(1, 5)[None], np.zeros(1, bool))]
+    prefix = SharedPrefix(jnp.zeros(4, jnp.int32), 0)
+    attention = partial(ragged.attention, shared_prefix=prefix, queries=queries, platform="tpu")
     arrays = array(8, 4, 128, dtype=dtype), array(9, 16, 4, 128, dtype=dtype)
     check(jax.make_jaxpr(attention)(*arrays).jaxpr, dtype, least=2)

@@ -65,10 +65,10 @@ def test_the_engine_computes_with_them(folder, tensor):
     tokenizer = load_tokenizer(checkpoint_path("world"))
     checkpoint = open_checkpoint(SHIPPED)
     checkpoint = type(checkpoint)(folder, "", tokenizer, SHAPE)
-    [engine] = open_engines([checkpoint], EngineConfig(rows=4, pages=60, tensor=tensor, int8=True))
+    [engine] = open_engines([checkpoint], EngineConfig(max_sequences=4, pages=60, tensor=tensor, int8=True))
     placed = engine.model.layers.down_FD[...]
     assert {shard.data.shape[1] for shard in placed.addressable_shards} == {SHAPE.intermediate_size // tensor}
-    plain = Engine(dequantized(load_llama(folder, int8=True)), tokenizer, rows=4, pages=60)
+    plain = Engine(dequantized(load_llama(folder, int8=True)), tokenizer, max_sequences=4, pages=60)
     requests = [GenerateRequest((1, 2, 3, i), 9, temperature=0) for i in range(3)]
     for [mine], [other] in zip(engine.generate(requests), plain.generate(requests), strict=True):
         assert mine.tokens == other.tokens

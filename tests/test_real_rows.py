@@ -64,7 +64,7 @@ def test_imported_annotations_are_filtered_trained_on_and_guide_an_untrained_mod
         *("reason", "--task", "gsm8k", "--questions", questions, "--limit", asked, "--agent", base, *common),
         *("--rationalyst", tmp_path / "run" / "hf", "--out", traces, "--reason.strategy", "implicit"),
         *("--reason.max_steps", 2, "--reason.max_step_tokens", 16, "--reason.max_rationale_tokens", 16),
-        *("--engine.rows", 3 * asked),
+        *("--engine.max_sequences", 3 * asked),
     )
     assert len(traces.read_text().splitlines()) == asked
     losses = [

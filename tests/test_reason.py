@@ -660,7 +660,7 @@ def test_the_real_parts_take_a_real_question_together(shared, tmp_path):
     tokenizer = load_tokenizer(shared / "llama3_tokenizer")
     shape = LlamaConfig(128256, 8, 8, 1, 2, 1, 4, max_position_embeddings=1024, eos_token_id=128001)
     model = Llama(shape, rngs=nnx.Rngs(0))
-    role = Role(Engine(model, tokenizer, rows=8), tokenizer)
+    role = Role(Engine(model, tokenizer, max_sequences=8), tokenizer)
     roles, prompts = Roles(role, role, role), load_prompts("llama3")
     with open(shared / "gsm8k" / "test.jsonl") as lines:
         question = Question("0", json.loads(next(lines))["question"])

@@ -39,7 +39,7 @@ LIMITS = Limits(body=100_000, at_work=64, contexts=8)
 
 @pytest.fixture(scope="module")
 def engine():
-    engine = Engine(load_llama(FOLDER), load_tokenizer(FOLDER), rows=16, alternatives=20)
+    engine = Engine(load_llama(FOLDER), load_tokenizer(FOLDER), max_sequences=16, alternatives=20)
     engine.warm_up()
     return engine
 
@@ -239,6 +239,14 @@ def test_a_stream_is_the_answer_in_pieces(client, logprobs):
     assert "".join(pieces) == client.completions.create(**plain).choices[0].text
 
 
+def test_a_stream_comes_token_by_token(client):
+    asked = {"model": "world", "prompt": ROWS[1]["question"] + "\n", "max_tokens": 40, "temperature": 0}
+    whole = client.completions.create(**asked)
+    pieces = [chunk.choices[0].text for chunk in client.completions.create(**asked, stream=True)]
+    assert "".join(pieces) == whole.choices[0].text
+    assert len(pieces) > 0.8 * whole.usage.completion_tokens > 10  # few tokens have no text of their own
+
+
 def test_nothing_is_compiled_while_serving(client, prompts):
     client.completions.create(model="world", prompt=prompts[0], max_tokens=3, logprobs=2)  # small operations
     assert compiled(lambda: chat(client, n=5, logprobs=True)) == 0
@@ -363,7 +371,7 @@ def test_health_and_metrics(port, client):
 
 
 def test_an_engine_that_fails_is_reported_to_everybody(tokenizer, monkeypatch, caplog):
-    engine = Engine(load_llama(FOLDER), tokenizer, rows=2)
+    engine = Engine(load_llama(FOLDER), tokenizer, max_sequences=2)
     monkeypatch.setattr(engine, "step", lambda: 1 / 0)
     with served(make_app(engine, "world", LIMITS)) as port:
         for _ in range(2):  # the one at work, and one that comes later
@@ -379,7 +387,7 @@ def test_an_endpoint_guides_as_the_engine_itself(port, engine, tokenizer, monkey
     """Roles behind HTTP take the same steps as roles in process: they are sent the same ids."""
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
     remote = Endpoint(f"http://127.0.0.1:{port}/v1", EndpointConfig("world", concurrency=4))
-    local = Engine(engine.model, tokenizer, rows=16)
+    local = Engine(engine.model, tokenizer, max_sequences=16)
     asked = [Question(row["id"], row["question"]) for row in ROWS]
     config = ReasonConfig("implicit", max_steps=4, max_step_tokens=32, max_rationale_tokens=32)
     solved = []

@@ -39,7 +39,7 @@ def tokenizer_with(template: str = TEMPLATE):
 def engine():
     tokenizer = tokenizer_with()
     model = random_llama(len(tokenizer), max_position_embeddings=96)
-    return Engine(model, tokenizer, rows=8, pages=64, alternatives=20)
+    return Engine(model, tokenizer, max_sequences=8, pages=64, alternatives=20)
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import openai
 
-from rationalyst_jax.lm.engine.requests import GenerateRequest, Generation, Handle, ScoreRequest, Usage
+from rationalyst_jax.lm.engine.requests import GenerateRequest, Generation, Handle, ScoreRequest, TokenUsage
 from rationalyst_jax.prompts.prompt import Field, Prompt, messages
 from rationalyst_jax.roles.config import EndpointConfig
 from rationalyst_jax.roles.role import NotAnswered, Role, Sampling
@@ -69,7 +69,7 @@ class Endpoint:
         key = os.environ.get("OPENAI_API_KEY", "none")  # servers that ask for none take any
         self._client = openai.OpenAI(base_url=base_url, api_key=key, timeout=config.timeout, max_retries=0)
         self._threads = ThreadPoolExecutor(config.concurrency, thread_name_prefix="endpoint")
-        self._asked: dict[Future[tuple[Any, Usage]], Handle] = {}
+        self._asked: dict[Future[tuple[Any, TokenUsage]], Handle] = {}
         self._gone = threading.Event()
         self.tokens = 0
 
@@ -122,7 +122,7 @@ class Endpoint:
 
     # ---- In a thread ----
 
-    def _answer(self, request: Any) -> tuple[Any, Usage]:
+    def _answer(self, request: Any) -> tuple[Any, TokenUsage]:
         """The result of a request and what it took, tried as often as the config says. Raises NotAnswered."""
         ask = {GenerateRequest: self._generate, ScoreRequest: self._score, ChatRequest: self._chat}
         tries = 0
@@ -144,7 +144,7 @@ class Endpoint:
             if tries > self.config.retries or self._gone.wait(min(pause, LONGEST_WAIT)):
                 raise NotAnswered(f"{self.config.model}: no answer in {tries} tries; the last: {problem}")
 
-    def _generate(self, request: GenerateRequest) -> tuple[list[Generation], Usage]:
+    def _generate(self, request: GenerateRequest) -> tuple[list[Generation], TokenUsage]:
         extra = {"top_k": request.top_k or None, "stop_token_ids": list(request.stop_ids) or None}
         extra["skip_special_tokens"] = False  # as our own engine answers
         response = self._client.completions.create(
@@ -159,7 +159,7 @@ class Endpoint:
             choices = _in_order(response, request.n)
             return [_generation(c, c.text, request.stop) for c in choices], _usage(response)
 
-    def _score(self, request: ScoreRequest) -> tuple[np.ndarray, Usage]:
+    def _score(self, request: ScoreRequest) -> tuple[np.ndarray, TokenUsage]:
         response = self._client.completions.create(
             model=self.config.model,
             prompt=[*request.context, *request.continuation],
@@ -174,9 +174,9 @@ class Endpoint:
             if len(values) != len(request.continuation):
                 raise _Broken(f"{len(values)} log-probabilities for {len(request.continuation)} tokens")
             used = _usage(response)
-            return values, Usage(0, used.prefilled - len(values), used.cached, len(values))
+            return values, TokenUsage(0, used.prefilled - len(values), used.cached, len(values))
 
-    def _chat(self, request: ChatRequest) -> tuple[list[Generation], Usage]:
+    def _chat(self, request: ChatRequest) -> tuple[list[Generation], TokenUsage]:
         how, said = request.how, [{"role": role, "content": text} for role, text in request.messages]
         extra: dict[str, Any] = {}
         if said[-1]["role"] == "assistant" and self.config.continues:
@@ -242,10 +242,10 @@ def _generation(choice: Any, text: str, stop: Sequence[str]) -> Generation:
     return Generation(tokens, values, text, "end")
 
 
-def _usage(response: Any) -> Usage:
+def _usage(response: Any) -> TokenUsage:
     """What the server counted: tokens of the prompts, of these from its cache, and generated."""
     if response.usage is None:
-        return Usage()
+        return TokenUsage()
     details = response.usage.prompt_tokens_details
     cached = (details.cached_tokens or 0) if details else 0
-    return Usage(response.usage.completion_tokens, response.usage.prompt_tokens - cached, cached)
+    return TokenUsage(response.usage.completion_tokens, response.usage.prompt_tokens - cached, cached)

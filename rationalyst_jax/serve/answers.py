@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from rationalyst_jax.lm.engine.requests import Generation, Handle, Likeliest, Usage
+from rationalyst_jax.lm.engine.requests import Generation, Handle, Likeliest, TokenUsage
 from rationalyst_jax.serve.detokenizer import Candidate, Token, Vocabulary, prompt_pieces
 from rationalyst_jax.serve.protocol import Ask
 
@@ -140,6 +140,6 @@ class Answers:
         return {"token": self._vocabulary.names[token], "logprob": logprob, "bytes": list(spelled)}
 
 
-def _computed(used: Usage) -> int:
+def _computed(used: TokenUsage) -> int:
     """Context tokens that were computed: what a score request scores is context to whoever asked."""
     return used.prefilled + max(0, used.scored - 1)

@@ -122,8 +122,8 @@ def make_app(
         totals = {f"rationalyst_{name}_total": value for name, value in sorted(worker.totals.items())}
         gauges = {
             "rationalyst_requests_at_work": worker.at_work,
-            "rationalyst_cache_pages_in_use": engine.pages.in_use,
-            "rationalyst_cache_pages": engine.pages.number,
+            "rationalyst_cache_pages_in_use": engine.prefix_cache.in_use,
+            "rationalyst_cache_pages": engine.prefix_cache.pages,
         }
         lines = [f"# TYPE {name} counter\n{name} {value}" for name, value in totals.items()]
         lines += [f"# TYPE {name} gauge\n{name} {value}" for name, value in gauges.items()]

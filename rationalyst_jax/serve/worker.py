@@ -36,9 +36,8 @@ class Worker:
 
     def __init__(self, engine: Engine):
         self.engine = engine
-        self.totals: Counter[str] = Counter()  # of all finished requests: their number and their Usage
+        self.totals: Counter[str] = Counter()  # of all finished requests: their number and their TokenUsage
         self.at_work = 0  # requests that are not done
-        self._steps = engine.steps
         self._orders: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._asked: dict[Handle, Asked] = {}
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
@@ -91,7 +90,7 @@ class Worker:
         if self._failure is not None:
             return _tell(asked, self._settle, asked, self._failure)
         try:
-            asked.handle = self.engine.submit(asked.request)
+            asked.handle = self.engine.submit(asked.request, stream=asked.follow)
         except ValueError as error:
             _tell(asked, self._settle, asked, Refused(400, str(error)))
         else:
@@ -99,7 +98,6 @@ class Worker:
 
     def _step(self) -> None:
         followed = [asked for asked in self._asked.values() if asked.follow]
-        self.engine.steps = 1 if followed else self._steps
         finished = self.engine.step()
         for asked in followed:
             self._report(asked)

@@ -2,127 +2,160 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from rationalyst_jax.lm.engine.attention import Trunk
-from rationalyst_jax.lm.engine.head import Answers, Entries
-from rationalyst_jax.lm.engine.pages import Node
-from rationalyst_jax.lm.engine.runs import Branch, Memory, Run
-from rationalyst_jax.lm.engine.step import Pieces, Singles
-
-_COLUMNS = {  # of Entries, after its count
-    **dict.fromkeys(("place_A", "target_A", "slot_A"), np.int32),
-    "fresh_A": bool,
-    **dict.fromkeys(("kind_A", "left_A"), np.int32),
-    "seed_A": np.uint32,
-    **dict.fromkeys(("candidate_A", "position_A"), np.int32),
-    **dict.fromkeys(("temperature_A", "top_p_A"), np.float32),
-    "top_k_A": np.int32,
-}
+from rationalyst_jax.lm.engine.attention import SharedPrefix
+from rationalyst_jax.lm.engine.head import HeadInputs, HeadOutputs
+from rationalyst_jax.lm.engine.prefix_cache import Node
+from rationalyst_jax.lm.engine.sequences import CacheManager, CandidateSequence, SequenceGroup
+from rationalyst_jax.lm.engine.step import DecodeBatch, PrefillBatch
 
 
-class Asked:
-    """The entries of a step as they are collected, at most `size`. whose: a branch, or a run and which of the
-    tokens it scores."""
+@dataclass(frozen=True)
+class Chunk:
+    """A prefill chunk: tokens of a group's prompt, from one place up to another."""
+
+    group: SequenceGroup
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class ScoredToken:
+    """Who gets a log-probability: token `index` of the continuation of a group's score request."""
+
+    group: SequenceGroup
+    index: int
+
+
+class Entries:
+    """What a step asks of its hidden states, as it is collected; at most `size` entries.
+
+    recipients: for each entry, who gets what it gives.
+    """
 
     def __init__(self, size: int):
-        self.size = size
-        self.whose: list[Branch | tuple[Run, int]] = []
-        self._rows: list[tuple] = []
-        self._likeliest = False
+        self.recipients: list[CandidateSequence | ScoredToken] = []
+        self._inputs = HeadInputs.fillers(size)
+        self._wants_likeliest = False
 
-    def sample(self, place: int, branch: Branch, *, fresh: bool = False) -> None:
-        """The next token of a branch, or its first, from the hidden state at `place` of the step."""
-        request = branch.request
-        noise = request.seed, branch.candidate, branch.position + (not fresh)
-        how = request.temperature, request.top_p, request.top_k
-        self.whose.append(branch)
-        self._likeliest |= request.alternatives > 0
-        self._rows.append((place, -1, branch.slot, fresh, branch.run.kind, branch.left, *noise, *how))
+    def sample(self, place: int, sequence: CandidateSequence, *, fresh: bool = False) -> None:
+        """The next token of a sequence, or its first, from the hidden state at `place` of the step."""
+        request = sequence.request
+        a = len(self.recipients)
+        inputs = self._inputs
+        inputs.place_A[a] = place
+        inputs.target_A[a] = -1
+        inputs.slot_A[a] = sequence.slot
+        inputs.fresh_A[a] = fresh
+        inputs.mask_A[a] = sequence.group.mask
+        inputs.remaining_A[a] = sequence.remaining
+        inputs.seed_A[a] = request.seed
+        inputs.candidate_A[a] = sequence.candidate
+        inputs.position_A[a] = sequence.position + (not fresh)
+        inputs.temperature_A[a] = request.temperature
+        inputs.top_p_A[a] = request.top_p
+        inputs.top_k_A[a] = request.top_k
+        self.recipients.append(sequence)
+        self._wants_likeliest |= request.alternatives > 0
 
-    def score(self, place: int, run: Run, index: int, target: int) -> None:
-        """The log-probability of a token of a continuation."""
-        self.whose.append((run, index))
-        self._likeliest |= run.handle.request.alternatives > 0
-        self._rows.append((place, target, 0, False, run.kind, 0, 0, 0, 0, 0.0, 1.0, 0))
+    def score(self, place: int, group: SequenceGroup, index: int) -> None:
+        """The log-probability of token `index` of a continuation."""
+        request = group.handle.request
+        a = len(self.recipients)
+        inputs = self._inputs
+        inputs.place_A[a] = place
+        inputs.target_A[a] = request.continuation[index]
+        inputs.mask_A[a] = group.mask
+        self.recipients.append(ScoredToken(group, index))
+        self._wants_likeliest |= request.alternatives > 0
 
-    def entries(self) -> Entries:
-        columns = {name: np.zeros(self.size, dtype) for name, dtype in _COLUMNS.items()}
-        columns["top_p_A"][:] = 1  # fillers restrict nothing
-        if self._rows:
-            for column, values in zip(columns.values(), zip(*self._rows, strict=True), strict=True):
-                column[: len(values)] = values
-        return Entries(np.int32(len(self._rows)), np.bool_(self._likeliest), **columns)
+    def inputs(self) -> HeadInputs:
+        count = np.int32(len(self.recipients))
+        return replace(self._inputs, count=count, wants_likeliest=np.bool_(self._wants_likeliest))
 
 
 @dataclass(frozen=True)
 class Dispatched:
-    """A step on its way: its outputs on the device, and whose they are. steps: None for a mixed one."""
+    """A step on its way: its outputs on the device, and who gets them. steps: None for a mixed one."""
 
-    answers: Answers
-    whose: list[Branch | tuple[Run, int]]
+    outputs: HeadOutputs
+    recipients: list[CandidateSequence | ScoredToken]
     steps: int | None = None
 
 
 @dataclass(frozen=True)
-class Begin:
-    """The pages with which most sequences of a step begin: nodes of the tree, from the root down."""
+class CommonPath:
+    """The pages with which most sequences of a step begin: nodes of the radix tree, from the root down."""
 
     nodes: Sequence[Node]
 
     @classmethod
-    def common(cls, paths: Sequence[Sequence[Node]]) -> "Begin":
+    def best(cls, paths: Sequence[Sequence[Node]]) -> "CommonPath":
         """Of the beginnings that are common to some of the paths, that which saves most reading of pages.
 
         Level by level, those go on whose node most of them share.
         """
-        best, most, depth = [], 0, 0
+        best: Sequence[Node] = []
+        most_saved = 0
+        depth = 0
         while len(paths) > 1:
             shared = Counter(path[depth] for path in paths if len(path) > depth).most_common(1)
             if not shared:
                 break
-            node, users = shared[0]
+            [(node, users)] = shared
             paths = [path for path in paths if len(path) > depth and path[depth] is node]
             depth += 1
-            if (users - 1) * depth > most:
-                best, most = paths[0][:depth], (users - 1) * depth
+            saved = (users - 1) * depth
+            if saved > most_saved:
+                best = paths[0][:depth]
+                most_saved = saved
         return cls(best)
 
-    def begins(self, path: Sequence[Node], place: int, size: int) -> bool:
+    def starts(self, path: Sequence[Node], place: int, page_size: int) -> bool:
         """Whether a token at that place of a sequence sees all of it."""
         count = len(self.nodes)
-        return 0 < count <= len(path) and path[count - 1] is self.nodes[-1] and place >= count * size
+        return 0 < count <= len(path) and path[count - 1] is self.nodes[-1] and place >= count * page_size
 
-    def trunk(self, width: int) -> Trunk:
-        page_P = np.zeros(width, np.int32)
+    def shared_prefix(self, table_length: int) -> SharedPrefix:
+        """As arrays."""
+        page_P = np.zeros(table_length, np.int32)
         page_P[: len(self.nodes)] = [node.page for node in self.nodes]
-        return Trunk(page_P, np.int32(len(self.nodes)))
+        return SharedPrefix(page_P, np.int32(len(self.nodes)))
 
 
-def singles(
-    branches: Sequence[Branch], begin: Begin, memory: Memory, D: int, steps: int, nobody: int
-) -> Singles:
-    """The next `steps` tokens of branches, which get the pages for them; fillers have the slot `nobody`."""
-    slot_D, position_D = np.full(D, nobody, np.int32), np.zeros(D, np.int32)
-    page_DP, member_D = np.zeros((D, memory.width), np.int32), np.zeros(D, bool)
-    for d, branch in enumerate(branches):
-        last, first = branch.position + min(steps, branch.left) - 1, len(branch.run.path)
-        while (first + len(branch.own)) * memory.pages.size <= last:
-            memory.grow(branch, first)
-        slot_D[d], position_D[d], page_DP[d] = branch.slot, branch.position, branch.table
-        member_D[d] = begin.begins(branch.run.path, branch.position, memory.pages.size)
-    return Singles(slot_D, position_D, page_DP, member_D)
+def decode_batch(
+    sequences: Sequence[CandidateSequence], common: CommonPath, manager: CacheManager, B: int, idle_slot: int
+) -> DecodeBatch:
+    """The next tokens of sequences, filled up to B with sequences in the idle slot."""
+    slot_B = np.full(B, idle_slot, np.int32)
+    position_B = np.zeros(B, np.int32)
+    page_BP = np.zeros((B, manager.table_length), np.int32)
+    in_prefix_B = np.zeros(B, bool)
+    page_size = manager.cache.page_size
+    for b, sequence in enumerate(sequences):
+        slot_B[b] = sequence.slot
+        position_B[b] = sequence.position
+        page_BP[b] = sequence.page_table
+        in_prefix_B[b] = common.starts(sequence.group.path, sequence.position, page_size)
+    return DecodeBatch(slot_B, position_B, page_BP, in_prefix_B)
 
 
-def pieces(parts: Sequence[tuple[Run, int, int]], begin: Begin, memory: Memory, B: int, Q: int) -> Pieces:
-    """Tokens of runs, each from one place up to another."""
-    token_BQ, position_BQ = np.zeros((B, Q), np.int32), np.full((B, Q), -1, np.int32)
-    page_BP, member_B = np.zeros((B, memory.width), np.int32), np.zeros(B, bool)
-    for b, (run, start, stop) in enumerate(parts):
-        token_BQ[b, : stop - start] = run.tokens[start:stop]
-        position_BQ[b, : stop - start] = range(start, stop)
-        page_BP[b] = memory.table(run)
-        member_B[b] = begin.begins(run.path, start, memory.pages.size)
-    return Pieces(token_BQ, position_BQ, page_BP, member_B)
+def prefill_batch(
+    chunks: Sequence[Chunk], common: CommonPath, manager: CacheManager, C: int, Q: int
+) -> PrefillBatch:
+    """Prefill chunks of at most Q tokens, filled up to C with chunks of none."""
+    token_CQ = np.zeros((C, Q), np.int32)
+    position_CQ = np.full((C, Q), -1, np.int32)
+    page_CP = np.zeros((C, manager.table_length), np.int32)
+    in_prefix_C = np.zeros(C, bool)
+    page_size = manager.cache.page_size
+    for c, chunk in enumerate(chunks):
+        count = chunk.stop - chunk.start
+        token_CQ[c, :count] = chunk.group.prompt[chunk.start : chunk.stop]
+        position_CQ[c, :count] = range(chunk.start, chunk.stop)
+        page_CP[c] = manager.page_table(chunk.group)
+        in_prefix_C[c] = common.starts(chunk.group.path, chunk.start, page_size)
+    return PrefillBatch(token_CQ, position_CQ, page_CP, in_prefix_C)

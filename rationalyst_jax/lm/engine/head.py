@@ -1,16 +1,17 @@
-"""What is asked of hidden states: log-probabilities of given tokens, sampled tokens, the likeliest ones.
+"""The output head: log-probabilities of given tokens, sampled tokens, the likeliest ones, of hidden states.
 
-A entries, C of them at once, each at a hidden state. V words in B blocks of S (`lm/engine/sampling.py`); a
-CPU goes through the vocabulary in parts, so that a core's cache holds the logits until all that has to read
-them has done so.
+A entries are asked, R of them at once, each of one hidden state. A CPU goes through the vocabulary in U parts
+of J words, so that a core's cache holds the logits until all that has to read them has done so. A part has Y
+blocks of W words, so that there are X = U * Y blocks in all (`lm/engine/sampling.py`). E token masks.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
@@ -20,28 +21,30 @@ from rationalyst_jax.lm.engine.sampling import Logits, block_size, in_blocks, to
 
 ENTRIES_AT_ONCE = 64
 WORDS_ON_CPU = 8192
-ENDING, SUPPRESSED = 1, 2  # what a kind of entry says of a word, as bits
+# What a token mask says of a word, as bits: it ends a sequence; it must not be sampled.
+ENDING = 1
+SUPPRESSED = 2
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Entries:
+class HeadInputs:
     """What is asked of the places of a step; entries from `count` on are fillers.
 
-    place: in the row. target: a token id, or -1 to sample one. slot: which sequence gets it; fresh: as its
-    first. kind: row of the table of words that end a sequence or must not be sampled. left: how many tokens
-    may still be sampled, this one included. The noise is decided by seed, candidate and position.
-    likeliest (bool): somebody asks for the likeliest tokens.
+    wants_likeliest (bool): some entry asks for the likeliest tokens. place: in the step's row of tokens.
+    target: a token id, or -1 to sample one. slot: which sequence gets it; fresh: as its first. mask: a row of
+    the token masks. remaining: how many tokens may still be sampled, this one included. The noise is decided
+    by seed, candidate and position.
     """
 
     count: Any
-    likeliest: Any
+    wants_likeliest: Any
     place_A: Any
     target_A: Any
     slot_A: Any
     fresh_A: Any
-    kind_A: Any
-    left_A: Any
+    mask_A: Any
+    remaining_A: Any
     seed_A: Any
     candidate_A: Any
     position_A: Any
@@ -49,10 +52,30 @@ class Entries:
     top_p_A: Any
     top_k_A: Any
 
+    @classmethod
+    def fillers(cls, A: int) -> "HeadInputs":
+        """As many fillers, on the host."""
+        return cls(
+            count=np.int32(0),
+            wants_likeliest=np.bool_(False),
+            place_A=np.zeros(A, np.int32),
+            target_A=np.zeros(A, np.int32),
+            slot_A=np.zeros(A, np.int32),
+            fresh_A=np.zeros(A, bool),
+            mask_A=np.zeros(A, np.int32),
+            remaining_A=np.zeros(A, np.int32),
+            seed_A=np.zeros(A, np.uint32),
+            candidate_A=np.zeros(A, np.int32),
+            position_A=np.zeros(A, np.int32),
+            temperature_A=np.zeros(A, np.float32),
+            top_p_A=np.ones(A, np.float32),
+            top_k_A=np.zeros(A, np.int32),
+        )
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Answers:
+class HeadOutputs:
     """Of every entry: its token (int32), the token's log-probability (float32, nats), and the Z likeliest
     tokens with theirs, best first, where the entries ask for them (else zeros).
 
@@ -65,95 +88,108 @@ class Answers:
     likeliest_logprob_AZ: Any
 
     @classmethod
-    def none(cls, *shape: int, Z: int) -> "Answers":
-        entries = jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.float32)
-        return cls(*entries, jnp.zeros((*shape, Z), jnp.int32), jnp.zeros((*shape, Z), jnp.float32))
-
-
-def answer(
-    hidden_MD: Array, head_VD: Array, kinds_EV: Array, entries: Entries, Z: int, mesh: Mesh | None = None
-) -> Answers:
-    """What the entries ask for, some entries at a time. The head may be divided over a mesh."""
-    parts = _parts(head_VD.shape[0]) if mesh is None and platform_of(mesh) == "cpu" else 1
-    A = entries.place_A.shape[0]
-    C = min(A, ENTRIES_AT_ONCE)
-    fields = {name: x for name, x in vars(entries).items() if name.endswith("_A")}
-    fields = {name: jnp.pad(x, (0, -A % C), mode="edge") for name, x in fields.items()}
-
-    def some(number: Array, answers: Answers) -> Answers:
-        e = {name[:-2]: jax.lax.dynamic_slice_in_dim(x, number * C, C) for name, x in fields.items()}
-        new = _answers(hidden_MD[e["place"]], head_VD, kinds_EV, e, entries.likeliest, Z, parts)
-        put = partial(jax.lax.dynamic_update_slice_in_dim, start_index=number * C, axis=0)
-        return jax.tree.map(put, answers, new)
-
-    start = Answers.none(fields["place_A"].shape[0], Z=Z)
-    answers = jax.lax.fori_loop(0, -(-entries.count // C), some, start)
-    return jax.tree.map(lambda x: x[:A], answers)
-
-
-def _answers(
-    hidden_CD: Array, head_VD: Array, kinds_EV: Array, e: dict[str, Array], wanted: Array, Z: int, T: int
-) -> Answers:
-    """Of C entries; `e` has their fields, `wanted` says whether the Z likeliest are."""
-    asked_C = (e["target"] < 0) & (e["temperature"] > 0)
-    temperature_C = jnp.where(asked_C, e["temperature"], 1)
-    logits = _logits(hidden_CD, head_VD, kinds_EV, e["kind"], temperature_C, T)
-    best_C = logits.argmax()
-
-    def drawn() -> Array:
-        key_C = token_keys(e["seed"], e["candidate"], e["position"])
-        return logits.draw(key_C, temperature_C, e["top_k"], e["top_p"])
-
-    token_C = jnp.where(asked_C, jax.lax.cond(asked_C.any(), drawn, lambda: best_C), best_C)
-    token_C = jnp.where(e["target"] >= 0, e["target"], token_C)
-    normalizer_C = jax.nn.logsumexp(logits.mass_RX, axis=1)
-    none = Answers.none(len(asked_C), Z=Z)
-    best_CZ, likeliest_CZ = none.likeliest_logprob_AZ, none.likeliest_AZ
-    if Z:
-        nothing = best_CZ, likeliest_CZ
-        best_CZ, likeliest_CZ = jax.lax.cond(
-            wanted, lambda: tuple(jax.lax.top_k(logits.whole(), Z)), lambda: nothing
+    def zeros(cls, *shape: int, Z: int) -> "HeadOutputs":
+        return cls(
+            token_A=jnp.zeros(shape, jnp.int32),
+            logprob_A=jnp.zeros(shape, jnp.float32),
+            likeliest_AZ=jnp.zeros((*shape, Z), jnp.int32),
+            likeliest_logprob_AZ=jnp.zeros((*shape, Z), jnp.float32),
         )
-    chosen_C = logits.of(token_C) - normalizer_C
-    return Answers(token_C, chosen_C, likeliest_CZ, best_CZ - normalizer_C[:, None])
+
+
+def apply_head(
+    hidden_MD: Array, head_VD: Array, mask_EV: Array, inputs: HeadInputs, Z: int, mesh: Mesh | None = None
+) -> HeadOutputs:
+    """What the entries ask for, R entries at a time. The head may be divided over a mesh."""
+    U = _parts(head_VD.shape[0]) if mesh is None and platform_of(mesh) == "cpu" else 1
+    A = inputs.place_A.shape[0]
+    R = min(A, ENTRIES_AT_ONCE)
+    padded = {
+        name: jnp.pad(x, (0, -A % R), mode="edge") for name, x in vars(inputs).items() if name.endswith("_A")
+    }
+
+    def some(number: Array, outputs: HeadOutputs) -> HeadOutputs:
+        asked = {name: jax.lax.dynamic_slice_in_dim(x, number * R, R) for name, x in padded.items()}
+        asked = replace(inputs, **asked)
+        new = _some_entries(hidden_MD[asked.place_A], head_VD, mask_EV, asked, Z, U)
+        put = partial(jax.lax.dynamic_update_slice_in_dim, start_index=number * R, axis=0)
+        return jax.tree.map(put, outputs, new)
+
+    start = HeadOutputs.zeros(padded["place_A"].shape[0], Z=Z)
+    outputs = jax.lax.fori_loop(0, -(-inputs.count // R), some, start)
+    return jax.tree.map(lambda x: x[:A], outputs)
+
+
+def _some_entries(
+    hidden_RD: Array, head_VD: Array, mask_EV: Array, asked: HeadInputs, Z: int, U: int
+) -> HeadOutputs:
+    """Of `asked`, which are A = R entries."""
+    # 1. Logits, with what is needed of each block of the vocabulary.
+    drawn_R = (asked.target_A < 0) & (asked.temperature_A > 0)
+    temperature_R = jnp.where(drawn_R, asked.temperature_A, 1)
+    logits = _logits(hidden_RD, head_VD, mask_EV, asked.mask_A, temperature_R, U)
+
+    # 2. Each entry's token: the one that is given, or drawn, or the likeliest.
+    best_R = logits.argmax()
+
+    def draw() -> Array:
+        key_R = token_keys(asked.seed_A, asked.candidate_A, asked.position_A)
+        return logits.draw(key_R, temperature_R, asked.top_k_A, asked.top_p_A)
+
+    token_R = jnp.where(drawn_R, jax.lax.cond(drawn_R.any(), draw, lambda: best_R), best_R)
+    token_R = jnp.where(asked.target_A >= 0, asked.target_A, token_R)
+
+    # 3. Log-probabilities: its own, and those of the likeliest tokens, where somebody asks for them.
+    normalizer_R = jax.nn.logsumexp(logits.mass_RX, axis=1)
+    logprob_R = logits.of(token_R) - normalizer_R
+    nothing = HeadOutputs.zeros(len(token_R), Z=Z)
+    best_logit_RZ = nothing.likeliest_logprob_AZ
+    likeliest_RZ = nothing.likeliest_AZ
+    if Z:
+        best_logit_RZ, likeliest_RZ = jax.lax.cond(
+            asked.wants_likeliest,
+            lambda: tuple(jax.lax.top_k(logits.whole(), Z)),
+            lambda: (nothing.likeliest_logprob_AZ, nothing.likeliest_AZ),
+        )
+    return HeadOutputs(token_R, logprob_R, likeliest_RZ, best_logit_RZ - normalizer_R[:, None])
 
 
 def _logits(
-    hidden_CD: Array, head_VD: Array, kinds_EV: Array, kind_C: Array, temperature_C: Array, T: int
+    hidden_RD: Array, head_VD: Array, mask_EV: Array, mask_R: Array, temperature_R: Array, U: int
 ) -> Logits:
-    """Of C hidden states, in T parts, -inf for suppressed words."""
+    """Of R hidden states, in U parts, -inf for suppressed words."""
     V, D = head_VD.shape
-    S = block_size(V)
-    plain = (temperature_C == 1).all()
+    W = block_size(V)
+    nothing_tempered = (temperature_R == 1).all()
 
     def part(words: tuple[Array, Array]) -> tuple[Array, Array, Array, Array]:
-        head_WD, kinds_EW = words
-        precision = precision_of(hidden_CD, head_WD)
-        logits_CW = jnp.einsum(
-            "CD,WD->CW", hidden_CD, head_WD, precision=precision, preferred_element_type=jnp.float32
+        head_JD, mask_EJ = words
+        precision = precision_of(hidden_RD, head_JD)
+        logits_RJ = jnp.einsum(
+            "RD,JD->RJ", hidden_RD, head_JD, precision=precision, preferred_element_type=jnp.float32
         )
-        logits_CW = jnp.where((kinds_EW[kind_C] & SUPPRESSED) > 0, -jnp.inf, logits_CW)
-        logits_CBS = in_blocks(logits_CW, S)
-        mass_CB = jax.nn.logsumexp(logits_CBS, axis=2)
-        heated_CB = jax.lax.cond(
-            plain,
-            lambda: mass_CB,
-            lambda: jax.nn.logsumexp(logits_CBS / temperature_C[:, None, None], axis=2),
+        logits_RJ = jnp.where((mask_EJ[mask_R] & SUPPRESSED) > 0, -jnp.inf, logits_RJ)
+        logits_RYW = in_blocks(logits_RJ, W)
+        mass_RY = jax.nn.logsumexp(logits_RYW, axis=2)
+        tempered_RY = jax.lax.cond(
+            nothing_tempered,
+            lambda: mass_RY,
+            lambda: jax.nn.logsumexp(logits_RYW / temperature_R[:, None, None], axis=2),
         )
-        return logits_CBS, logits_CBS.max(axis=2), mass_CB, heated_CB
+        return logits_RYW, logits_RYW.max(axis=2), mass_RY, tempered_RY
 
-    if T == 1:
-        parts = jax.tree.map(lambda x: x[None], part((head_VD, kinds_EV)))
+    if U == 1:
+        parts = jax.tree.map(lambda x: x[None], part((head_VD, mask_EV)))
     else:
-        kinds_TEW = kinds_EV.reshape(len(kinds_EV), T, V // T).swapaxes(0, 1)
-        parts = jax.lax.map(part, (head_VD.reshape(T, V // T, D), kinds_TEW))
-    parts_TCBS, *blocks = parts
-    return Logits(parts_TCBS, *(x_TCB.swapaxes(0, 1).reshape(len(hidden_CD), -1) for x_TCB in blocks))
+        mask_UEJ = mask_EV.reshape(len(mask_EV), U, V // U).swapaxes(0, 1)
+        parts = jax.lax.map(part, (head_VD.reshape(U, V // U, D), mask_UEJ))
+    parts_URYW, *blocks = parts
+    return Logits(parts_URYW, *(x_URY.swapaxes(0, 1).reshape(len(hidden_RD), -1) for x_URY in blocks))
 
 
 def _parts(V: int) -> int:
     """Into how many equal parts, of whole blocks, a vocabulary is divided."""
-    S = block_size(V)
-    if V % S:
+    W = block_size(V)
+    if V % W:
         return 1
-    return next(T for T in range(1, V // S + 1) if V % (S * T) == 0 and V <= WORDS_ON_CPU * T)
+    return next(U for U in range(1, V // W + 1) if V % (W * U) == 0 and V <= WORDS_ON_CPU * U)

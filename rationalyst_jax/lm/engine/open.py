@@ -33,7 +33,11 @@ def open_engines(
     for checkpoint in checkpoints:
         if checkpoint.path not in models:
             models[checkpoint.path] = checkpoint.load_for_inference(mesh, int8=config.int8)
-    sizes: dict[str, Any] = {"rows": config.rows, "pages": config.pages, "alternatives": alternatives}
+    sizes: dict[str, Any] = {
+        "max_sequences": config.max_sequences,
+        "pages": config.pages,
+        "alternatives": alternatives,
+    }
     engines: list[Engine] = []
     for checkpoint in checkpoints:
         memory = 0.9 / (len(checkpoints) - 0.9 * len(engines))  # of what the engines before have left

@@ -93,9 +93,12 @@ Request = GenerateRequest | ScoreRequest
 
 
 @dataclass
-class Usage:
+class TokenUsage:
     """Tokens: sampled, computed as context, found in the cache instead, and scored; and `attended`: keys that
-    those which were computed saw, summed over their queries."""
+    those which were computed saw, summed over their queries.
+
+    What a preempted sequence had to compute again counts as prefilled.
+    """
 
     generated: int = 0
     prefilled: int = 0
@@ -110,12 +113,14 @@ class Handle:
     cancelled with neither.
 
     result: the generations of a GenerateRequest, one for each candidate, or the log-probabilities (nats,
-    float32) of a ScoreRequest's continuation. error: why there is none.
+    float32) of a ScoreRequest's continuation. error: why there is none. stream: somebody follows what is
+    written, so it comes token by token.
     """
 
     request: Any
     done: bool = False
     result: Any = None
     error: Exception | None = None
-    usage: Usage = field(default_factory=Usage)
+    stream: bool = False
+    usage: TokenUsage = field(default_factory=TokenUsage)
     likeliest: list[Likeliest] = field(default_factory=list)

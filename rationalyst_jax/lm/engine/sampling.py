@@ -1,6 +1,7 @@
 """Choosing the next token: noise that only the request decides, temperature, top-k and top-p.
 
-R rows (one per sequence being generated), V vocabulary.
+R rows, one for each token that is sampled. V words of the vocabulary in U parts, which a CPU computes one
+after the other; a part has Y blocks of W words; X = U * Y blocks in all.
 """
 
 import math
@@ -48,48 +49,48 @@ def block_size(V: int) -> int:
     A divisor of V where one is near, since filling up the last block copies all logits; else a power of two.
     """
     root = math.sqrt(V)
-    near = [S for S in range(math.ceil(root / 2), math.floor(2 * root) + 1) if V % S == 0]
-    return min(near, key=lambda S: max(S, V // S), default=2 ** math.ceil(math.log2(V) / 2))
+    near = [W for W in range(math.ceil(root / 2), math.floor(2 * root) + 1) if V % W == 0]
+    return min(near, key=lambda W: max(W, V // W), default=2 ** math.ceil(math.log2(V) / 2))
 
 
-def in_blocks(logits_RV: Array, S: int) -> Array:
-    """`[R, B, S]`, the last block filled up with -inf."""
-    R, V = logits_RV.shape
-    return jnp.pad(logits_RV, ((0, 0), (0, -V % S)), constant_values=-jnp.inf).reshape(R, -1, S)
+def in_blocks(logits_RJ: Array, W: int) -> Array:
+    """Logits of J words as `[R, Y, W]`, the last block filled up with -inf."""
+    R, J = logits_RJ.shape
+    return jnp.pad(logits_RJ, ((0, 0), (0, -J % W)), constant_values=-jnp.inf).reshape(R, -1, W)
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Logits:
-    """Logits of R rows (float32): T parts of the vocabulary one after the other, each in B blocks of S words.
+    """Logits of R rows (float32), in U parts of the vocabulary, each in Y blocks of W words.
 
-    best, mass, heated `[R, T * B]`: the largest of a block, their logsumexp, and that at the temperatures.
+    best, mass, tempered: of each block the largest, the logsumexp, and that at the rows' temperatures.
     """
 
-    parts_TRBS: Array
+    parts_URYW: Array
     best_RX: Array
     mass_RX: Array
-    heated_RX: Array
+    tempered_RX: Array
 
     def block(self, block_R: Array) -> Array:
-        """A block of each row, `[R, S]`."""
-        _, R, B, _ = self.parts_TRBS.shape
-        return self.parts_TRBS[block_R // B, jnp.arange(R), block_R % B]
+        """A block of each row, `[R, W]`."""
+        _, R, Y, _ = self.parts_URYW.shape
+        return self.parts_URYW[block_R // Y, jnp.arange(R), block_R % Y]
 
     def whole(self) -> Array:
         """`[R, V]`, with what fills up the last block."""
-        return self.parts_TRBS.swapaxes(0, 1).reshape(self.parts_TRBS.shape[1], -1)
+        return self.parts_URYW.swapaxes(0, 1).reshape(self.parts_URYW.shape[1], -1)
 
     def of(self, token_R: Array) -> Array:
         """The logit of one token of each row, `[R]`."""
-        S = self.parts_TRBS.shape[3]
-        return jnp.take_along_axis(self.block(token_R // S), token_R[:, None] % S, axis=1)[:, 0]
+        W = self.parts_URYW.shape[3]
+        return jnp.take_along_axis(self.block(token_R // W), token_R[:, None] % W, axis=1)[:, 0]
 
     def argmax(self) -> Array:
         """The likeliest token of each row, int32 `[R]`."""
         block_R = jnp.argmax(self.best_RX, axis=1)
         word_R = jnp.argmax(self.block(block_R), axis=1)
-        return (block_R * self.parts_TRBS.shape[3] + word_R).astype(jnp.int32)
+        return (block_R * self.parts_URYW.shape[3] + word_R).astype(jnp.int32)
 
     def draw(self, key_R: Array, temperature_R: Array, top_k_R: Array, top_p_R: Array) -> Array:
         """A token of each row, int32 `[R]`, from softmax(logits / temperature) by the Gumbel-max trick.
@@ -101,7 +102,7 @@ class Logits:
 
         Top-k and top-p are applied after the temperature, where a row asks for them.
         """
-        _, R, _, S = self.parts_TRBS.shape
+        _, R, _, W = self.parts_URYW.shape
         keys_R2 = jax.vmap(jax.random.split)(key_R)
 
         def likeliest_with_noise(logits_RX: Array, key_R: Array) -> Array:
@@ -110,16 +111,16 @@ class Logits:
 
         def drawn(mass_RX: Array, words: Callable[[Array], Array]) -> Array:
             block_R = likeliest_with_noise(mass_RX, keys_R2[:, 0])
-            return block_R * S + likeliest_with_noise(words(block_R), keys_R2[:, 1])
+            return block_R * W + likeliest_with_noise(words(block_R), keys_R2[:, 1])
 
         def of_all() -> Array:
-            return drawn(self.heated_RX, lambda block_R: self.block(block_R) / temperature_R[:, None])
+            return drawn(self.tempered_RX, lambda block_R: self.block(block_R) / temperature_R[:, None])
 
         def of_likeliest() -> Array:
             kept_RV = likeliest(self.whole() / temperature_R[:, None], top_k_R, top_p_R)
-            kept_RXS = kept_RV.reshape(R, -1, S)
-            mass_RX = jax.nn.logsumexp(kept_RXS, axis=2)
-            return drawn(mass_RX, lambda block_R: kept_RXS[jnp.arange(R), block_R])
+            kept_RXW = kept_RV.reshape(R, -1, W)
+            mass_RX = jax.nn.logsumexp(kept_RXW, axis=2)
+            return drawn(mass_RX, lambda block_R: kept_RXW[jnp.arange(R), block_R])
 
         restricted = (top_k_R > 0).any() | (top_p_R < 1).any()
         return jax.lax.cond(restricted, of_likeliest, of_all).astype(jnp.int32)

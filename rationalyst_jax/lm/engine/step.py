@@ -1,12 +1,14 @@
 """The device side of the engine: a step computes tokens of many sequences and asks for some next ones.
 
-A step takes D sequences that go on by one token each (which the device knows better than the host), and B
-pieces of Q tokens of others (which the host brings). All tokens stand in one row of M = D + B * Q places, so
-that weights are read once; keys and values go to their pages before attention reads them, so pieces of one
-sequence, or of sequences that begin alike, may stand in one step. A asked entries each read the hidden state
-of a place: a target gives its log-probability, none a sampled token, which becomes the next one of a slot.
+A step takes B sequences that decode one token each (which the device knows better than the host), and C
+prefill chunks of Q tokens (which the host brings). All tokens stand in one row of M = B + C * Q places, so
+that weights are read once; keys and values go to their pages before attention reads them, so chunks of one
+prompt, or of prompts that begin alike, may stand in one step. A entries (`head.py`) each read the hidden
+state of a place: a target gives its log-probability, none a sampled token, which becomes the next one of a
+slot.
 
-S slots (and one that belongs to nobody), P pages of a sequence, L layers, E kinds.
+S slots (and the idle one, the last), P pages of a page table, E token masks; the other letters as in
+docs/architecture.md.
 """
 
 from dataclasses import dataclass, replace
@@ -20,9 +22,9 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rationalyst_jax.lm.devices.mesh import TENSOR
-from rationalyst_jax.lm.engine.attention import Rows, Trunk, paged_attention
-from rationalyst_jax.lm.engine.head import ENDING, Answers, Entries, answer
-from rationalyst_jax.lm.engine.pages import NOWHERE
+from rationalyst_jax.lm.engine.attention import Queries, SharedPrefix, paged_attention
+from rationalyst_jax.lm.engine.head import ENDING, HeadInputs, HeadOutputs, apply_head
+from rationalyst_jax.lm.engine.prefix_cache import NULL_PAGE
 from rationalyst_jax.lm.model.config import LlamaConfig
 from rationalyst_jax.lm.model.llama import Llama
 
@@ -43,41 +45,41 @@ class State:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Singles:
-    """D sequences: their slots, positions of the tokens there, their pages; a filler has the last slot.
+class DecodeBatch:
+    """B sequences: their slots, positions of the tokens there, page tables; a filler has the idle slot.
 
-    member (bool): their pages begin with the trunk's, and the tokens stand after it.
+    in_prefix (bool): the sequence begins with the step's shared prefix, and its token stands after it.
     """
 
-    slot_D: Any
-    position_D: Any
-    page_DP: Any
-    member_D: Any
+    slot_B: Any
+    position_B: Any
+    page_BP: Any
+    in_prefix_B: Any
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Pieces:
-    """B pieces of at most Q tokens: tokens, positions (-1 for a filler), pages, and members as above."""
+class PrefillBatch:
+    """C prefill chunks of at most Q tokens: tokens, positions (-1 for a filler), page tables, and `in_prefix`
+    as above."""
 
-    token_BQ: Any
-    position_BQ: Any
-    page_BP: Any
-    member_B: Any
+    token_CQ: Any
+    position_CQ: Any
+    page_CP: Any
+    in_prefix_C: Any
 
 
 def new_state(
     config: LlamaConfig, dtype: Any, *, pages: int, page_size: int, slots: int, mesh: Mesh | None = None
 ) -> State:
-    """Empty pages, with page NOWHERE beside the others, and idle slots. Heads are divided over a mesh."""
+    """Empty pages, with the NULL_PAGE beside the others, and idle slots. Heads are divided over a mesh."""
     shape = config.num_layers * (pages + 1), page_size, 2 * config.num_kv_heads, config.head_dim
-    where, alike = (
-        (None, None) if mesh is None else (cache_sharding(mesh), NamedSharding(mesh, PartitionSpec()))
-    )
+    heads = None if mesh is None else cache_sharding(mesh)
+    replicated = None if mesh is None else NamedSharding(mesh, PartitionSpec())
     return State(
-        jnp.zeros(shape, dtype, device=where),
-        jnp.zeros(slots + 1, jnp.int32, device=alike),
-        jnp.zeros(slots + 1, bool, device=alike),
+        cache=jnp.zeros(shape, dtype, device=heads),
+        token_S=jnp.zeros(slots + 1, jnp.int32, device=replicated),
+        running_S=jnp.zeros(slots + 1, bool, device=replicated),
     )
 
 
@@ -87,11 +89,11 @@ def cache_sharding(mesh: Mesh) -> NamedSharding:
 
 
 @partial(jax.jit, donate_argnames="state")
-def copy_pages(state: State, source_N: Array, target_N: Array, layers: Array) -> State:
-    """Pages of all layers (int32 `[L]`, first page of each) copied; NOWHERE may stand on both sides."""
-    source_LN, target_LN = layers[:, None] + source_N, layers[:, None] + target_N
-    cache = state.cache.at[target_LN].set(state.cache[source_LN])
-    return replace(state, cache=cache)
+def copy_pages(state: State, source_P: Array, target_P: Array, first_page_L: Array) -> State:
+    """Pages copied in all layers (int32, the first page of each); the NULL_PAGE may stand on both sides."""
+    source_LP = first_page_L[:, None] + source_P
+    target_LP = first_page_L[:, None] + target_P
+    return replace(state, cache=state.cache.at[target_LP].set(state.cache[source_LP]))
 
 
 @partial(jax.jit, static_argnames=("graph", "Z", "mesh"), donate_argnames="state")
@@ -99,19 +101,19 @@ def mixed_step(
     graph: Any,
     weights: nnx.State,
     state: State,
-    kinds_EV: Array,
-    trunk: Trunk,
-    singles: Singles,
-    pieces: Pieces,
-    entries: Entries,
+    mask_EV: Array,
+    shared_prefix: SharedPrefix,
+    decode: DecodeBatch,
+    prefill: PrefillBatch,
+    inputs: HeadInputs,
     *,
     Z: int,
     mesh: Mesh | None = None,
-) -> tuple[State, Answers]:
+) -> tuple[State, HeadOutputs]:
     """One step. An entry of a slot that does not run any more changes nothing."""
     model: Llama = nnx.merge(graph, weights)
-    hidden_MD, state = _forward(model, state, trunk, singles, pieces, mesh)
-    return _answer(model, state, kinds_EV, hidden_MD, entries, Z, mesh)
+    hidden_MD, state = _forward(model, state, shared_prefix, decode, prefill, mesh)
+    return _next_tokens(model, state, mask_EV, hidden_MD, inputs, Z, mesh)
 
 
 @partial(jax.jit, static_argnames=("graph", "most", "Z", "mesh"), donate_argnames="state")
@@ -119,67 +121,77 @@ def decode_steps(
     graph: Any,
     weights: nnx.State,
     state: State,
-    kinds_EV: Array,
-    trunk: Trunk,
-    singles: Singles,
-    entries: Entries,
+    mask_EV: Array,
+    shared_prefix: SharedPrefix,
+    decode: DecodeBatch,
+    inputs: HeadInputs,
     steps: Array,
     *,
     most: int,
     Z: int,
     mesh: Mesh | None = None,
-) -> tuple[State, Answers]:
-    """Up to `steps` (at most `most`) tokens for D sequences, fewer where none runs any more; `[most, D]`, of
-    Z likeliest tokens `[most, D, Z]`.
+) -> tuple[State, HeadOutputs]:
+    """Up to `steps` (at most `most`) tokens for B sequences, fewer where none runs any more; `[most, B]`, of
+    Z likeliest tokens `[most, B, Z]`.
 
-    Entry d asks at place d; pages for all steps are there.
+    Entry b asks at place b; pages for all steps are there.
     """
     model: Llama = nnx.merge(graph, weights)
-    D = singles.slot_D.shape[0]
+    B = decode.slot_B.shape[0]
 
-    def unfinished(carry: tuple[Array, State, Answers]) -> Array:
+    def unfinished(carry: tuple[Array, State, HeadOutputs]) -> Array:
         step, state, _ = carry
-        return (step < steps) & state.running_S[singles.slot_D].any()
+        return (step < steps) & state.running_S[decode.slot_B].any()
 
-    def advance(carry: tuple[Array, State, Answers]) -> tuple[Array, State, Answers]:
-        step, state, answers = carry
-        now = replace(singles, position_D=singles.position_D + step)
-        hidden_DM, state = _forward(model, state, trunk, now, None, mesh)
-        asked = replace(entries, left_A=entries.left_A - step, position_A=entries.position_A + step)
-        state, new = _answer(model, state, kinds_EV, hidden_DM, asked, Z, mesh)
-        return step + 1, state, jax.tree.map(lambda all, x: all.at[step].set(x), answers, new)
+    def advance(carry: tuple[Array, State, HeadOutputs]) -> tuple[Array, State, HeadOutputs]:
+        step, state, outputs = carry
+        now = replace(decode, position_B=decode.position_B + step)
+        hidden_BD, state = _forward(model, state, shared_prefix, now, None, mesh)
+        asked = replace(inputs, remaining_A=inputs.remaining_A - step, position_A=inputs.position_A + step)
+        state, new = _next_tokens(model, state, mask_EV, hidden_BD, asked, Z, mesh)
+        return step + 1, state, jax.tree.map(lambda all, x: all.at[step].set(x), outputs, new)
 
-    start = jnp.int32(0), state, Answers.none(most, D, Z=Z)
-    _, state, answers = jax.lax.while_loop(unfinished, advance, start)
-    return state, answers
+    start = jnp.int32(0), state, HeadOutputs.zeros(most, B, Z=Z)
+    _, state, outputs = jax.lax.while_loop(unfinished, advance, start)
+    return state, outputs
 
 
 def _forward(
-    model: Llama, state: State, trunk: Trunk, singles: Singles, pieces: Pieces | None, mesh: Mesh | None
+    model: Llama,
+    state: State,
+    shared_prefix: SharedPrefix,
+    decode: DecodeBatch,
+    prefill: PrefillBatch | None,
+    mesh: Mesh | None,
 ) -> tuple[Array, State]:
     """Hidden states of all places, `[M, D]`, and the state with their keys and values in the cache."""
-    running_D = state.running_S[singles.slot_D]
-    token_M = jnp.where(running_D, state.token_S[singles.slot_D], 0)
-    position_D = jnp.where(running_D, singles.position_D, -1)
-    rows = [Rows(position_D[:, None], singles.page_DP, singles.member_D)]
-    if pieces is not None:
-        token_M = jnp.concatenate([token_M, pieces.token_BQ.reshape(-1)])
-        rows.append(Rows(pieces.position_BQ, pieces.page_BP, pieces.member_B))
-    pages, page_size = state.cache.shape[0] // model.config.num_layers, state.cache.shape[1]
-    position_M = jnp.concatenate([some.position_RQ.reshape(-1) for some in rows])
-    page_M = jnp.concatenate([some.pages_of_queries(page_size).reshape(-1) for some in rows])
-    page_M, place_M = jnp.where(position_M >= 0, page_M, NOWHERE), jnp.maximum(position_M, 0) % page_size
+    # 1. The step's tokens in one row: the newest token of each decoding slot, then the prefill chunks.
+    running_B = state.running_S[decode.slot_B]
+    token_M = jnp.where(running_B, state.token_S[decode.slot_B], 0)
+    position_B = jnp.where(running_B, decode.position_B, -1)
+    queries = [Queries(position_B[:, None], decode.page_BP, decode.in_prefix_B)]
+    if prefill is not None:
+        token_M = jnp.concatenate([token_M, prefill.token_CQ.reshape(-1)])
+        queries.append(Queries(prefill.position_CQ, prefill.page_CP, prefill.in_prefix_C))
 
+    # 2. Where the keys and values of each go: a page, and a place in it. Fillers write to the NULL_PAGE.
+    pages, page_size = state.cache.shape[0] // model.config.num_layers, state.cache.shape[1]
+    position_M = jnp.concatenate([some.position_RQ.reshape(-1) for some in queries])
+    page_M = jnp.concatenate([some.own_page(page_size).reshape(-1) for some in queries])
+    page_M = jnp.where(position_M >= 0, page_M, NULL_PAGE)
+    place_M = jnp.maximum(position_M, 0) % page_size
+
+    # 3. Each layer writes them, then attends over the pages of every sequence.
     def attend(
         q_1MNH: Array, k_1MKH: Array, v_1MKH: Array, layer: Array, cache: Array
     ) -> tuple[Array, Array]:
-        first = layer * pages
+        first_page = layer * pages
         _, M, K, H = k_1MKH.shape
         kv_MKH = jnp.stack([k_1MKH[0], v_1MKH[0]], axis=2).reshape(M, 2 * K, H)
-        cache = cache.at[first + page_M, place_M].set(kv_MKH.astype(cache.dtype))
-        here = replace(trunk, page_P=first + trunk.page_P)
-        rows_here = [replace(some, page_RP=first + some.page_RP) for some in rows]
-        return paged_attention(q_1MNH[0], cache, here, rows_here, mesh)[None], cache
+        cache = cache.at[first_page + page_M, place_M].set(kv_MKH.astype(cache.dtype))
+        prefix_here = replace(shared_prefix, page_P=first_page + shared_prefix.page_P)
+        queries_here = [replace(some, page_RP=first_page + some.page_RP) for some in queries]
+        return paged_attention(q_1MNH[0], cache, prefix_here, queries_here, mesh)[None], cache
 
     position_1M = jnp.maximum(position_M, 0)[None]
     hidden_1MD, cache = model(token_M[None], position_1M, attend, state.cache, mesh=mesh)
@@ -188,17 +200,28 @@ def _forward(
     return hidden_1MD[0], replace(state, cache=cache)
 
 
-def _answer(
-    model: Llama, state: State, kinds_EV: Array, hidden_MD: Array, entries: Entries, Z: int, mesh: Mesh | None
-) -> tuple[State, Answers]:
+def _next_tokens(
+    model: Llama,
+    state: State,
+    mask_EV: Array,
+    hidden_MD: Array,
+    inputs: HeadInputs,
+    Z: int,
+    mesh: Mesh | None,
+) -> tuple[State, HeadOutputs]:
     """What the entries ask for, and the slots with their new tokens."""
-    answers = answer(hidden_MD, model.output_VD(), kinds_EV, entries, Z, mesh)
-    token_A = answers.token_A
-    real_A = (jnp.arange(len(token_A)) < entries.count) & (entries.target_A < 0)
-    going_A = real_A & (entries.fresh_A | state.running_S[entries.slot_A])
-    ends_A = (kinds_EV[entries.kind_A, token_A] & ENDING) > 0
-    nobody = state.token_S.shape[0] - 1
-    slot_A = jnp.where(going_A, entries.slot_A, nobody)
+    # 4. The output head, at the places that are asked for.
+    outputs = apply_head(hidden_MD, model.output_VD(), mask_EV, inputs, Z, mesh)
+
+    # 5. Sampled tokens go to their slots, unless these have ended; all others to the idle slot.
+    token_A = outputs.token_A
+    sampled_A = (jnp.arange(len(token_A)) < inputs.count) & (inputs.target_A < 0)
+    running_A = sampled_A & (inputs.fresh_A | state.running_S[inputs.slot_A])
+    idle_slot = state.token_S.shape[0] - 1
+    slot_A = jnp.where(running_A, inputs.slot_A, idle_slot)
     token_S = state.token_S.at[slot_A].set(token_A)
-    running_S = state.running_S.at[slot_A].set(~ends_A & (entries.left_A > 1)).at[nobody].set(False)
-    return State(state.cache, token_S, running_S), answers
+
+    # 6. A slot runs on until a token that ends its sequence, or the last that may be sampled.
+    ends_A = (mask_EV[inputs.mask_A, token_A] & ENDING) > 0
+    running_S = state.running_S.at[slot_A].set(~ends_A & (inputs.remaining_A > 1)).at[idle_slot].set(False)
+    return State(state.cache, token_S, running_S), outputs

@@ -14,12 +14,14 @@ from rationalyst_jax.lm.engine.head import ENDING, SUPPRESSED
 from rationalyst_jax.lm.engine.requests import GenerateRequest, Generation, Likeliest, Request
 
 
-class Text:
+class Detokenizer:
     """A tokenizer as the engine needs it, and the tokens `eos` that end every sequence."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, vocabulary: int, eos: frozenset[int]):
-        self.tokenizer, self.vocabulary, self.eos = tokenizer, vocabulary, eos
-        self._pieces: list[str] = []
+        self.tokenizer = tokenizer
+        self.vocabulary = vocabulary
+        self.eos = eos
+        self._words: list[str] = []
 
     def decode(self, tokens: Sequence[int]) -> str:
         text = self.tokenizer.decode(
@@ -27,21 +29,19 @@ class Text:
         )
         return cast(str, text)
 
-    def kind(self, stop: tuple[str, ...], stop_ids: tuple[int, ...], suppress: tuple[int, ...]) -> np.ndarray:
-        """Bits of every word, uint8 `[V]`: whether it ends a candidate by itself, whether it is suppressed.
+    def mask(self, stop: tuple[str, ...], stop_ids: tuple[int, ...], suppress: tuple[int, ...]) -> np.ndarray:
+        """The token mask, uint8 `[V]`: bits of every word, that it ends a candidate, that it is suppressed.
 
-        A stop string that spans tokens is for `finished` to find.
+        A stop string that spans tokens is for `stopped` to find.
         """
-        kind_V = np.zeros(self.vocabulary, np.uint8)
-        if stop and not self._pieces:
-            self._pieces = [self.decode([token]) for token in range(self.vocabulary)]
+        mask_V = np.zeros(self.vocabulary, np.uint8)
+        if stop and not self._words:
+            self._words = [self.decode([token]) for token in range(self.vocabulary)]
         if stop:
-            kind_V[[token for token, piece in enumerate(self._pieces) if cut(piece, stop) is not None]] = (
-                ENDING
-            )
-        kind_V[[*self.eos, *stop_ids]] |= ENDING
-        kind_V[list(suppress)] |= SUPPRESSED
-        return kind_V
+            mask_V[[token for token, word in enumerate(self._words) if cut(word, stop) is not None]] = ENDING
+        mask_V[[*self.eos, *stop_ids]] |= ENDING
+        mask_V[list(suppress)] |= SUPPRESSED
+        return mask_V
 
     def stopped(self, tokens: Sequence[int], request: GenerateRequest) -> bool:
         """Whether the text of these tokens holds a stop string."""
@@ -59,7 +59,8 @@ class Text:
         body = tokens[:-1] if ended else tokens
         text = self.decode(body)
         finish: Literal["stop", "end", "length"] = "end" if ended else "length"
-        count, found = len(tokens), ""
+        count = len(tokens)
+        found = ""
         if cut(text, request.stop) is not None:
             finish = "stop"
             count = bisect_left(
@@ -73,24 +74,26 @@ class Text:
         return Generation(tuple(tokens[:count]), logprobs_T, text, finish, found, tuple(likeliest[:count]))
 
 
-class Kinds:
-    """A table of words, on the host and on the device: what `Text.kind` says, for a few kinds of request.
+class TokenMasks:
+    """The token masks of the requests at work, a few at once, on the host and on the device.
 
-    A row is in use from `take` to `give_back`, and keeps its kind until its room is needed.
+    A row of the table is in use from `take` to `give_back`, and keeps its mask until its room is needed.
     """
 
-    def __init__(self, text: Text, rows: int = 8):
-        self.table_EV = np.zeros((rows, text.vocabulary), np.uint8)
-        self._text = text
-        self._users = [0] * rows
+    def __init__(self, detokenizer: Detokenizer, masks: int = 8):
+        self.mask_EV = np.zeros((masks, detokenizer.vocabulary), np.uint8)
+        self._detokenizer = detokenizer
+        self._users = [0] * masks
         self._row_of: OrderedDict[tuple, int] = OrderedDict()  # the one used last is last
         self._on_device: jax.Array | None = None
 
     def take(self, request: Request) -> int | None:
-        """The row of a request; None while all are in use for other kinds."""
-        stop, stop_ids = (), ()
+        """The row of a request; None while all are in use for other masks."""
+        stop = ()
+        stop_ids = ()
         if isinstance(request, GenerateRequest):
-            stop, stop_ids = request.stop, request.stop_ids
+            stop = request.stop
+            stop_ids = request.stop_ids
         key = stop, stop_ids, request.suppress
         if key not in self._row_of:
             row = len(self._row_of)
@@ -99,7 +102,8 @@ class Kinds:
                 if (oldest := next(idle, None)) is None:
                     return None
                 row = self._row_of.pop(oldest)
-            self.table_EV[row], self._row_of[key] = self._text.kind(*key), row
+            self.mask_EV[row] = self._detokenizer.mask(*key)
+            self._row_of[key] = row
             self._on_device = None
         self._row_of.move_to_end(key)
         self._users[self._row_of[key]] += 1
@@ -109,12 +113,12 @@ class Kinds:
         self._users[row] -= 1
 
     def ends(self, row: int, token: int) -> bool:
-        """Whether the token ends a candidate of this kind by itself."""
-        return bool(self.table_EV[row, token] & ENDING)
+        """Whether the token ends a candidate by itself."""
+        return bool(self.mask_EV[row, token] & ENDING)
 
     def on_device(self) -> jax.Array:
         if self._on_device is None:
-            self._on_device = jnp.array(self.table_EV)
+            self._on_device = jnp.array(self.mask_EV)
         return self._on_device
 
 

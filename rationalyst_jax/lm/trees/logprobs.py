@@ -4,7 +4,8 @@ Only the asked places are projected to the vocabulary, one tile of some places a
 log-sum-exp is accumulated over the tiles (the softmax of arXiv 2205.14135), and the backward pass computes
 each tile again. A tile stays in fast memory between the matrix product that makes it and the sum over it.
 
-X asked places, C places and W words of a tile, V the words of this device's part of the vocabulary.
+X nodes of all rows; P asked places of a row, all of them in M chunks of C; W words of a tile, V the words of
+this device's part of the vocabulary.
 """
 
 from collections.abc import Callable, Sequence
@@ -99,11 +100,11 @@ def _forward(hidden_BTD, head_VD, place_BP, target_BP, allowed_V, tile, mesh):
 
 def _local_forward(hidden_BTD, head_VD, place_BP, target_BP, allowed_V, *, tile, sharded):
     V = head_VD.shape[0]
-    hidden_ND, node_MC, target_MC = _chunks(hidden_BTD, place_BP, target_BP, tile[0])
+    hidden_XD, node_MC, target_MC = _chunks(hidden_BTD, place_BP, target_BP, tile[0])
     first_word = jax.lax.axis_index(TENSOR) * V if sharded else 0
 
     def chunk(node_C, target_C):
-        hidden_CD = hidden_ND[node_C]
+        hidden_CD = hidden_XD[node_C]
 
         def visit(start, W, carry):
             maximum_C, sum_C, target_logit_C = carry
@@ -157,7 +158,7 @@ def _local_backward(
 ):
     """Each row of the head's gradient is written once; the hidden states' are summed over the words."""
     V, D = head_VD.shape
-    hidden_ND, node_MC, target_MC = _chunks(hidden_BTD, place_BP, target_BP, tile[0])
+    hidden_XD, node_MC, target_MC = _chunks(hidden_BTD, place_BP, target_BP, tile[0])
     logsumexp_MC, dlogprob_MC = (
         _padded(x, tile[0], 0).reshape(node_MC.shape) for x in (logsumexp_BP, dlogprob_BP)
     )
@@ -168,7 +169,7 @@ def _local_backward(
 
         def chunk(m, carry):
             dwords_WD, dhidden_MCD = carry
-            hidden_CD = hidden_ND[node_MC[m]]
+            hidden_CD = hidden_XD[node_MC[m]]
             logits_WC = _logits(hidden_CD, head_VD, allowed_V, start, W)
             is_target_WC = jnp.arange(W)[:, None] == target_MC[m] - first_word - start
             dlogits_WC = (is_target_WC - jnp.exp(logits_WC - logsumexp_MC[m])) * dlogprob_MC[m]
@@ -192,11 +193,11 @@ def _local_backward(
     own_D = D // jax.lax.axis_size(FSDP) if sharded else D
     start = jnp.zeros((V, own_D), head_VD.dtype), jnp.zeros((*node_MC.shape, D), jnp.float32)
     dhead_VD, dhidden_MCD = _over_words(visit, V, tile[1], start)
-    dhidden_ND = jnp.zeros(hidden_ND.shape, jnp.float32)
-    dhidden_ND = dhidden_ND.at[node_MC.reshape(-1)].add(dhidden_MCD.reshape(-1, D))
+    dhidden_XD = jnp.zeros(hidden_XD.shape, jnp.float32)
+    dhidden_XD = dhidden_XD.at[node_MC.reshape(-1)].add(dhidden_MCD.reshape(-1, D))
     if sharded:
-        dhidden_ND = jax.lax.psum(dhidden_ND, TENSOR)
-    return dhidden_ND.reshape(hidden_BTD.shape).astype(hidden_BTD.dtype), dhead_VD
+        dhidden_XD = jax.lax.psum(dhidden_XD, TENSOR)
+    return dhidden_XD.reshape(hidden_BTD.shape).astype(hidden_BTD.dtype), dhead_VD
 
 
 # ---- What both passes share ----
@@ -206,8 +207,8 @@ def _chunks(hidden_BTD, place_BP, target_BP, C: int):
     """Hidden states of all nodes `[B * T, D]`; the asked nodes and their targets in chunks of C."""
     B, T, D = hidden_BTD.shape
     node_BP = place_BP + T * jnp.arange(B)[:, None]
-    node_XC, target_XC = _padded(node_BP, C, 0), _padded(target_BP, C, -1)
-    return hidden_BTD.reshape(B * T, D), node_XC, target_XC
+    node_MC, target_MC = _padded(node_BP, C, 0), _padded(target_BP, C, -1)
+    return hidden_BTD.reshape(B * T, D), node_MC, target_MC
 
 
 def _padded(x_BP: Array, C: int, filler: int) -> Array:

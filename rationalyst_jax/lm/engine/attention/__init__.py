@@ -1,9 +1,10 @@
-"""Attention of a step's tokens over the pages of their sequences.
+"""Paged attention: of a step's tokens over the pages of their sequences.
 
-Each implementation is a module with `attention(q, cache, trunk, rows, platform)` and `serves(H)`: whether it
-has heads of size H. To add one, write its module and name it in the table below.
+Each implementation is a module with `attention(q, cache, shared_prefix, queries, platform)` and `serves(H)`:
+whether it has heads of size H. To add one, write its module and name it in the table below.
 
-M places of a step, R rows of Q places each, P pages of a table; the other letters as in `lm/model/llama.py`.
+M tokens of a step, R rows of Q queries each (a decoding sequence is a row of one, a prefill chunk a row of
+many), P pages of a page table; the other letters as in docs/architecture.md.
 """
 
 from collections.abc import Sequence
@@ -26,7 +27,7 @@ CHOICE = {"tpu": ("ragged", "xla")}
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Trunk:
+class SharedPrefix:
     """Pages with which many sequences begin, read once for all of them: `[P]`, of which `count` are there."""
 
     page_P: Any
@@ -35,23 +36,28 @@ class Trunk:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Rows:
-    """R rows of Q queries: their positions one after the other, then -1 for fillers; their pages.
+class Queries:
+    """R rows of Q queries: their positions one after the other, then -1 for fillers; their page tables.
 
-    member (bool): the pages begin with those of the trunk, and all the row's queries stand after them.
+    in_prefix (bool): the pages begin with those of the shared prefix, and all queries of the row stand after
+    them.
     """
 
     position_RQ: Any
     page_RP: Any
-    member_R: Any
+    in_prefix_R: Any
 
-    def pages_of_queries(self, page_size: int) -> Array:
+    def own_page(self, page_size: int) -> Array:
         """In which page each query's own token is: `[R, Q]`, anything for a filler."""
         return jnp.take_along_axis(self.page_RP, jnp.maximum(self.position_RQ, 0) // page_size, axis=1)
 
 
 def paged_attention(
-    q_MNH: Array, cache: Array, trunk: Trunk, rows: Sequence[Rows], mesh: Mesh | None = None
+    q_MNH: Array,
+    cache: Array,
+    shared_prefix: SharedPrefix,
+    queries: Sequence[Queries],
+    mesh: Mesh | None = None,
 ) -> Array:
     """Attention of each query over the tokens of its row at its own position and before: `[M, N, H]`.
 
@@ -64,8 +70,10 @@ def paged_attention(
     module = next(module for module in modules if module.serves(q_MNH.shape[2]))
     attention = partial(module.attention, platform=platform)
     if mesh is None:
-        return attention(q_MNH, cache, trunk, rows)
-    heads, alike = PartitionSpec(None, TENSOR), PartitionSpec()
-    inputs = heads, PartitionSpec(None, None, TENSOR), alike, alike
+        return attention(q_MNH, cache, shared_prefix, queries)
+    heads = PartitionSpec(None, TENSOR)
+    cache_heads = PartitionSpec(None, None, TENSOR)
+    replicated = PartitionSpec()
+    inputs = heads, cache_heads, replicated, replicated
     on_shards = jax.shard_map(attention, mesh=mesh, in_specs=inputs, out_specs=heads, check_vma=False)
-    return on_shards(q_MNH, cache, trunk, tuple(rows))
+    return on_shards(q_MNH, cache, shared_prefix, tuple(queries))

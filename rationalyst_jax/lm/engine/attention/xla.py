@@ -1,7 +1,7 @@
-"""Attention over pages in plain XLA, for any device. The trunk is read once, for all of its members.
+"""Attention over pages in plain XLA, for any device. The shared prefix is read once, for all its sequences.
 
-X pages that are read at once, S = X * page size keys of them, Y = G * Q queries of a row that share a
-key-value head.
+G = N / K query heads of a key-value head, Y = G * Q queries of a row that share one; X pages that are read at
+once, with S = X * page size keys.
 """
 
 from collections.abc import Sequence
@@ -12,11 +12,12 @@ import jax.numpy as jnp
 from jax import Array
 
 from rationalyst_jax.lm.devices.precision import precision_of
-from rationalyst_jax.lm.engine.attention import Rows, Trunk
+from rationalyst_jax.lm.engine.attention import Queries, SharedPrefix
 
 KEYS_AT_ONCE = 256
 # What a core's cache holds; so no row waits for the longest of all, either.
-ROWS_ON_CPU, KEYS_ON_CPU = 8, 64
+ROWS_ON_CPU = 8
+KEYS_ON_CPU = 64
 UNSEEN = -1e30  # stands for the score of a masked key: exp of it is 0, and it is no infinity
 
 Softmax = tuple[Array, Array, Array]  # maximum_RKY, sum_RKY, out_RKYH: of the keys seen so far
@@ -27,37 +28,46 @@ def serves(H: int) -> bool:
     return True
 
 
-def attention(q_MNH: Array, cache: Array, trunk: Trunk, rows: Sequence[Rows], platform: str) -> Array:
+def attention(
+    q_MNH: Array, cache: Array, shared_prefix: SharedPrefix, queries: Sequence[Queries], platform: str
+) -> Array:
     """See `paged_attention`. Pages are read in blocks, with the softmax accumulated in float32
     (arXiv 2205.14135)."""
-    outputs, start = [], 0
-    for some in rows:
+    outputs = []
+    start = 0
+    for some in queries:
         stop = start + some.position_RQ.size
         q_RQNH = q_MNH[start:stop].reshape(*some.position_RQ.shape, *q_MNH.shape[1:])
-        outputs.append(_of_rows(q_RQNH, cache, trunk, some, platform).reshape(-1, *q_MNH.shape[1:]))
+        outputs.append(_of_rows(q_RQNH, cache, shared_prefix, some, platform).reshape(-1, *q_MNH.shape[1:]))
         start = stop
     return jnp.concatenate(outputs)
 
 
-def _of_rows(q_RQNH: Array, cache: Array, trunk: Trunk, rows: Rows, platform: str) -> Array:
-    position_RQ, page_RP, member_R = rows.position_RQ, rows.page_RP, rows.member_R
+def _of_rows(
+    q_RQNH: Array, cache: Array, shared_prefix: SharedPrefix, queries: Queries, platform: str
+) -> Array:
+    in_prefix_R = queries.in_prefix_R
     R, Q, N, H = q_RQNH.shape
-    size, K = cache.shape[1], cache.shape[2] // 2
-    G, Y = N // K, N // K * Q
+    page_size = cache.shape[1]
+    K = cache.shape[2] // 2
+    G = N // K
+    Y = G * Q
     q_RKYH = (q_RQNH * H**-0.5).reshape(R, Q, K, G, H).transpose(0, 2, 3, 1, 4).reshape(R, K, Y, H)
-    seen_RY = jnp.tile(position_RQ, (1, G))
+    last_seen_RY = jnp.tile(queries.position_RQ, (1, G))
     softmax = jnp.full((R, K, Y), UNSEEN), jnp.zeros((R, K, Y)), jnp.zeros((R, K, Y, H))
-    tokens = trunk.count * size
-    # The trunk: all rows are one, whose queries see every key or none.
+    tokens = shared_prefix.count * page_size
+    # 1. The shared prefix: all rows are one, whose queries see every key or none.
     one = partial(jax.tree.map, lambda x: x.swapaxes(0, 1).reshape(1, K, R * Y, *x.shape[3:]))
-    upto_1Y = jnp.repeat(jnp.where(member_R, tokens - 1, -1), Y)[None]
-    page_1P, from_1 = trunk.page_P[None], jnp.zeros(1, jnp.int32)
+    upto_1Y = jnp.repeat(jnp.where(in_prefix_R, tokens - 1, -1), Y)[None]
+    page_1P = shared_prefix.page_P[None]
+    from_1 = jnp.zeros(1, jnp.int32)
     softmax = _visit(cache, KEYS_AT_ONCE, one(q_RKYH), page_1P, from_1, upto_1Y, one(softmax))
     softmax = jax.tree.map(lambda x: x.reshape(K, R, Y, *x.shape[3:]).swapaxes(0, 1), softmax)
-    # What a row has for itself.
-    own = q_RKYH, page_RP, jnp.where(member_R, tokens, 0), seen_RY, softmax
+    # 2. What a row has for itself.
+    from_R = jnp.where(in_prefix_R, tokens, 0)
+    own = q_RKYH, queries.page_RP, from_R, last_seen_RY, softmax
     if platform == "cpu":
-        order_R = jnp.lexsort((seen_RY.max(axis=1), own[2]))  # rows that read the same places stand together
+        order_R = jnp.lexsort((last_seen_RY.max(axis=1), from_R))  # rows that read the same stand together
         own = jax.tree.map(lambda x: _in_groups(ROWS_ON_CPU, x[order_R]), own)
         softmax = jax.lax.map(lambda rows: _visit(cache, KEYS_ON_CPU, *rows), own)
         back_R = jnp.argsort(order_R)
@@ -83,24 +93,26 @@ def _visit(
     q_RKYH: Array,
     page_RP: Array,
     from_R: Array,
-    last_RY: Array,
+    last_seen_RY: Array,
     softmax: Softmax,
 ) -> Softmax:
-    """The softmax with each row's keys from place `from` to the `last` of each query, `keys` at a time."""
+    """The softmax with each row's keys from place `from` to the last each query sees, `keys` at a time."""
     R, K = q_RKYH.shape[:2]
-    size, P = cache.shape[1], page_RP.shape[1]
-    X = min(P, max(1, keys // size))
+    page_size = cache.shape[1]
+    P = page_RP.shape[1]
+    X = min(P, max(1, keys // page_size))
     page_RP = jnp.pad(page_RP, ((0, 0), (0, -P % X)))
 
     def block(number: Array, softmax: Softmax) -> Softmax:
         page_RX = jax.lax.dynamic_slice_in_dim(page_RP, number * X, X, axis=1)
-        kv_RSKH = cache[page_RX].reshape(R, X * size, *cache.shape[2:])
-        place_S = number * X * size + jnp.arange(X * size)
-        seen_RYS = (place_S >= from_R[:, None, None]) & (place_S <= last_RY[..., None])
+        kv_RSKH = cache[page_RX].reshape(R, X * page_size, *cache.shape[2:])
+        place_S = number * X * page_size + jnp.arange(X * page_size)
+        seen_RYS = (place_S >= from_R[:, None, None]) & (place_S <= last_seen_RY[..., None])
         heads = []
         for k in range(K):
             maximum_RY, sum_RY, out_RYH = (x[:, k] for x in softmax)
-            k_RSH, v_RSH = kv_RSKH[:, :, 2 * k], kv_RSKH[:, :, 2 * k + 1]
+            k_RSH = kv_RSKH[:, :, 2 * k]
+            v_RSH = kv_RSKH[:, :, 2 * k + 1]
             scores_RYS = _matmul(q_RKYH[:, k], k_RSH.swapaxes(1, 2))
             scores_RYS = jnp.where(seen_RYS, scores_RYS, UNSEEN)
             new_RY = jnp.maximum(maximum_RY, scores_RYS.max(axis=2))
@@ -112,7 +124,8 @@ def _visit(
         maximum_RKY, sum_RKY, out_RKYH = (jnp.stack(parts, axis=1) for parts in zip(*heads, strict=True))
         return maximum_RKY, sum_RKY, out_RKYH
 
-    first, end = from_R.min() // (X * size), last_RY.max() // (X * size) + 1
+    first = from_R.min() // (X * page_size)
+    end = last_seen_RY.max() // (X * page_size) + 1
     return jax.lax.fori_loop(first, end, block, softmax)
 
 

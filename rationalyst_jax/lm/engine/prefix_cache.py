@@ -1,9 +1,9 @@
-"""The pages of a key-value cache, and the radix tree that finds those which hold a sequence's beginning.
+"""The pages of the KV cache, and the radix tree over them: the prefix cache.
 
-A page has room for the keys and values of `size` tokens. Full pages stand in a radix tree over token ids, one
-node a page, so that sequences which begin alike use the same pages. A node stands in the tree before it is
-computed: sequences are served in order, and whoever comes to a token first computes it for all. Pages that
-nobody uses stay until their room is needed; the least recently used go first.
+A page has room for the keys and values of `page_size` tokens. Full pages stand in a radix tree over token
+ids, one node a page, so that sequences which begin alike use the same pages. A node stands in the tree before
+it is computed: sequences are served in order, and whoever comes to a token first computes it for all. Pages
+that nobody uses stay until their room is needed; the least recently used go first.
 """
 
 import heapq
@@ -11,15 +11,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
-NOWHERE = 0  # the page that belongs to nobody: what is to be forgotten is written there
+NULL_PAGE = 0  # the page that belongs to nobody: what is to be forgotten is written there
 
 
 @dataclass(eq=False)
 class Node:
     """A full page of the tree, with `tokens` after those of its parents.
 
-    computed: how many of them the device has been given. users: sequences that need the page; whoever uses a
-    node uses its parents too. used: when it was used last, by the clock of the pages.
+    computed: how many of them the device has been given. users: sequences and groups that need the page;
+    whoever uses a node uses its parents too. last_used: when, by the clock of the cache.
     """
 
     page: int
@@ -28,20 +28,21 @@ class Node:
     children: dict[tuple[int, ...], "Node"] = field(default_factory=dict)
     computed: int = 0
     users: int = 0
-    used: int = 0
+    last_used: int = 0
 
 
-class Pages:
-    """`number` pages of `size` tokens, without page NOWHERE.
+class PrefixCache:
+    """`pages` pages of `page_size` tokens, without the NULL_PAGE.
 
     Each is free, or owned by one sequence, or a node of the tree. Whoever means to take pages reserves them
-    first: then `take` cannot fail, and sequences never wait for each other half done.
+    first: then `take` cannot fail.
     """
 
-    def __init__(self, number: int, size: int):
-        self.size, self.number = size, number
-        self._root = Node(NOWHERE, (), None)
-        self._free = list(range(number, NOWHERE, -1))
+    def __init__(self, pages: int, page_size: int):
+        self.pages = pages
+        self.page_size = page_size
+        self._root = Node(NULL_PAGE, (), None)
+        self._free = list(range(pages, NULL_PAGE, -1))
         self._reserved = 0
         self._idle = 0  # nodes without users
         self._clock = count()
@@ -55,7 +56,7 @@ class Pages:
     @property
     def in_use(self) -> int:
         """Pages that are owned or whose nodes have users."""
-        return self.number - len(self._free) - self._idle
+        return self.pages - len(self._free) - self._idle
 
     # ---- Owned pages ----
 
@@ -64,7 +65,7 @@ class Pages:
         assert pages <= self.available
         self._reserved += pages
 
-    def release(self, pages: int) -> None:
+    def unreserve(self, pages: int) -> None:
         """Gives up reserved pages that nobody took."""
         self._reserved -= pages
 
@@ -79,13 +80,14 @@ class Pages:
         """An owned page that is needed no longer."""
         self._free.append(page)
 
-    # ---- The tree ----
+    # ---- The radix tree ----
 
     def find(self, tokens: Sequence[int]) -> list[Node]:
-        """The nodes of the longest beginning of `tokens` in the tree, from the root down."""
-        path, node = [], self._root
-        for start in range(0, len(tokens) - self.size + 1, self.size):
-            node = node.children.get(tuple(tokens[start : start + self.size]))
+        """The nodes of the longest prefix of `tokens` in the tree, from the root down."""
+        path: list[Node] = []
+        node = self._root
+        for start in range(0, len(tokens) - self.page_size + 1, self.page_size):
+            node = node.children.get(tuple(tokens[start : start + self.page_size]))
             if node is None:
                 break
             path.append(node)
@@ -103,16 +105,16 @@ class Pages:
             if node.users:
                 continue
             self._idle += 1
-            node.used = next(self._clock)
-            if node.computed < self.size:
+            node.last_used = next(self._clock)
+            if node.computed < self.page_size:
                 self._remove(node)
             elif not node.children:
-                heapq.heappush(self._leaves, (node.used, node.page, node))
+                heapq.heappush(self._leaves, (node.last_used, node.page, node))
 
     def insert(self, parent: Node | None, tokens: tuple[int, ...], page: int, computed: int = 0) -> Node:
         """The owned page becomes a node, with one user; there is none with these tokens."""
         parent = parent or self._root
-        assert tokens not in parent.children and len(tokens) == self.size
+        assert tokens not in parent.children and len(tokens) == self.page_size
         node = Node(page, tokens, parent, computed=computed, users=1)
         parent.children[tokens] = node
         return node
@@ -124,10 +126,11 @@ class Pages:
         """
         node = (parent or self._root).children.get(tokens)
         if node is None:
-            return self.insert(parent, tokens, page, computed=self.size)
+            return self.insert(parent, tokens, page, computed=self.page_size)
         self.use(node)
-        if node.computed < self.size:
-            node.page, page, node.computed = page, node.page, self.size
+        if node.computed < self.page_size:
+            node.page, page = page, node.page
+            node.computed = self.page_size
         self.give_back(page)
         return node
 
@@ -138,8 +141,13 @@ class Pages:
 
     def _evict(self) -> None:
         while True:
-            used, _, node = heapq.heappop(self._leaves)
-            if used == node.used and not node.users and not node.children and node.parent is not None:
+            last_used, _, node = heapq.heappop(self._leaves)
+            if (
+                last_used == node.last_used
+                and not node.users
+                and not node.children
+                and node.parent is not None
+            ):
                 self._remove(node)
                 return
 
@@ -152,4 +160,4 @@ class Pages:
         self._idle -= 1
         self._free.append(node.page)
         if parent is not self._root and not parent.users and not parent.children:
-            heapq.heappush(self._leaves, (parent.used, parent.page, parent))
+            heapq.heappush(self._leaves, (parent.last_used, parent.page, parent))
