@@ -23,7 +23,7 @@ COMMANDS = {
     "score": (
         "score --pairs pairs.jsonl --model model --out {}/scores.jsonl",
         "lm.engine.engine.Engine.step",
-        "scores.jsonl.unfinished",
+        "scores.jsonl.partial",
     ),
     "reason": (
         "reason --config random.yaml --questions questions.jsonl --agent model --out {}/traces.jsonl",

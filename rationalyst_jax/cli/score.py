@@ -19,7 +19,7 @@ def run(
         model: Checkpoint folder ("world": the one shipped).
         pairs: JSONL of pairs: context (may be empty), continuation; other keys are passed on.
         out: JSONL file to write: each pair with tokens, logprobs (nats) and the named reductions. Until it is
-            whole it is called <out>.unfinished, and a killed run continues there.
+            whole it is called <out>.partial, and a killed run continues there.
         engine: How the model scores.
         decay: Weight of a token relative to the one before it, in the decayed reductions.
         bos: The token put before each text. By default what the tokenizer itself puts there, or else its BOS;

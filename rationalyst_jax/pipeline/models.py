@@ -72,10 +72,11 @@ class Models:
         """The checkpoint in a folder. Raises as `open_checkpoint`, and ValueError for an address."""
         if _address(place) is not None:
             raise ValueError(f"{place}: a checkpoint folder is needed here, not an endpoint")
-        path = checkpoint_path(place).resolve()
-        if path not in self._checkpoints:
-            self._checkpoints[path] = open_checkpoint(path)
-        return self._checkpoints[path]
+        path = checkpoint_path(place)
+        same = path.resolve()  # two names of one folder are one model
+        if same not in self._checkpoints:
+            self._checkpoints[same] = open_checkpoint(path)
+        return self._checkpoints[same]
 
     def check(self, place: Place, prompts: PromptSet, names: Iterable[str]) -> None:
         """Raises ValueError for what would be wrong with asking a model, before its weights are read.
@@ -95,12 +96,12 @@ class Models:
         Engines share the memory of their devices. Where one is asked for that is not open, those that are not
         asked for are closed, and the others keep their weights. Raises as `open_engines`.
         """
-        folders = {self.checkpoint(place).path: None for place in places if _address(place) is None}
-        if not folders.keys() <= self._engines.keys():
-            weights = {path: engine.model for path, engine in self._engines.items() if path in folders}
+        wanted = {c.path: c for c in (self.checkpoint(place) for place in places if _address(place) is None)}
+        if not wanted.keys() <= self._engines.keys():
+            weights = {path: engine.model for path, engine in self._engines.items() if path in wanted}
             self.close()
-            opened = open_engines([self._checkpoints[path] for path in folders], self.engine, loaded=weights)
-            self._engines = dict(zip(folders, opened, strict=True))
+            opened = open_engines(list(wanted.values()), self.engine, loaded=weights)
+            self._engines = dict(zip(wanted, opened, strict=True))
         return [self._role(place) for place in places]
 
     def scorer(self, place: Place, mesh: Mesh | None) -> Llama:

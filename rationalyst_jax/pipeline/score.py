@@ -46,7 +46,7 @@ def score(
     nothing where that opens every message of a chat (as <|im_start|> does in some ChatML models).
 
     `out` gets each pair with `tokens`, `logprobs` (nats) and all reductions. Until it is whole it is called
-    `<out>.unfinished`; a run that was killed continues there, and scores anew only blocks of pairs that have
+    `<out>.partial`; a run that was killed continues there, and scores anew only blocks of pairs that have
     changed since. Raises ValueError naming file and line of a malformed pair or one longer than the model's
     positions (before the model is loaded), for work begun with other settings, and while another process is
     at this work.
@@ -65,7 +65,7 @@ def score(
         if length > positions:
             raise ValueError(f"{place}: {length} tokens, the model has {positions} positions")
 
-    unfinished = out.with_name(f"{out.name}.unfinished")
+    partial = out.with_name(f"{out.name}.partial")
     record = out.with_name(f"{out.name}.config.json")
 
     def check(place: str, row: Row) -> int | None:
@@ -76,8 +76,8 @@ def score(
         return number if known else None
 
     settings = {"model": models.known(model).name, "decay": decay, "bos": list(before)}
-    with claimed(record, settings, unfinished):
-        done = kept_rows(unfinished, check)
+    with claimed(record, settings, partial):
+        done = kept_rows(partial, check)
         [role] = models.roles(model)
         engine: Any = role.model
         for start in range(0, len(rows), BLOCK):
@@ -88,14 +88,14 @@ def score(
             new = {}
             for number, values in zip(block, logprobs, strict=True):
                 new[number] = {_NUMBER: number, **_scored(rows[number][1], requests[number], values, decay)}
-            append_rows(unfinished, new.values())
+            append_rows(partial, new.values())
             done |= new
             progress(len(done), len(rows), engine.tokens)
         if len(done) != len(rows):
-            raise ValueError(f"{unfinished}: holds {len(done)} of {len(rows)} pairs")
+            raise ValueError(f"{partial}: holds {len(done)} of {len(rows)} pairs")
         ordered = [{k: v for k, v in done[number].items() if k != _NUMBER} for number in range(len(rows))]
         write_rows(out, ordered)
-        unfinished.unlink()
+        partial.unlink()
         record.unlink()
     tokens = sum(len(request.continuation) for request in requests)
     return ScoreSummary(len(rows), tokens, sum(row["sum"] for row in ordered))
