@@ -36,11 +36,17 @@ def run(
     if tokenizer is not None and not (tokenizer / "tokenizer.json").is_file():
         raise FileNotFoundError(f"{tokenizer}: no tokenizer.json")
     if (source / "checkpoints").is_dir():
-        model, kind, save = load_trained(source / "checkpoints"), "training run", save_llama
+        model = load_trained(source / "checkpoints")
+        kind = "training run"
+        save = save_llama
     elif (source / WEIGHTS).is_dir():
-        model, kind, save = load_orbax(source), "Orbax", save_llama
+        model = load_orbax(source)
+        kind = "Orbax"
+        save = save_llama
     else:
-        model, kind, save = load_llama(source), "Hugging Face", save_orbax
+        model = load_llama(source)
+        kind = "Hugging Face"
+        save = save_orbax
     graph, weights = nnx.split(model)
     if dtype is not None:
         weights = jax.tree.map(lambda w: w.astype(dtype), weights)

@@ -29,7 +29,8 @@ def run(
     from rationalyst_jax.pipeline.models import Models
     from rationalyst_jax.prompts.prompt import load_prompts
 
-    console, prompt_set = Console(), load_prompts(prompts)
+    console = Console()
+    prompt_set = load_prompts(prompts)
     with Models(EngineConfig()) as models, track(console, "rationales scored") as progress:
         summary, work = filter_rationales(
             triples, model, models, prompt_set, filter, out, mesh=mesh, progress=progress

@@ -47,7 +47,9 @@ def run(
     from rationalyst_jax.prompts.prompt import load_prompts
     from rationalyst_jax.tasks.task import task_named
 
-    console, benchmark, prompt_set = Console(), task_named(task), load_prompts(prompts)
+    console = Console()
+    benchmark = task_named(task)
+    prompt_set = load_prompts(prompts)
     cast = Cast(agent, rationalyst, scorer)
     with Models(engine, endpoint) as models, track(console, f"questions ({reason.strategy})") as progress:
         summary = solve(

@@ -24,7 +24,8 @@ def run(tokenizer: str, prompts: str, annotations: Path | None = None, triples: 
     from rationalyst_jax.prompts.prompt import load_prompts
     from rationalyst_jax.world.checkpoint import checkpoint_path
 
-    encoder, prompt_set = load_tokenizer(checkpoint_path(tokenizer)), load_prompts(prompts)
+    encoder = load_tokenizer(checkpoint_path(tokenizer))
+    prompt_set = load_prompts(prompts)
     if annotations is not None and triples is None:
         found = list(extract(read_annotations(annotations)).triples)
     elif triples is not None and annotations is None:

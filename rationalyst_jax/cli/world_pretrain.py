@@ -22,7 +22,8 @@ def run(run_dir: Path, **config: Any) -> None:
     from rationalyst_jax.pipeline.pretrain import pretrain
     from rationalyst_jax.report.plots import loss_curve
 
-    console, asked = Console(), PretrainConfig(**config)
+    console = Console()
+    asked = PretrainConfig(**config)
     with (
         claimed(run_dir / "pretrain.config.json", asdict(asked), run_dir / "checkpoints"),
         track_steps(console) as (progress, note),

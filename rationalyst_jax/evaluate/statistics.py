@@ -42,8 +42,10 @@ def mcnemar(a: Sequence[bool] | np.ndarray, b: Sequence[bool] | np.ndarray) -> f
     McNemar 1947 in its binomial form: among the questions that only one of them got right, each is as likely
     to be a's as b's. 1 where they never differ. Raises ValueError where a and b are not equally long.
     """
-    a_N, b_N = np.asarray(a, dtype=bool), np.asarray(b, dtype=bool)
+    a_N = np.asarray(a, dtype=bool)
+    b_N = np.asarray(b, dtype=bool)
     if a_N.shape != b_N.shape:
         raise ValueError(f"paired outcomes must be equally many, found {a_N.size} and {b_N.size}")
-    only_a, only_b = int((a_N & ~b_N).sum()), int((b_N & ~a_N).sum())
+    only_a = int((a_N & ~b_N).sum())
+    only_b = int((b_N & ~a_N).sum())
     return float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0

@@ -91,13 +91,16 @@ def parse(document: str, output: str, min_similarity: float = 0.9) -> Parsed:
     if not copy:
         return Parsed("empty", 0.0, _unfaithful(found))
 
-    begin, end = 0, len(copy)
+    begin = 0
+    end = len(copy)
     similarity = Levenshtein.normalized_similarity(original, copy)
     if similarity < 1:
         inner_begin, inner_end = _without_surroundings(original, copy)
         inner_similarity = Levenshtein.normalized_similarity(original, copy[inner_begin:inner_end])
         if inner_similarity > similarity:
-            begin, end, similarity = inner_begin, inner_end, inner_similarity
+            begin = inner_begin
+            end = inner_end
+            similarity = inner_similarity
 
     if similarity < min_similarity:
         outcome = "truncated" if _stops_early(original, copy, min_similarity) else "changed"
@@ -137,7 +140,8 @@ def _take_out_rationales(output: str, original: str) -> tuple[str, list[_Found]]
     `original` is the document without white space.
     """
     markers = list(_MARKER.finditer(output))
-    copy, found = "", []
+    copy = ""
+    found = []
     cursor = i = 0
     while i < len(markers):
         copy += _squeeze(output[cursor : markers[i].start()])

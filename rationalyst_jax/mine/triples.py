@@ -65,7 +65,8 @@ def extract(annotations: Iterable[Annotation], min_similarity: float = 0.9) -> E
     """
     triples: list[Triple] = []
     annotated = 0
-    documents, rationales = Counter[str](), Counter[str]()
+    documents = Counter[str]()
+    rationales = Counter[str]()
     for annotation in annotations:
         if annotation.finish == "too_long":
             documents["too_long"] += 1

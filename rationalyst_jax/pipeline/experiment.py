@@ -52,7 +52,8 @@ def run(config: ExperimentConfig, *, full: bool, console: Console) -> dict[str, 
 
 
 def _run(experiment: "Experiment", run_dir: RunDir, full: bool) -> dict[str, Any]:
-    config, console = experiment.config, experiment.console
+    config = experiment.config
+    console = experiment.console
     strategies, ablations = (
         {name: r for name, r in runs.items() if full or not r.full}
         for runs in (config.strategies, config.ablations)
@@ -130,7 +131,8 @@ class Experiment:
 
     def settings(self) -> dict[str, Any]:
         """All that decides the results, as JSON values: the config, and fingerprints of what it names."""
-        config, documents = asdict(self.config), self.config.documents
+        config = asdict(self.config)
+        documents = self.config.documents
         del config["run_dir"]  # a run may be moved and go on, as may its input
         return config | {
             "model": self.models.checkpoint(self.config.model).fingerprint,
@@ -163,7 +165,8 @@ class Experiment:
     def make_data(self) -> dict[str, int]:
         """Checks the input files, or has the world generate them."""
         if self.config.world:
-            world, seed = self.config.world, self.config.seed
+            world = self.config.world
+            seed = self.config.seed
             write_rows(self.documents_path(), documents(seed, world.documents))
             for name in QUESTION_SETS:
                 write_rows(self.questions_path(name), questions(seed, world.questions, name))

@@ -123,7 +123,8 @@ class Models:
     def _role(self, place: Place) -> Role:
         if (address := _address(place)) is not None:
             return self._at(address)
-        checkpoint, known = self.checkpoint(place), self.known(place)
+        checkpoint = self.checkpoint(place)
+        known = self.known(place)
         return Role(self._engines[checkpoint.path], checkpoint.tokenizer, known.name)
 
     def _at(self, address: str) -> Role:

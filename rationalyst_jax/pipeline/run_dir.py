@@ -26,7 +26,8 @@ class RunDir:
 
     def __enter__(self) -> Self:
         self._claimed.__enter__()
-        path, console = self.path, self.console
+        path = self.path
+        console = self.console
         versions = package_versions()
         if not begun(path / "stages"):
             write_json(path / "versions.json", versions)

@@ -101,7 +101,8 @@ def train(
             profile=profile,
             wandb=wandb,
         )
-        trained, stored = result.model, checkpoint.stored_dtype()
+        trained = result.model
+        stored = checkpoint.stored_dtype()
         if trained.adapters is not None:
             save_adapters(trained, run_dir / "adapters", base=str(start))
             if stored != config.dtype:  # the adapters were trained beside rounded weights

@@ -256,7 +256,9 @@ def _encode(tokenizer: PreTrainedTokenizerBase, pieces: list[_Piece]) -> tuple[l
                 runs[-1] = (runs[-1][0] + part, False)
             else:
                 runs.append((part, i % 2 == 1))
-    ids, ends, start = [], [], 0
+    ids = []
+    ends = []
+    start = 0
     for text, is_token in runs:
         if is_token:
             ids.append(added[text])
@@ -272,7 +274,9 @@ def _encode(tokenizer: PreTrainedTokenizerBase, pieces: list[_Piece]) -> tuple[l
 def _prompt_set(file: str, raw: Any, fingerprint: str) -> PromptSet:
     if not isinstance(raw, dict) or set(raw) != {"version", "document", "prompts"}:
         raise ValueError(f"{file}: a prompt file has exactly the keys version, document and prompts")
-    version, document, prompts = f"{raw['version']}+{fingerprint}", raw["document"], raw["prompts"]
+    version = f"{raw['version']}+{fingerprint}"
+    document = raw["document"]
+    prompts = raw["prompts"]
     if not isinstance(document, str) or _PLACEHOLDER.findall(document) != ["question"]:
         raise ValueError(f"{file}: document must hold {{question}} once, got {document!r}")
     if not isinstance(prompts, dict):

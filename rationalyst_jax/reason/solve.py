@@ -86,7 +86,8 @@ def _solve_block(
     """
     for model in setting.roles.models:
         model.forget()
-    strategy, began = setting.config.strategy, time.monotonic()
+    strategy = setting.config.strategy
+    began = time.monotonic()
 
     def finished(number: int, outcome: Outcome) -> None:
         if questions[number].id not in done:

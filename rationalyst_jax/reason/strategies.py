@@ -195,7 +195,8 @@ async def beam(trajectory: Trajectory) -> Outcome:
     which proposes N steps; the best of those that ended (beam search as in arXiv 2305.00633, with this
     method's scores)."""
     config = trajectory.setting.config
-    guide, live = GUIDES[config.guide], [trajectory]
+    guide = GUIDES[config.guide]
+    live = [trajectory]
 
     async def grow(number: int, parent: Trajectory) -> list[Trajectory]:
         if parent.finish is not None:

@@ -93,7 +93,8 @@ class Trajectory:
     def to_propose(self, n: int, temperature: float, rationale: str | None = None, sample: int = 0) -> Call:
         """Asks the agent for n next steps. A rationale, and those kept with earlier steps, stand in its
         context."""
-        config, agent = self.setting.config, self.setting.roles.agent
+        config = self.setting.config
+        agent = self.setting.roles.agent
         how = Sampling(
             config.max_step_tokens,
             n,
@@ -109,7 +110,8 @@ class Trajectory:
 
     def to_rationalize(self, after: str = "", sample: int = 0) -> Call:
         """Asks RATIONALYST for the rationale of what comes next, `after` these words."""
-        config, prompt = self.setting.config, self.setting.prompts["rationale"]
+        config = self.setting.config
+        prompt = self.setting.prompts["rationale"]
         rationalyst = self.setting.roles.rationalyst
         assert rationalyst is not None  # solve() refuses to start without
         how = Sampling(
@@ -149,7 +151,8 @@ class Trajectory:
         none ("The answer is 7." must not pay for a line break nobody wrote). Equal candidates are scored
         once.
         """
-        config, scorer = self.setting.config, self.setting.roles.scorer
+        config = self.setting.config
+        scorer = self.setting.roles.scorer
         written = [self._scored(candidate) for candidate in candidates]
         texts = list(dict.fromkeys(written))
         prompt = self.setting.prompts["follow" if rationale is None else "follow_guided"]
@@ -175,7 +178,8 @@ class Trajectory:
         words count as UNRATED, the middle: they say nothing of the candidate, so it is put neither behind one
         that was found wrong nor before one that was found right. Where none is rated all are equal.
         """
-        scorer, prompt = self.setting.roles.scorer, self.setting.prompts["judge"]
+        scorer = self.setting.roles.scorer
+        prompt = self.setting.prompts["judge"]
         how = Sampling(JUDGE_TOKENS, temperature=0, stop=("\n",), suppress=self.setting.config.suppress)
         calls = []
         for candidate in candidates:
@@ -208,7 +212,8 @@ class Trajectory:
         stays unanswered. An empty step, or the end of the agent's turn (where a step is not a turn), ends the
         trajectory; so does the end of the agent's positions ("length"), which shows in an empty step that was
         cut off."""
-        config, chosen = self.setting.config, candidates[choice]
+        config = self.setting.config
+        chosen = candidates[choice]
         texts = tuple(self._ended(candidate)[0] for candidate in candidates)
         wrote = (None, None) if rationale is None else (rationale.text, rationale.finish)
         text, end = self._ended(chosen)

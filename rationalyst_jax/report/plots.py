@@ -21,7 +21,8 @@ def loss_curve(metrics: Path, png: Path) -> None:
     axes.plot([row["step"] for row in rows], [row["loss"] for row in rows], linewidth=1, label="training")
     checked = [row for row in rows if "val_loss" in row]
     if checked:
-        steps, losses = [row["step"] for row in checked], [row["val_loss"] for row in checked]
+        steps = [row["step"] for row in checked]
+        losses = [row["val_loss"] for row in checked]
         axes.plot(steps, losses, "o-", label="validation")
     axes.set(xlabel="step", ylabel="loss (nats per target token)")
     axes.legend(frameon=False)

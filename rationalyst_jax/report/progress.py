@@ -32,7 +32,9 @@ def track(console: Console, what: str) -> Iterator[Callable[[int, int, int], Non
         Remaining(),
     )
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task, begun, said = bar.add_task(what, total=None, speed=""), time.monotonic(), time.monotonic()
+        task = bar.add_task(what, total=None, speed="")
+        begun = time.monotonic()
+        said = time.monotonic()
 
         def progress(done: int, total: int, tokens: int) -> None:
             nonlocal said
@@ -57,7 +59,8 @@ def track_steps(console: Console) -> Iterator[tuple[Callable[[int, dict[str, flo
     """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Elapsed(), Remaining())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task, said = bar.add_task("steps", total=None), -math.inf
+        task = bar.add_task("steps", total=None)
+        said = -math.inf
 
         def progress(steps: int, row: dict[str, float]) -> None:
             nonlocal said

@@ -177,7 +177,8 @@ class Endpoint:
             return values, TokenUsage(0, used.prefilled - len(values), used.cached, len(values))
 
     def _chat(self, request: ChatRequest) -> tuple[list[Generation], TokenUsage]:
-        how, said = request.how, [{"role": role, "content": text} for role, text in request.messages]
+        how = request.how
+        said = [{"role": role, "content": text} for role, text in request.messages]
         extra: dict[str, Any] = {}
         if said[-1]["role"] == "assistant" and self.config.continues:
             extra = {"continue_final_message": True, "add_generation_prompt": False}

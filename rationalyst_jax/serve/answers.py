@@ -35,7 +35,8 @@ class Answers:
     def usage(self, handles: Sequence[Handle]) -> Row:
         """Tokens of the contexts, each counted once, and generated; cached: not computed for any request."""
         used = [handle.usage for handle in handles]
-        prompt, written = sum(map(len, self.ask.contexts)), sum(one.generated for one in used)
+        prompt = sum(map(len, self.ask.contexts))
+        written = sum(one.generated for one in used)
         computed = sum(_computed(one) for one in used)
         return {
             "prompt_tokens": prompt,
@@ -93,7 +94,8 @@ class Answers:
 
     def _prompt(self, place: int, score: Handle | None) -> list[Token]:
         """The tokens of a prompt, with their log-probabilities where these are wanted."""
-        context, given = self.ask.contexts[place], self.ask.texts[place]
+        context = self.ask.contexts[place]
+        given = self.ask.texts[place]
         pieces = prompt_pieces(self._vocabulary, context, given, self.ask.skip_special)
         values = [None] * len(context)
         likeliest: Sequence[Likeliest] = [()] * len(context)

@@ -46,7 +46,8 @@ def make_app(
     api_key: what clients must know. seed: of the noise of requests that name none, each of which gets its own
     by its number since the start; by default another one at each start.
     """
-    worker, numbers = Worker(engine), itertools.count()
+    worker = Worker(engine)
+    numbers = itertools.count()
     served = Served(engine.tokenizer, engine.positions, engine.model.config.vocab_size)
     vocabulary = Vocabulary(engine.tokenizer, served.vocabulary)
     seed = secrets.randbits(32) if seed is None else seed
@@ -242,12 +243,20 @@ async def _refusal(_: Request, error: Exception) -> Response:
     """OpenAI's shape of an error: a Refused, a route that is not there, or a failure."""
     match error:
         case Refused():
-            status, parameter, code = error.status, error.parameter, error.code
+            status = error.status
+            parameter = error.parameter
+            code = error.code
             message = error.message
         case HTTPException():
-            status, parameter, code, message = error.status_code, None, None, error.detail
+            status = error.status_code
+            parameter = None
+            code = None
+            message = error.detail
         case _:
-            status, parameter, code, message = 500, None, None, "the engine failed"
+            status = 500
+            parameter = None
+            code = None
+            message = "the engine failed"
     kinds = {401: "authentication_error", 429: "rate_limit_error"}
     kind = "server_error" if status >= 500 else kinds.get(status, "invalid_request_error")
     headers = error.headers if isinstance(error, HTTPException) else None  # `Allow`, for one

@@ -47,7 +47,7 @@ class Token:
     likeliest: Likeliest
 
 
-class Detokenizer:
+class IncrementalText:
     """Tokens that become text. text: what is whole so far; ends: how long it was after each token."""
 
     def __init__(self, vocabulary: Vocabulary):
@@ -80,7 +80,7 @@ class Candidate:
         self.length = 0
         self._stop = stop
         self._skipped = vocabulary.special if skip_special else set()
-        self._detokenizer = Detokenizer(vocabulary)
+        self._detokenizer = IncrementalText(vocabulary)
         self._tokens: list[tuple[int, float, Likeliest]] = []
 
     def add(self, tokens: Sequence[tuple[int, float, Likeliest]]) -> list[Token]:
@@ -103,7 +103,8 @@ class Candidate:
         self._tokens += new
         self._detokenizer.add([token for token, _, _ in new[: len(new) - ended]])
         self._detokenizer.close()
-        ends, text = self._detokenizer.ends, self._detokenizer.text
+        ends = self._detokenizer.ends
+        text = self._detokenizer.text
         if ended:
             ends.append(len(text))
         if generation.stop and (cut := text.find(generation.stop)) >= 0:
@@ -126,7 +127,7 @@ def prompt_pieces(
 ) -> list[str]:
     """The pieces of a prompt's tokens. They make the text `given`, of which a BOS that the tokenizer added is
     no part; where token ids were given, the text that these stand for."""
-    detokenizer = Detokenizer(vocabulary)
+    detokenizer = IncrementalText(vocabulary)
     detokenizer.add(tokens)
     detokenizer.close()
     if given is None:

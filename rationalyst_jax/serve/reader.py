@@ -11,7 +11,10 @@ class Refused(Exception):
 
     def __init__(self, status: int, message: str, parameter: str | None = None, code: str | None = None):
         super().__init__(message)
-        self.status, self.message, self.parameter, self.code = status, message, parameter, code
+        self.status = status
+        self.message = message
+        self.parameter = parameter
+        self.code = code
 
 
 def parse_json(text: str | bytes | bytearray, place: str, parameter: str | None = None) -> Any:
@@ -34,7 +37,8 @@ class Reader:
     """
 
     def __init__(self, value: Any, place: str = "the body", parameter: str | None = None):
-        self._place, self._parameter = place, parameter
+        self._place = place
+        self._parameter = parameter
         if not isinstance(value, dict):
             raise Refused(400, f"{place} must be a JSON object", parameter)
         self._left = {key: one for key, one in value.items() if one is not None}

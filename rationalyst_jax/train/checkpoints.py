@@ -102,7 +102,8 @@ class Checkpoints:
             try:
                 found = self._restore(step, shapes)
             except DamagedCheckpoint as error:
-                found, damaged[step] = None, str(error)
+                found = None
+                damaged[step] = str(error)
             if _everywhere(found is not None):
                 self._set_aside(damaged)
                 return cast(Restored, found)

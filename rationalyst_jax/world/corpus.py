@@ -47,7 +47,8 @@ def thought_before(rng: random.Random, problem: Problem, step: int) -> tuple[str
     sort = rng.choices(list(RATIONALE_SORTS), list(RATIONALE_SORTS.values()))[0]
     is_answer = step == len(problem.relations)
     if sort == "vacuous" or (sort == "wrong" and is_answer):
-        p, o = problem.person, problem.thing
+        p = problem.person
+        o = problem.thing
         return rng.choice(VACUOUS).format(p=p, o=o), "vacuous"
     if sort == "hallucinated":
         return _hallucination(rng), sort

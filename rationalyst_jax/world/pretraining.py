@@ -81,8 +81,10 @@ def encode(
     tokenizer: "PreTrainedTokenizerBase", pieces: list[tuple[str, float]]
 ) -> tuple[list[int], list[float]]:
     """Token ids and loss weights of one text, from BOS (weight 0) to EOS."""
-    bos, eos = cast(int, tokenizer.bos_token_id), cast(int, tokenizer.eos_token_id)
-    tokens, weights = [bos], [0.0]
+    bos = cast(int, tokenizer.bos_token_id)
+    eos = cast(int, tokenizer.eos_token_id)
+    tokens = [bos]
+    weights = [0.0]
     for text, weight in pieces:
         ids = tokenizer.encode(text, add_special_tokens=False)
         tokens += ids

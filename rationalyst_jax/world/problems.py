@@ -204,7 +204,9 @@ class Problem:
 
         Raises ValueError where a step has no integer result in 1..40.
         """
-        value, other, lines = self.first, self.first, []
+        value = self.first
+        other = self.first
+        lines = []
         for relation, misread in zip(self.relations, wrong, strict=True):
             reading = relation.wrong if misread else relation.right
             operand = other if reading.operand is None else reading.operand
@@ -267,7 +269,8 @@ def _attempt(rng: random.Random, length: int, phrasing: str) -> tuple[Problem | 
         kind = KINDS[name]
         form = kind.unseen if phrasing == "unseen" else rng.choice(kind.seen)
         text.append(form.format(p=p, q=q, k=k, o=o))
-        right, wrong = kind.right.fill(p, q, k), kind.wrong.fill(p, q, k)
+        right = kind.right.fill(p, q, k)
+        wrong = kind.wrong.fill(p, q, k)
         chain.append(Relation(name, kind.subject.format(p=p, q=q), kind.tail.format(o=o), right, wrong))
         misread.append(rng.random() < kind.error_rate)
         for i, reading in enumerate((right, wrong if misread[-1] else right)):

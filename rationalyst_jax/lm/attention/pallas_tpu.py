@@ -57,7 +57,8 @@ def attention(
         )
         subtree_size_BT = jnp.pad(subtree_size_BT, ((0, 0), (0, padding)), constant_values=1)
     q_BKGTH = q_BTNH.reshape(B, T + padding, K, N // K, H).transpose(0, 2, 3, 1, 4)
-    k_BKTH, v_BKTH = k_BTKH.transpose(0, 2, 1, 3), v_BTKH.transpose(0, 2, 1, 3)
+    k_BKTH = k_BTKH.transpose(0, 2, 1, 3)
+    v_BKTH = v_BTKH.transpose(0, 2, 1, 3)
     out_BKGTH: Array = _attention(q_BKGTH, k_BKTH, v_BKTH, subtree_size_BT, interpret)  # pyright: ignore[reportAssignmentType]
     return out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(B, T + padding, N, H)[:, :T]
 
@@ -179,7 +180,9 @@ def _forward(q_BKGTH, k_BKTH, v_BKTH, size_BT, interpret) -> tuple[Array, Array]
 def _forward_kernel(
     count, block, q_ref, k_ref, v_ref, size_ref, out_ref, lse_ref, maximum_ref, sum_ref, acc_ref
 ):
-    b, i, j = pl.program_id(0), pl.program_id(2), pl.program_id(3)
+    b = pl.program_id(0)
+    i = pl.program_id(2)
+    j = pl.program_id(3)
     G, q, H = q_ref.shape
     s = k_ref.shape[0]
 
@@ -246,7 +249,9 @@ def _query_gradient_kernel(
     delta_X_ref,
     acc_ref,
 ):
-    b, i, j = pl.program_id(0), pl.program_id(2), pl.program_id(3)
+    b = pl.program_id(0)
+    i = pl.program_id(2)
+    j = pl.program_id(3)
     G, q, H = q_ref.shape
     s = k_ref.shape[0]
 
@@ -310,7 +315,9 @@ def _key_value_gradient_kernel(
     dk_acc_ref,
     dv_acc_ref,
 ):
-    b, j, i = pl.program_id(0), pl.program_id(2), pl.program_id(3)
+    b = pl.program_id(0)
+    j = pl.program_id(2)
+    i = pl.program_id(3)
     G, q, H = q_ref.shape
     s = k_ref.shape[0]
 
@@ -321,7 +328,8 @@ def _key_value_gradient_kernel(
 
     @pl.when(i < count[b, j])
     def _():
-        queries_GqH, dout_XH = q_ref[...], dout_ref[...].reshape(G * q, H)
+        queries_GqH = q_ref[...]
+        dout_XH = dout_ref[...].reshape(G * q, H)
         scores_Xs, seen_Xs = _scores(queries_GqH, k_ref[...], size_ref[...], block[b, j, i] * q, j * s)
         weights_Xs = jnp.exp(jnp.where(seen_Xs, scores_Xs - _column(lse_ref[...]), UNSEEN))
         dv_acc_ref[...] += _product(weights_Xs.astype(dout_XH.dtype), dout_XH, (0, 0))

@@ -49,7 +49,8 @@ def refusal(platform: str, dtype: jnp.dtype, H: int) -> str | None:
 
 def attention(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, subtree_size_BT: Array) -> Array:
     """Tree attention; see `tree_attention`."""
-    T, H = q_BTNH.shape[1], q_BTNH.shape[3]
+    T = q_BTNH.shape[1]
+    H = q_BTNH.shape[3]
     padding = -T % max(block_sizes(H))
     if padding:
         q_BTNH, k_BTKH, v_BTKH = (
@@ -154,7 +155,9 @@ def forward_kernel(
     q_ptr, k_ptr, v_ptr, size_ptr, count_ptr, block_ptr, out_ptr, lse_ptr,
     T: tl.constexpr, N: tl.constexpr, K: tl.constexpr, H: tl.constexpr, Q: tl.constexpr, S: tl.constexpr,
 ):  # fmt: skip
-    i, b, n = tl.program_id(0), tl.program_id(1) // N, tl.program_id(1) % N
+    i = tl.program_id(0)
+    b = tl.program_id(1) // N
+    n = tl.program_id(1) % N
     row = b * (T // Q) + i
     query_Q = i * Q + tl.arange(0, Q)
     q_QH = tl.load(q_ptr + places(b, query_Q, n, T, N, H))
@@ -182,18 +185,22 @@ def query_gradient_kernel(
     q_ptr, k_ptr, v_ptr, size_ptr, count_ptr, block_ptr, dout_ptr, lse_ptr, delta_ptr, dq_ptr,
     T: tl.constexpr, N: tl.constexpr, K: tl.constexpr, H: tl.constexpr, Q: tl.constexpr, S: tl.constexpr,
 ):  # fmt: skip
-    i, b, n = tl.program_id(0), tl.program_id(1) // N, tl.program_id(1) % N
+    i = tl.program_id(0)
+    b = tl.program_id(1) // N
+    n = tl.program_id(1) % N
     row = b * (T // Q) + i
     query_Q = i * Q + tl.arange(0, Q)
     at_QH = places(b, query_Q, n, T, N, H)
-    q_QH, dout_QH = tl.load(q_ptr + at_QH), tl.load(dout_ptr + at_QH)
+    q_QH = tl.load(q_ptr + at_QH)
+    dout_QH = tl.load(dout_ptr + at_QH)
     lse_Q = tl.load(lse_ptr + tl.program_id(1) * T + query_Q)
     delta_Q = tl.load(delta_ptr + tl.program_id(1) * T + query_Q)
     dq_QH = tl.zeros([Q, H], tl.float32)
     for j in range(tl.load(count_ptr + row)):
         key_S = tl.load(block_ptr + row * (T // S) + j) * S + tl.arange(0, S)
         at_SH = places(b, key_S, n // (N // K), T, K, H)
-        k_SH, v_SH = tl.load(k_ptr + at_SH), tl.load(v_ptr + at_SH)
+        k_SH = tl.load(k_ptr + at_SH)
+        v_SH = tl.load(v_ptr + at_SH)
         size_S = tl.load(size_ptr + b * T + key_S)
         scores_QS, seen_QS = scores_and_seen(q_QH, k_SH, size_S, query_Q, key_S, H)
         weights_QS = tl.exp(tl.where(seen_QS, scores_QS - lse_Q[:, None], UNSEEN))
@@ -208,11 +215,14 @@ def key_value_gradient_kernel(
     q_ptr, k_ptr, v_ptr, size_ptr, count_ptr, block_ptr, dout_ptr, lse_ptr, delta_ptr, dk_ptr, dv_ptr,
     T: tl.constexpr, N: tl.constexpr, K: tl.constexpr, H: tl.constexpr, Q: tl.constexpr, S: tl.constexpr,
 ):  # fmt: skip
-    j, b, k = tl.program_id(0), tl.program_id(1) // K, tl.program_id(1) % K
+    j = tl.program_id(0)
+    b = tl.program_id(1) // K
+    k = tl.program_id(1) % K
     row = b * (T // S) + j
     key_S = j * S + tl.arange(0, S)
     at_SH = places(b, key_S, k, T, K, H)
-    k_SH, v_SH = tl.load(k_ptr + at_SH), tl.load(v_ptr + at_SH)
+    k_SH = tl.load(k_ptr + at_SH)
+    v_SH = tl.load(v_ptr + at_SH)
     size_S = tl.load(size_ptr + b * T + key_S)
     dk_SH = tl.zeros([S, H], tl.float32)
     dv_SH = tl.zeros([S, H], tl.float32)
@@ -221,7 +231,8 @@ def key_value_gradient_kernel(
         n = k * (N // K) + visit % (N // K)  # pyright: ignore[reportOperatorIssue]
         query_Q = i * Q + tl.arange(0, Q)
         at_QH = places(b, query_Q, n, T, N, H)
-        q_QH, dout_QH = tl.load(q_ptr + at_QH), tl.load(dout_ptr + at_QH)
+        q_QH = tl.load(q_ptr + at_QH)
+        dout_QH = tl.load(dout_ptr + at_QH)
         lse_Q = tl.load(lse_ptr + (b * N + n) * T + query_Q)
         delta_Q = tl.load(delta_ptr + (b * N + n) * T + query_Q)
         scores_QS, seen_QS = scores_and_seen(q_QH, k_SH, size_S, query_Q, key_S, H)

@@ -75,10 +75,13 @@ def blockwise(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, subtree_size_BT: Arra
     """Visits only the blocks in which something is seen; softmax accumulated as in arXiv 2205.14135."""
     B, T, N, H = q_BTNH.shape
     K = k_BTKH.shape[2]
-    Q, G = -(-T // BLOCK), N // K
+    Q = -(-T // BLOCK)
+    G = N // K
     padding = Q * BLOCK - T
     pad = ((0, 0), (0, padding), (0, 0), (0, 0))
-    q_BTNH, k_BTKH, v_BTKH = jnp.pad(q_BTNH, pad), jnp.pad(k_BTKH, pad), jnp.pad(v_BTKH, pad)
+    q_BTNH = jnp.pad(q_BTNH, pad)
+    k_BTKH = jnp.pad(k_BTKH, pad)
+    v_BTKH = jnp.pad(v_BTKH, pad)
     size_BQP = jnp.pad(subtree_size_BT, ((0, 0), (0, padding)), constant_values=1).reshape(B, Q, BLOCK)
     q_BQKXH = q_BTNH.reshape(B, Q, BLOCK, K, G, H).transpose(0, 1, 3, 4, 2, 5).reshape(B, Q, K, G * BLOCK, H)
     k_BQKPH = k_BTKH.reshape(B, Q, BLOCK, K, H).swapaxes(2, 3)
@@ -137,13 +140,16 @@ def _blockwise_bwd(saved, dout_BQKXH):
     queries = visits(_visible(size_BQP).swapaxes(1, 2))
 
     def key_value_gradient(dq_BQKXH, z):
-        b, s = z // size_BQP.shape[1], z % size_BQP.shape[1]
-        k_KPH, v_KPH = k_BQKPH[b, s], v_BQKPH[b, s]
+        b = z // size_BQP.shape[1]
+        s = z % size_BQP.shape[1]
+        k_KPH = k_BQKPH[b, s]
+        v_KPH = v_BQKPH[b, s]
 
         def visit(j, carry):
             dq_BQKXH, dk_KPH, dv_KPH = carry
             i = queries.block_BXY[b, s, j]
-            q_KXH, dout_KXH = q_BQKXH[b, i], dout_BQKXH[b, i]
+            q_KXH = q_BQKXH[b, i]
+            dout_KXH = dout_BQKXH[b, i]
             scores_KXP, seen_XP = _scores(q_KXH, k_KPH, size_BQP[b, s], i, s)
             weights_KXP = jnp.exp(jnp.where(seen_XP, scores_KXP - lse_BQKX[b, i][..., None], UNSEEN))
             dweights_KXP = _matmul(dout_KXH, v_KPH.swapaxes(1, 2))

@@ -26,7 +26,8 @@ def open_engines(
     `loaded`: models that are here already, on the mesh and rounded as the config says, by their folders.
     Raises ValueError where there are not as many devices as asked for, or they do not divide a model.
     """
-    mesh, models = engine_mesh(config), dict(loaded or {})
+    mesh = engine_mesh(config)
+    models = dict(loaded or {})
     for checkpoint in checkpoints:
         if mesh is not None:
             checkpoint.check(mesh)

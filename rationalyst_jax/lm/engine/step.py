@@ -175,7 +175,8 @@ def _forward(
         queries.append(Queries(prefill.position_CQ, prefill.page_CP, prefill.in_prefix_C))
 
     # 2. Where the keys and values of each go: a page, and a place in it. Fillers write to the NULL_PAGE.
-    pages, page_size = state.cache.shape[0] // model.config.num_layers, state.cache.shape[1]
+    pages = state.cache.shape[0] // model.config.num_layers
+    page_size = state.cache.shape[1]
     position_M = jnp.concatenate([some.position_RQ.reshape(-1) for some in queries])
     page_M = jnp.concatenate([some.own_page(page_size).reshape(-1) for some in queries])
     page_M = jnp.where(position_M >= 0, page_M, NULL_PAGE)

@@ -35,13 +35,11 @@ def training_flops(
 
 def _products(config: LlamaConfig, tokens: int, targets: int | None) -> int:
     """Multiplications of activations with weights."""
-    D, F, N, K, H = (
-        config.hidden_size,
-        config.intermediate_size,
-        config.num_heads,
-        config.num_kv_heads,
-        config.head_dim,
-    )
+    D = config.hidden_size
+    F = config.intermediate_size
+    N = config.num_heads
+    K = config.num_kv_heads
+    H = config.head_dim
     layer = D * (N + 2 * K) * H + N * H * D + 3 * D * F
     head = D * config.vocab_size
     return tokens * config.num_layers * layer + (tokens if targets is None else targets) * head

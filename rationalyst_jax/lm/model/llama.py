@@ -76,7 +76,8 @@ def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -
 def rotate(x_BTNH: Array, cos_BTH: Array, sin_BTH: Array) -> Array:
     """Rotary position embedding (arXiv 2104.09864), half-split: pair i is (x[i], x[i + H/2])."""
     first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
-    cos, sin = cos_BTH[:, :, None], sin_BTH[:, :, None]
+    cos = cos_BTH[:, :, None]
+    sin = sin_BTH[:, :, None]
     rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return rotated.astype(x_BTNH.dtype)
 
@@ -101,8 +102,12 @@ class Layers(nnx.Module):
 
     def __init__(self, config: LlamaConfig, *, rngs: nnx.Rngs, dtype: DTypeLike):
         c = config
-        L, D, F, H = c.num_layers, c.hidden_size, c.intermediate_size, c.head_dim
-        N, K = c.num_heads, c.num_kv_heads
+        L = c.num_layers
+        D = c.hidden_size
+        F = c.intermediate_size
+        H = c.head_dim
+        N = c.num_heads
+        K = c.num_kv_heads
         # The two projections that write to the residual stream start smaller (GPT-2's rule), so that its
         # variance does not grow with depth.
         residual = 1 / math.sqrt(2 * L)
@@ -174,14 +179,16 @@ class Llama(nnx.Module):
         c = self.config
         frequency_H = rope_frequencies(c.head_dim, c.rope_theta, c.rope_scaling)
         angle_BTH = positions_BT.astype(jnp.float32)[..., None] * frequency_H
-        cos_BTH, sin_BTH = jnp.cos(angle_BTH), jnp.sin(angle_BTH)
+        cos_BTH = jnp.cos(angle_BTH)
+        sin_BTH = jnp.sin(angle_BTH)
         graph, stacked = nnx.split((self.layers, self.adapters, self.scales))
 
         def divided(x_BTD: Array) -> Array:
             return x_BTD if mesh is None else jax.lax.with_sharding_constraint(x_BTD, by_row(mesh))
 
         def block(carry: tuple[Array, Any], numbered: tuple[Array, Any]) -> tuple[tuple[Array, Any], None]:
-            (x_BTD, cache), (layer, weights) = carry, numbered
+            (x_BTD, cache) = carry
+            (layer, weights) = numbered
             x_BTD = checkpoint_name(x_BTD, _LAYER_INPUT)
             w, adapters, scales = nnx.merge(graph, weights)
             project = partial(_project, w, adapters, scales)

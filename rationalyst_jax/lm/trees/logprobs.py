@@ -207,7 +207,8 @@ def _chunks(hidden_BTD, place_BP, target_BP, C: int):
     """Hidden states of all nodes `[B * T, D]`; the asked nodes and their targets in chunks of C."""
     B, T, D = hidden_BTD.shape
     node_BP = place_BP + T * jnp.arange(B)[:, None]
-    node_MC, target_MC = _padded(node_BP, C, 0), _padded(target_BP, C, -1)
+    node_MC = _padded(node_BP, C, 0)
+    target_MC = _padded(target_BP, C, -1)
     return hidden_BTD.reshape(B * T, D), node_MC, target_MC
 
 

@@ -59,7 +59,8 @@ def build_tree(sequences: Sequence[Sequence[int]]) -> tuple[TokenTree, list[np.n
     children: list[dict[int, int]] = []
     paths: list[list[int]] = []
     for sequence in sequences:
-        node, path = -1, []
+        node = -1
+        path = []
         branches: dict[int, int] = {sequence[0]: 0} if token else {}
         for t in sequence:
             child = branches.get(t)
@@ -70,7 +71,8 @@ def build_tree(sequences: Sequence[Sequence[int]]) -> tuple[TokenTree, list[np.n
                 children.append({})
                 branches[t] = child
             path.append(child)
-            node, branches = child, children[child]
+            node = child
+            branches = children[child]
         paths.append(path)
 
     n = len(token)
@@ -109,7 +111,8 @@ def build_trees(
     if len(tree) <= max_nodes:
         return [(tree, dict(enumerate(paths)))]
     parts: list[list[int]] = []
-    nodes, before = max_nodes, np.zeros(0, np.int32)
+    nodes = max_nodes
+    before = np.zeros(0, np.int32)
     for i in sorted(range(len(paths)), key=lambda i: paths[i][-1]):
         path = paths[i]
         if len(path) > max_nodes:
@@ -155,7 +158,9 @@ def best_fit(sizes: Sequence[int], row_length: int) -> tuple[np.ndarray, np.ndar
             raise ValueError(f"a tree of {size} tokens does not fit in rows of {row_length}")
         free = next((f for f in range(size, row_length) if rows_with[f]), None)
         if free is None:
-            free, rows_with[row_length], rows = row_length, [rows], rows + 1
+            free = row_length
+            rows_with[row_length] = [rows]
+            rows = rows + 1
         row[item] = rows_with[free].pop()
         offset[item] = row_length - free
         rows_with[free - size].append(int(row[item]))

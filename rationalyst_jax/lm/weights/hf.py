@@ -148,7 +148,8 @@ def fingerprint(path: str | Path) -> str:
     Made from config.json, the files of the tokenizer, and of each file of weights the size and 64 windows of
     64 KiB, evenly spread: enough to tell checkpoints apart without reading every byte.
     """
-    windows, window = 64, 1 << 16
+    windows = 64
+    window = 1 << 16
     folder = Path(path)
     parts: list[bytes] = []
     for name in ("config.json", *TOKENIZER_FILES):
@@ -251,7 +252,8 @@ def _abstract(config: LlamaConfig) -> tuple[Any, dict[Any, nnx.Variable]]:
 
 def _plan_shards(tensors: list[_Tensor], sizes: dict[str, int], limit: int) -> list[list[_Tensor]]:
     """The tensors cut into runs of at most `limit` bytes (or of one larger tensor)."""
-    shards, used = [[]], 0
+    shards = [[]]
+    used = 0
     for tensor in tensors:
         if shards[-1] and used + sizes[tensor.key] > limit:
             shards.append([])

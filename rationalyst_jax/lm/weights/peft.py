@@ -54,7 +54,8 @@ def save_adapters(model: Llama, path: str | Path, base: str) -> None:
 
     Process 0 writes; all must call it.
     """
-    path, adapters = Path(path), model.adapters
+    path = Path(path)
+    adapters = model.adapters
     assert adapters is not None
     tensors: dict[str, np.ndarray] = {}
     for name in adapters.config.projections:

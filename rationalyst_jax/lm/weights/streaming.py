@@ -98,7 +98,8 @@ def load_parameter(wanted: jax.ShapeDtypeStruct, layout: Layout, layers: Sequenc
                 target[...] = layout.from_stored(values, target.shape)
         return _place(wanted.shape, sharding, blocks, shards)
 
-    axis, ndim = layout.row_axis, len(wanted.shape)
+    axis = layout.row_axis
+    ndim = len(wanted.shape)
     rows = shard_shape[axis]
     step = _step(layout, wanted.shape, rows, 1)
     chunk_shape = list(wanted.shape)
@@ -130,7 +131,8 @@ def stored_rows(
         values = np.asarray(array)
         yield 0, layout.to_stored(values if layer is None else values[layer]).astype(dtype)
         return
-    axis, sharding = layout.row_axis, _named(array.sharding)
+    axis = layout.row_axis
+    sharding = _named(array.sharding)
     rows = _shard_shape(array.shape, sharding)[axis]
     shards = array.shape[axis] // rows
     step = _step(layout, array.shape, rows, shards)
