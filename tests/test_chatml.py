@@ -8,8 +8,8 @@ from cli_files import rationalyst
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from rationalyst_jax.cli.score import _encode
 from rationalyst_jax.lm.weights.tokenizer import load_tokenizer
+from rationalyst_jax.pipeline.score import encode
 from rationalyst_jax.prompts.prompt import check_prompts, load_prompts, opening_ids, render
 from rationalyst_jax.roles.role import Role, Sampling
 from rationalyst_jax.train.rationales import read_rationales
@@ -69,12 +69,12 @@ def test_rationales_become_examples_and_roles_ask(tokenizer, tmp_path):
 
 def test_plain_text_is_scored_without_what_opens_a_message(tokenizer):
     assert opening_ids(tokenizer) == ()
-    request = _encode(tokenizer, {"context": "One", "continuation": " two"}, "pairs:1", ())
+    request = encode(tokenizer, {"context": "One", "continuation": " two"}, "pairs:1", ())
     assert tokenizer.decode(request.context) == "One"
     with pytest.raises(ValueError, match="pairs:2: nothing stands before the continuation"):
-        _encode(tokenizer, {"context": "", "continuation": "two"}, "pairs:2", ())
+        encode(tokenizer, {"context": "", "continuation": "two"}, "pairs:2", ())
     end_of_text = tokenizer.convert_tokens_to_ids("<|endoftext|>")
-    request = _encode(tokenizer, {"context": "", "continuation": "two"}, "pairs:2", (end_of_text,))
+    request = encode(tokenizer, {"context": "", "continuation": "two"}, "pairs:2", (end_of_text,))
     assert request.context == (end_of_text,)
 
 

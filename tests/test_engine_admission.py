@@ -177,7 +177,7 @@ def test_a_stream_comes_token_by_token(model, tokenizer):
     lengths = [0]
     while not handle.done:
         engine.step()
-        lengths.append(len(engine.written(handle)[0]) if not handle.done else len(handle.result[0].text))
+        lengths.append(len(engine.written(handle)[0].tokens))
     assert set(np.diff(lengths)) == {0, 1} and lengths[-1] == 30
     assert lengths.index(30) - lengths.index(1) == 29  # a token every step
     # Afterwards several tokens are decoded in one dispatch again.

@@ -164,7 +164,7 @@ class WordRole(Role):
 
     def to_generate(self, prompt, fields, how):
         options = {name: value for name, value in vars(how).items() if name != "suppress"}
-        return GenerateRequest(tuple(range(len(fields["document"].split()))), **options)
+        return GenerateRequest(tuple(range(len(str(fields["document"]).split()))), **options)
 
 
 PROMPTS = PromptSet(

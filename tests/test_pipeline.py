@@ -212,9 +212,9 @@ def test_changed_input_files_are_other_settings(tmp_path):
     config = replace(
         small(tmp_path), world=None, documents=str(documents), questions={"test": str(questions)}
     )
-    before = experiment.Stages(config, CONSOLE).settings()
+    before = experiment.Experiment(config, Models(config.engine), CONSOLE).settings()
     questions.write_text('{"question": "??", "answer": "#### 1"}\n')
-    after = experiment.Stages(config, CONSOLE).settings()
+    after = experiment.Experiment(config, Models(config.engine), CONSOLE).settings()
     assert [line.split()[0] for line in differences(before, after)] == ["questions.test"]
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jinja2
 import yaml
@@ -158,13 +158,14 @@ def opening_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     alone = tokenizer("x", add_special_tokens=False)["input_ids"]
     opened = tokenizer("x")["input_ids"]
     before = opened[: opened.index(alone[0])]
-    if before or tokenizer.bos_token is None:
+    bos = cast("str | None", tokenizer.bos_token)
+    if before or bos is None:
         return tuple(before)
     if tokenizer.chat_template:
         chat = "".join(_frames(tokenizer, ("user", "assistant")))
-        if chat.count(tokenizer.bos_token) > 1:
+        if chat.count(bos) > 1:
             return ()
-    return (tokenizer.bos_token_id,)
+    return (cast(int, tokenizer.bos_token_id),)
 
 
 def messages(prompt: Prompt, fields: Mapping[str, Field]) -> tuple[tuple[str, str], ...]:

@@ -47,7 +47,7 @@ class Token:
     likeliest: Likeliest
 
 
-class IncrementalText:
+class TextPieces:
     """Tokens that become text. text: what is whole so far; ends: how long it was after each token."""
 
     def __init__(self, vocabulary: Vocabulary):
@@ -80,7 +80,7 @@ class Candidate:
         self.length = 0
         self._stop = stop
         self._skipped = vocabulary.special if skip_special else set()
-        self._detokenizer = IncrementalText(vocabulary)
+        self._detokenizer = TextPieces(vocabulary)
         self._tokens: list[tuple[int, float, Likeliest]] = []
 
     def add(self, tokens: Sequence[tuple[int, float, Likeliest]]) -> list[Token]:
@@ -127,7 +127,7 @@ def prompt_pieces(
 ) -> list[str]:
     """The pieces of a prompt's tokens. They make the text `given`, of which a BOS that the tokenizer added is
     no part; where token ids were given, the text that these stand for."""
-    detokenizer = IncrementalText(vocabulary)
+    detokenizer = TextPieces(vocabulary)
     detokenizer.add(tokens)
     detokenizer.close()
     if given is None:
