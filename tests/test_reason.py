@@ -582,7 +582,11 @@ def test_part_of_a_block_or_of_a_line_is_redone(run, prompts, tmp_path):
         run.path.write_bytes(left)
         asked = len(run.agent.requests("generate"))
         told: list[tuple[int, int, int]] = []
-        solve(QUESTIONS, run.roles, prompts, config, extract, run.path, lambda *counts: told.append(counts))
+
+        def tell(*counts: int, told: list = told) -> None:
+            told.append(counts)
+
+        solve(QUESTIONS, run.roles, prompts, config, extract, run.path, tell)
         assert lines(run.path) == expected
         assert told[0][0] == left.count(b"\n") and told[-1][0] == len(QUESTIONS)
         assert len(run.agent.requests("generate")) > asked
