@@ -1,6 +1,7 @@
 """Orbax checkpoints, of a model alone and of a training run."""
 
 import asyncio
+import gc
 import json
 import shutil
 from pathlib import Path
@@ -62,11 +63,22 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
 
 
 def test_what_ends_after_its_event_loop_is_closed_is_no_error(caplog):
+    async def failing_when_cancelled() -> None:
+        try:
+            await asyncio.Event().wait()
+        except BaseException:
+            raise ValueError from None
+
     with lenient_loops():
         loop = asyncio.new_event_loop()
+    task = loop.create_task(failing_when_cancelled())
+    loop.run_until_complete(asyncio.sleep(0))  # it has begun to wait
     loop.call_exception_handler({"message": "early"})
     loop.close()
     loop.call_soon_threadsafe(print)  # of other loops this is a RuntimeError
+    assert task.done()
+    del task
+    gc.collect()  # asyncio tells of an exception nobody asked for when its task goes
     loop.call_exception_handler({"message": "late"})
     assert [record.message for record in caplog.records] == ["early"]
     other = asyncio.new_event_loop()

@@ -57,7 +57,7 @@ def check(jaxpr: Any, dtype: str, least: int) -> None:
 
 @pytest.fixture(autouse=True)
 def no_setting() -> None:
-    assert jax.config.read("jax_default_matmul_precision") is None
+    assert jax.config.jax_default_matmul_precision is None  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def array(*shape: int, dtype: str = "int32") -> Any:

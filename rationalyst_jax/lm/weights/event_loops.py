@@ -13,7 +13,14 @@ from typing import Any
 
 
 class LenientLoop(asyncio.SelectorEventLoop):
-    """An event loop that takes no notice of what ends after it is closed: nobody waits for that any more."""
+    """An event loop that cancels its tasks before it closes, and takes no notice of what ends after that."""
+
+    def close(self) -> None:
+        if not self.is_closed() and (tasks := asyncio.all_tasks(self)):
+            for task in tasks:
+                task.cancel()
+            self.run_until_complete(asyncio.wait(tasks))
+        super().close()
 
     def call_soon_threadsafe(
         self, callback: Callable[..., object], *args: Any, context: Context | None = None
