@@ -1,6 +1,7 @@
 """The Llama config reads and writes Hugging Face's config.json."""
 
 import json
+from typing import Any
 
 import pytest
 import transformers
@@ -250,7 +251,7 @@ def test_of_two_rope_settings_the_one_of_transformers_counts():
         "rope_scaling": {"rope_type": "llama3", **SCALING, "rope_theta": 5e5},
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
     }
-    theirs = transformers.LlamaConfig(**{**HF, **both}).rope_parameters
+    theirs: Any = transformers.LlamaConfig(**{**HF, **both}).rope_parameters
     ours = LlamaConfig.from_hf({**HF, **both})
     assert ours.rope_theta == theirs["rope_theta"]
     assert (ours.rope_scaling is not None) == (theirs["rope_type"] == "llama3")

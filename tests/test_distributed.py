@@ -122,7 +122,7 @@ from pathlib import Path
 import jax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, PartitionSpec as Spec
-from rationalyst_jax.lm.distributed import DistributedConfig, barrier, is_main, start
+from rationalyst_jax.lm.devices.distributed import DistributedConfig, barrier, is_main, start
 coordinator, process = sys.argv[1], int(sys.argv[2])
 config = DistributedConfig("auto", coordinator, 2, process)
 start(config)

@@ -1,6 +1,7 @@
 """generation_config.json: the ends it names end generation, and what is not done here is refused."""
 
 import json
+from typing import Any
 
 import pytest
 import transformers
@@ -31,7 +32,7 @@ def test_an_end_that_only_generation_config_names_ends_generation_as_in_transfor
     prompt = (5, 6, 7)
 
     def theirs() -> list[int]:
-        model = transformers.LlamaForCausalLM.from_pretrained(tmp_path)
+        model: Any = transformers.LlamaForCausalLM.from_pretrained(tmp_path)
         ids = torch.tensor([prompt])
         with torch.no_grad():
             found = model.generate(

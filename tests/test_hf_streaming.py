@@ -314,11 +314,11 @@ def test_a_full_disk_is_one_line_and_the_earlier_checkpoint_stays(fill, tmp_path
 
 PROGRAM = """
 from collections import Counter
-from rationalyst_jax.lm import streaming
+from rationalyst_jax.lm.weights import streaming
 from rationalyst_jax.lm.weights.hf import load_llama, save_llama
-from rationalyst_jax.lm.sharding import make_mesh
-from rationalyst_jax.lm.streaming import Layout
-from rationalyst_jax.lm.tensor_files import StoredTensor
+from rationalyst_jax.lm.devices.sharding import make_mesh
+from rationalyst_jax.lm.weights.streaming import Layout
+from rationalyst_jax.lm.weights.tensor_files import StoredTensor
 
 read, numbers = StoredTensor.read, 0
 def counted(self, regions):

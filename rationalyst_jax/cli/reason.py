@@ -67,8 +67,9 @@ def run(
     folders = {place: open_checkpoint(place) for place in names.values() if isinstance(place, Path)}
     parts = {"agent": agent, "rationalyst": rationalyst, "scorer": scorer or agent}
     for part, wanted in prompts_of(reason).items():
-        if checkpoint := folders.get(names[parts[part]]):
-            check_prompts(checkpoint.tokenizer, prompt_set, wanted)
+        place = names[parts[part]]
+        if isinstance(place, Path):
+            check_prompts(folders[place].tokenizer, prompt_set, wanted)
     for checkpoint in folders.values():
         checkpoint.check_generation()
     with ExitStack() as opened:

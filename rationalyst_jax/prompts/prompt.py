@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jinja2
 import yaml
@@ -162,9 +162,9 @@ def opening_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
         return tuple(before)
     if tokenizer.chat_template:
         chat = "".join(_frames(tokenizer, ("user", "assistant")))
-        if chat.count(tokenizer.bos_token) > 1:
+        if chat.count(str(tokenizer.bos_token)) > 1:
             return ()
-    return (tokenizer.bos_token_id,)
+    return (cast(int, tokenizer.bos_token_id),)
 
 
 def messages(prompt: Prompt, fields: Mapping[str, Field]) -> tuple[tuple[str, str], ...]:
