@@ -7,8 +7,9 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
+from rationalyst_jax.lm.weights.hf import copy_tokenizer
 from rationalyst_jax.lm.weights.tokenizer import load_tokenizer
 from rationalyst_jax.prompts.prompt import Prompt, check_prompts, load_prompts, opening_ids, render
 
@@ -282,8 +283,8 @@ def test_a_folder_without_a_usable_tokenizer_is_refused_in_one_line(tmp_path):
     tokenizer = marker_tokenizer()
     tokenizer.save_pretrained(tmp_path)
     assert load_tokenizer(tmp_path).get_vocab() == tokenizer.get_vocab()
-    (tmp_path / "config.json").write_text('{"model_type": "llama", "vocab_size": "many"}')
-    assert "not a readable tokenizer" in refusal() and "vocab_size" in refusal()
+    (tmp_path / "tokenizer_config.json").write_text("[")
+    assert "not a readable tokenizer" in refusal()
 
 
 def test_a_tokenizer_without_a_chat_template_encodes_and_cannot_render(tmp_path):
@@ -295,15 +296,35 @@ def test_a_tokenizer_without_a_chat_template_encodes_and_cannot_render(tmp_path)
         render(tokenizer, load_prompts("world")["follow"], {"preceding": "x"}, "y", False)
 
 
-def test_a_tokenizer_that_decodes_something_else_than_it_encoded_is_refused(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "part",
+    [{"decoder": decoders.Metaspace()}, {"pre_tokenizer": pre_tokenizers.Metaspace()}],
+    ids=["decoder", "pre_tokenizer"],
+)
+def test_a_tokenizer_that_is_not_what_its_file_describes_is_refused(part, tmp_path, monkeypatch):
     MARKERS.save_pretrained(tmp_path)
     assert load_tokenizer(tmp_path).get_vocab() == MARKERS.get_vocab()
     corrupt = marker_tokenizer()
-    corrupt.backend_tokenizer.decoder = decoders.Metaspace()  # as a class of another family would set it
-    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *_, **__: corrupt)
+    for name, value in part.items():
+        setattr(corrupt.backend_tokenizer, name, value)
+    monkeypatch.setattr(PreTrainedTokenizerFast, "from_pretrained", lambda *_, **__: corrupt)
     with pytest.raises(ValueError, match="makes another tokenizer of") as caught:
         load_tokenizer(tmp_path)
     assert str(tmp_path) in str(caught.value) and transformers.__version__ in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["GPT2TokenizerFast", "LlamaTokenizer", "TokenizersBackend", None])
+def test_the_tokenizer_is_that_of_its_file_whatever_class_is_named(name, shared, tmp_path):
+    copy_tokenizer(shared / "llama3_tokenizer", tmp_path)
+    file = tmp_path / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"tokenizer_class": name}))
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    tokenizer = load_tokenizer(tmp_path)
+    for line in (shared / "llama3_tokenizer" / "golden_encodings.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        ids = tokenizer.encode(row["text"], add_special_tokens=False, split_special_tokens=True)
+        assert ids == row["ids"]
+    assert tokenizer.encode("x")[0] == BOS
 
 
 def test_a_tokenizer_that_lacks_characters_is_none_the_worse(tmp_path):

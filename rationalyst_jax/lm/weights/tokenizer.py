@@ -7,42 +7,46 @@ from typing import cast
 
 import transformers
 from tokenizers import Tokenizer
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-# Some versions of transformers lose a tokenizer's own rules where tokenizer_config.json names another class.
 _SCRIPTS = "Añb 12,345.6\n\tНет 中文 한 🙂 x=[y]"
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     """The fast tokenizer in the local checkpoint folder `path`, with its chat template if it has one.
 
-    Raises ValueError when the folder holds no readable tokenizer.json, or one whose tokens spell another text
-    than the one encoded.
+    Raises ValueError when the folder holds no readable tokenizer.json, or one of which this version of
+    transformers makes another tokenizer.
     """
     path = Path(path)
     # Without this check transformers would take a path that does not exist for a name on the hub.
     if not (path / "tokenizer.json").is_file():
         raise ValueError(f"{path}: no tokenizer.json")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+        # AutoTokenizer would take the class that tokenizer_config.json names, which may have its own rules of
+        # splitting instead of tokenizer.json's: as a GPT2TokenizerFast Llama 3's gives other tokens.
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)
     except Exception as error:  # the tokenizers library raises bare Exception for a damaged file
-        reason = " ".join(str(error).split()) or type(error).__name__  # it may be config.json that is broken
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{path}: not a readable tokenizer: {reason}") from error
-    if not _spells(tokenizer, _SCRIPTS):
-        # Not every tokenizer knows every character: the file itself tells whether this one does.
-        alone = Tokenizer.from_file(str(path / "tokenizer.json"))
-        if alone.decode(alone.encode(_SCRIPTS, add_special_tokens=False).ids) == _SCRIPTS:
-            raise ValueError(
-                f"{path}: transformers {transformers.__version__} makes another tokenizer of tokenizer.json: "
-                "what it encodes it does not decode to the same text; install another version"
-            )
+    if not _is_of_file(tokenizer, path / "tokenizer.json"):
+        raise ValueError(
+            f"{path}: transformers {transformers.__version__} makes another tokenizer of tokenizer.json than "
+            "the file describes: install another version"
+        )
     return tokenizer
 
 
-def _spells(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
-    """Whether the tokens of a text are decoded to it."""
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return tokenizer.decode(ids, clean_up_tokenization_spaces=False) == text
+def _is_of_file(tokenizer: PreTrainedTokenizerBase, file: Path) -> bool:
+    """Whether a text of several scripts is encoded and decoded as the file alone has it."""
+    described = Tokenizer.from_file(str(file))
+    described.no_truncation()
+    described.no_padding()
+    ids = tokenizer(_SCRIPTS, add_special_tokens=False)["input_ids"]
+    text = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    return ids == described.encode(_SCRIPTS, add_special_tokens=False).ids and text == described.decode(
+        ids, skip_special_tokens=False
+    )
 
 
 def marker_ids(tokenizer: PreTrainedTokenizerBase, markers: Iterable[str]) -> tuple[int, ...]:
