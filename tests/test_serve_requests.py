@@ -99,8 +99,10 @@ def test_offsets_cut_the_text_into_the_tokens_pieces(port):
         assert all(5 <= len(top) <= 6 for top in shown["top_logprobs"][1:])
         spelled = b""
         for name in shown["tokens"][1:]:
+            if name in ("<begin>", "<end>"):  # sampled, and no part of the text
+                continue
             spelled += bytes.fromhex(name[8:]) if name.startswith("bytes:") else name.encode()
-        assert spelled.decode(errors="replace").removesuffix("<end>") == text
+        assert spelled.decode(errors="replace") == text
 
 
 def test_the_bytes_of_half_a_character_are_its_own(port):

@@ -23,8 +23,8 @@ def whole(path: Path) -> Iterator[Path]:
             yield unfinished
             os.replace(unfinished, path)
     except BaseException:
-        if unfinished.is_file():
-            unfinished.unlink()
+        if not unfinished.is_dir():
+            unfinished.unlink(missing_ok=True)
         raise
 
 
