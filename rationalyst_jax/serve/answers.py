@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rationalyst_jax.lm.engine.requests import Generation, Handle, Likeliest, TokenUsage
-from rationalyst_jax.serve.detokenizer import Candidate, Token, Vocabulary, prompt_pieces
+from rationalyst_jax.serve.pieces import Candidate, Token, Vocabulary, prompt_pieces
 from rationalyst_jax.serve.protocol import Ask
 
 Row = dict[str, Any]

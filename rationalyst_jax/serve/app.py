@@ -21,7 +21,7 @@ from starlette.routing import Route
 from rationalyst_jax.lm.engine.engine import Engine
 from rationalyst_jax.lm.engine.requests import Generation
 from rationalyst_jax.serve.answers import Answers
-from rationalyst_jax.serve.detokenizer import Vocabulary
+from rationalyst_jax.serve.pieces import Vocabulary
 from rationalyst_jax.serve.protocol import Ask, Served, read_chat, read_completion
 from rationalyst_jax.serve.reader import Refused, parse_json
 from rationalyst_jax.serve.worker import Asked, Worker

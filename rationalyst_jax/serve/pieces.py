@@ -80,31 +80,31 @@ class Candidate:
         self.length = 0
         self._stop = stop
         self._skipped = vocabulary.special if skip_special else set()
-        self._detokenizer = TextPieces(vocabulary)
+        self._pieces = TextPieces(vocabulary)
         self._tokens: list[tuple[int, float, Likeliest]] = []
 
     def add(self, tokens: Sequence[tuple[int, float, Likeliest]]) -> list[Token]:
         """Takes the next tokens of an unfinished candidate; gives those that cannot become a stop string."""
         self._tokens += tokens
-        self._detokenizer.add([token for token, _, _ in tokens])
-        text = self._detokenizer.text
+        self._pieces.add([token for token, _, _ in tokens])
+        text = self._pieces.text
         begun = (
             length
             for stop in self._stop
             for length in range(1, min(len(stop), len(text) + 1))
             if text.endswith(stop[:length])
         )
-        return self._give(bisect_right(self._detokenizer.ends, len(text) - max(begun, default=0)))
+        return self._give(bisect_right(self._pieces.ends, len(text) - max(begun, default=0)))
 
     def end(self, generation: Generation) -> list[Token]:
         """Takes what the candidate has become; gives the tokens that were not given yet."""
         new = triples(generation)[len(self._tokens) :]
         ended = generation.finish == "end"  # by a token that is no text
         self._tokens += new
-        self._detokenizer.add([token for token, _, _ in new[: len(new) - ended]])
-        self._detokenizer.close()
-        ends = self._detokenizer.ends
-        text = self._detokenizer.text
+        self._pieces.add([token for token, _, _ in new[: len(new) - ended]])
+        self._pieces.close()
+        ends = self._pieces.ends
+        text = self._pieces.text
         if ended:
             ends.append(len(text))
         if generation.stop and (cut := text.find(generation.stop)) >= 0:
@@ -115,7 +115,7 @@ class Candidate:
         given = []
         for place in range(self.given, count):
             token, logprob, likeliest = self._tokens[place]
-            text = "" if token in self._skipped else self._detokenizer.piece(place)
+            text = "" if token in self._skipped else self._pieces.piece(place)
             given.append(Token(token, text, logprob, likeliest))
             self.length += len(text)
         self.given += len(given)
@@ -127,14 +127,14 @@ def prompt_pieces(
 ) -> list[str]:
     """The pieces of a prompt's tokens. They make the text `given`, of which a BOS that the tokenizer added is
     no part; where token ids were given, the text that these stand for."""
-    detokenizer = TextPieces(vocabulary)
-    detokenizer.add(tokens)
-    detokenizer.close()
+    pieces = TextPieces(vocabulary)
+    pieces.add(tokens)
+    pieces.close()
     if given is None:
         skipped = vocabulary.special if skip_special else set()
-        return ["" if token in skipped else detokenizer.piece(i) for i, token in enumerate(tokens)]
-    added = len(detokenizer.text) - len(given)
-    ends = [min(max(0, end - added), len(given)) for end in detokenizer.ends[:-1]]
+        return ["" if token in skipped else pieces.piece(i) for i, token in enumerate(tokens)]
+    added = len(pieces.text) - len(given)
+    ends = [min(max(0, end - added), len(given)) for end in pieces.ends[:-1]]
     return [given[start:end] for start, end in pairwise([0, *ends, len(given)])]
 
 

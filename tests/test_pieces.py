@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from rationalyst_jax.lm.engine.requests import Generation
 from rationalyst_jax.lm.weights.tokenizer import load_tokenizer, token_bytes
-from rationalyst_jax.serve.detokenizer import Candidate, Vocabulary, prompt_pieces
+from rationalyst_jax.serve.pieces import Candidate, Vocabulary, prompt_pieces
 from rationalyst_jax.world.checkpoint import checkpoint_path
 
 SPECIAL = {"bos_token": "<|begin|>", "eos_token": "<|end|>"}
