@@ -14,8 +14,8 @@ from hypothesis import settings
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")  # for what is divided among devices
 
-# These emitters take three times as long as those before them to compile a small program. Later versions of XLA
-# have no others.
+# These emitters take three times as long as those before them to compile a small program. Later versions of
+# XLA have no others.
 if version("jaxlib").startswith("0.10."):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
 

@@ -24,7 +24,6 @@ from rationalyst_jax.lm.model.config import LlamaConfig
 from rationalyst_jax.lm.model.llama import Llama, tree_attend
 from rationalyst_jax.lm.weights.hf import load_llama
 
-
 # Most engines here have these sizes, so that they have the same compiled programs.
 SMALL: dict[str, Any] = {"max_sequences": 4, "steps": 4, "prefill_chunks": 4, "chunk_size": 8}
 PAGED = SMALL | {"page_size": 4, "pages": 200}
@@ -239,7 +238,7 @@ def test_samples_follow_the_exact_distribution(temperature, top_p, top_k):
 def test_what_is_computed_once_is_not_computed_again(model, tokenizer):
     engine = Engine(model, tokenizer, **PAGED)
     (context,) = contexts(30)
-    handles = [engine.submit(GenerateRequest(context, 4, n=6, suppress=(256,), seed=s)) for s in range(3)]
+    handles = [engine.submit(GenerateRequest(context, 4, n=4, suppress=(256,), seed=s)) for s in range(3)]
     while engine.busy:
         engine.step()
     assert [h.usage.prefilled for h in handles] == [30, 2, 2]  # 28 tokens of seven pages are there
@@ -272,14 +271,7 @@ def test_heads_and_vocabulary_divided_among_devices_change_nothing(tokenizer, ca
         for t, k in ((0.0, 0), (1.0, 0), (0.7, 4))
     ]
     scores = [ScoreRequest(context, (5, 6, 7) * 9) for context in contexts(41, 70)]
-    sizes: dict[str, Any] = {
-        "max_sequences": 9,
-        "prefill_chunks": 2,
-        "chunk_size": 8,
-        "steps": 4,
-        "pages": 200,
-        "alternatives": 2,
-    }
+    sizes = PAGED | {"prefill_chunks": 1, "alternatives": 2}
     want = Engine(Llama(config, rngs=nnx.Rngs(0)), tokenizer, **sizes)
     mesh = make_mesh(1, 1, 4, jax.devices()[:4])
     got = Engine(created(lambda: Llama(config, rngs=nnx.Rngs(0)), mesh), tokenizer, mesh=mesh, **sizes)

@@ -47,6 +47,7 @@ def test_preempted_sequences_write_what_they_would_have_written(model, tokenizer
     ]
     sizes: dict[str, Any] = {
         "max_sequences": 12,
+        "prefill_chunks": 4,
         "chunk_size": 8,
         "page_size": 4,
         "steps": 4,
@@ -84,7 +85,9 @@ def test_preempted_sequences_write_what_they_would_have_written(model, tokenizer
 
 def test_a_resumed_sequence_is_prefilled_where_its_pages_are_gone(model, tokenizer, monkeypatch):
     monkeypatch.setattr(sequences, "PROMISED", 1)
-    engine = Preempting(model, tokenizer, pages=12, page_size=4, steps=1, max_sequences=2)
+    engine = Preempting(
+        model, tokenizer, pages=12, page_size=4, steps=1, max_sequences=2, prefill_chunks=1, chunk_size=8
+    )
     first, second = contexts(4, 4)
     handles = [engine.submit(GenerateRequest(c, 40, temperature=0, suppress=(256,))) for c in (first, second)]
     while engine.busy:
@@ -98,9 +101,9 @@ def test_a_resumed_sequence_is_prefilled_where_its_pages_are_gone(model, tokeniz
 
 def test_far_limits_do_not_keep_others_waiting(model, tokenizer):
     """Six requests that may fill the cache three times over are at work at once."""
-    engine = Engine(model, tokenizer, max_sequences=8, pages=256, page_size=16)
+    engine = Engine(model, tokenizer, max_sequences=8, prefill_chunks=2, pages=256)
     handles = [engine.submit(GenerateRequest(c, 2000, suppress=(256,))) for c in contexts(9, 8, 7, 6, 5, 4)]
-    for _ in range(3):
+    for _ in range(4):
         engine.step()
     assert len(engine._decoding) == 6
     for handle in handles:
@@ -169,7 +172,7 @@ def test_a_large_request_is_not_passed_for_ever(narrow, large, monkeypatch):
 
 
 def test_a_stream_comes_token_by_token(model, tokenizer):
-    engine = Engine(model, tokenizer, max_sequences=4, steps=8)
+    engine = Engine(model, tokenizer, max_sequences=4, prefill_chunks=1, steps=8)
     ascii_only = tuple(range(94, 257))  # so every token is a character
     request = GenerateRequest(contexts(20)[0], 30, seed=1, suppress=ascii_only)
     beside = engine.submit(GenerateRequest(contexts(12)[0], 100, seed=2, suppress=ascii_only))

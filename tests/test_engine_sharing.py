@@ -117,7 +117,7 @@ class Watched(Engine):
 
 
 def test_a_guided_loop_computes_a_tenth_of_what_it_sends(shared, tmp_path, caplog):
-    """50 questions of GSM8K with 8 examples before each: N = 3 candidates, 6 steps, a rationale for each."""
+    """Questions of GSM8K with 8 examples before each: N = 3 candidates, 6 steps, a rationale for each."""
     tokenizer, shipped = load_tokenizer(shared / "llama3_tokenizer"), load_prompts("llama3")
     chat = [("system", "Solve it step by step, one step a line.")]
     for line in (shared / "gsm8k" / "train.jsonl").read_text(encoding="utf-8").splitlines()[:8]:
@@ -133,11 +133,11 @@ def test_a_guided_loop_computes_a_tenth_of_what_it_sends(shared, tmp_path, caplo
     path.write_text(
         yaml.safe_dump({"version": "8 examples", "document": shipped.document, "prompts": messages})
     )
-    lines = (shared / "gsm8k" / "test.jsonl").read_text(encoding="utf-8").splitlines()[:50]
+    lines = (shared / "gsm8k" / "test.jsonl").read_text(encoding="utf-8").splitlines()[:12]
     questions = [Question(str(i), json.loads(line)["question"]) for i, line in enumerate(lines)]
 
     shape = LlamaConfig(128256, 8, 8, 1, 2, 1, 4, max_position_embeddings=2048, eos_token_id=128001)
-    engine = Watched(Llama(shape, rngs=nnx.Rngs(0)), tokenizer, max_sequences=64)
+    engine = Watched(Llama(shape, rngs=nnx.Rngs(0)), tokenizer, max_sequences=32)
     engine.warm_up()
     role = Role(engine, tokenizer)
     config = ReasonConfig(
@@ -148,7 +148,7 @@ def test_a_guided_loop_computes_a_tenth_of_what_it_sends(shared, tmp_path, caplo
             questions, Roles(role, role, role), load_prompts(path), config, lambda text: None, tmp_path / "t"
         )
     assert not [r for r in caplog.records if r.getMessage().startswith("Compiling")]
-    assert len(traces) == 50 and all(len(trace.steps) == 6 for trace in traces)
+    assert len(traces) == 12 and all(len(trace.steps) == 6 for trace in traces)
     used = mean_ledger(traces)
     sent = used["prefilled"] + used["cached"]
     assert sent > 9000

@@ -1,8 +1,12 @@
 """Two real processes on one output: the second is refused in one line, whatever the command."""
 
+import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -43,49 +47,64 @@ COMMANDS = {
         "checkpoints",
     ),
 }
+# Imports once what all commands need, then becomes a process for each of them, which stays where it is told.
 HOLDING = """
-import importlib, shlex, sys, time
+import importlib, json, os, shlex, sys, time
 from rationalyst_jax.cli.main import main
+import rationalyst_jax.pipeline.experiment, rationalyst_jax.pipeline.pretrain
 
 def stay(*arguments, **options):
-    print("at work", flush=True)
+    os.write(1, f"{json.dumps([name, os.getpid()])}\\n".encode())
     time.sleep(3600)
 
-*module, owner, name = ("rationalyst_jax." + sys.argv[2]).split(".")
-try:
-    holder = getattr(importlib.import_module(".".join(module)), owner)
-except ModuleNotFoundError:
-    holder = importlib.import_module(".".join([*module, owner]))
-except AttributeError:
-    holder = importlib.import_module(".".join([*module, owner]))
-setattr(holder, name, stay)
-sys.exit(main(shlex.split(sys.argv[1])))
+def found(path):
+    for place in range(len(path), 0, -1):
+        try:
+            holder = importlib.import_module(".".join(["rationalyst_jax", *path[:place]]))
+        except ModuleNotFoundError:
+            continue
+        for attribute in path[place:]:
+            holder = getattr(holder, attribute)
+        return holder
+
+for name, (command, where) in json.loads(sys.argv[1]).items():
+    if not os.fork():
+        *path, attribute = where.split(".")
+        setattr(found(path), attribute, stay)
+        sys.exit(main(shlex.split(command)))
+while True:
+    os.wait()
 """
+
+
+def folder_of(name: str) -> str:
+    return f"locked_{name.split()[0]}"
 
 
 @pytest.fixture(scope="module")
 def at_work(files: Path) -> Iterator[dict[str, int]]:
     """The process that is at work on each command, by the command's name."""
-    running = {}
+    commands = {
+        name: (command.format(folder_of(name)), where) for name, (command, where, _) in COMMANDS.items()
+    }
+    arguments = [sys.executable, "-c", HOLDING, json.dumps(commands)]
+    holders = subprocess.Popen(
+        arguments, cwd=files, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
     try:
-        for name, (command, where, _) in COMMANDS.items():
-            arguments = [sys.executable, "-c", HOLDING, command.format(f"locked_{name.split()[0]}"), where]
-            running[name] = subprocess.Popen(arguments, cwd=files, stdout=subprocess.PIPE, text=True)
-        for name, process in running.items():
-            assert process.stdout is not None
-            assert any("at work" in line for line in process.stdout), name
-        yield {name: process.pid for name, process in running.items()}
+        assert holders.stdout is not None
+        begun = (json.loads(line) for line in holders.stdout if line.startswith('["'))
+        yield dict(islice(begun, len(COMMANDS)))
     finally:
-        for process in running.values():
-            process.kill()
-            process.communicate()
+        os.killpg(holders.pid, signal.SIGKILL)
+        holders.communicate()
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_second_run_is_refused_and_names_file_and_process(name, at_work, files, monkeypatch, capsys):
     command, _, output = COMMANDS[name]
     monkeypatch.chdir(files)
-    folder = f"locked_{name.split()[0]}"
+    folder = folder_of(name)
     assert rationalyst(command.format(folder)) == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1

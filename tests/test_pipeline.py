@@ -15,6 +15,7 @@ import pytest
 from rich.console import Console
 
 from rationalyst_jax.files.settings import differences
+from rationalyst_jax.lm.engine.config import EngineConfig
 from rationalyst_jax.lm.engine.engine import Engine
 from rationalyst_jax.mine.config import AnnotateConfig, FilterConfig
 from rationalyst_jax.pipeline import experiment
@@ -34,14 +35,15 @@ def small(run_dir: Path) -> ExperimentConfig:
         run_dir=str(run_dir),
         model="world",
         prompts="world",
-        world=WorldData(documents=32, questions=16),
+        world=WorldData(documents=24, questions=8),
+        engine=EngineConfig(max_sequences=24),
         annotate=AnnotateConfig(block=16, length_margin=80),
         filter=FilterConfig(tau=0.1, suppress=("<BOT>",), row_length=512, block=8),
         train=TrainConfig(
             steps=6, batch_examples=4, row_length=320, microbatch_rows=1, save_every=2, validate_every=2
         ),
         reason=ReasonConfig(
-            max_steps=7, max_step_tokens=32, max_rationale_tokens=32, suppress=("<BOT>",), block=8
+            max_steps=7, max_step_tokens=32, max_rationale_tokens=32, suppress=("<BOT>",), block=4
         ),
         rationalysts={"rationalyst": Rationalyst(), "untuned": Rationalyst(train=False)},
         strategies={"random": Run("random"), "implicit": Run("implicit", rationalyst="rationalyst")},
@@ -68,11 +70,11 @@ def test_an_experiment_ends_with_a_summary_of_every_stage(finished):
     assert summary == json.loads((run_dir / "summary.json").read_text())
     assert set(summary["strategies"]) == {"random", "implicit"} and set(summary["ablations"]) == {"untuned"}
     implicit = summary["strategies"]["implicit"]
-    assert implicit["low"] <= implicit["accuracy"] <= implicit["high"] and implicit["n"] == 16
+    assert implicit["low"] <= implicit["accuracy"] <= implicit["high"] and implicit["n"] == 8
     assert 0 <= implicit["vs_random"]["p"] <= 1 and implicit["vs_likelihood"] is None
     for result in summary["strategies"].values():
         assert {"accuracy", "low", "high", "n", "vs_random", "vs_likelihood", "ledger"} <= set(result)
-    assert summary["mining"]["documents"] == 32 and sum(summary["mining"]["reasons"].values()) > 0
+    assert summary["mining"]["documents"] == 24 and sum(summary["mining"]["reasons"].values()) > 0
     assert set(summary["seconds"]) == {
         "data",
         "mine",

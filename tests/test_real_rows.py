@@ -14,20 +14,21 @@ from rationalyst_jax.lm.weights.tokenizer import load_tokenizer
 
 
 @pytest.mark.parametrize(
-    ("documents", "steps", "asked"), [(10, 3, 2), pytest.param(86, 50, 20, marks=pytest.mark.slow)]
+    ("documents", "steps", "asked", "D"),
+    [(4, 2, 1, 16), pytest.param(86, 50, 20, 64, marks=pytest.mark.slow)],
 )
 def test_imported_annotations_are_filtered_trained_on_and_guide_an_untrained_model(
-    shared, tmp_path, capsys, documents, steps, asked
+    shared, tmp_path, capsys, documents, steps, asked, D
 ):
     tokenizer = load_tokenizer(shared / "llama3_tokenizer")
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=128,
+        hidden_size=D,
+        intermediate_size=2 * D,
         num_layers=2,
         num_heads=4,
         num_kv_heads=2,
-        head_dim=16,
+        head_dim=D // 4,
         tie_embeddings=True,
         bos_token_id=tokenizer.bos_token_id,  # pyright: ignore[reportArgumentType]
         eos_token_id=tokenizer.eos_token_id,  # pyright: ignore[reportArgumentType]
@@ -53,7 +54,8 @@ def test_imported_annotations_are_filtered_trained_on_and_guide_an_untrained_mod
     rationalyst("mine", "--annotations", first, "--out", tmp_path / "mined", *common)
     triples, kept = tmp_path / "mined" / "triples.parquet", tmp_path / "kept.parquet"
     # An untrained model's gains are noise around zero; any threshold would do for the test.
-    rationalyst("filter", "--triples", triples, "--model", base, "--out", kept, "--filter.tau", "0", *common)
+    judged = ["--filter.tau", 0, "--filter.rows_per_batch", 1]
+    rationalyst("filter", "--triples", triples, "--model", base, "--out", kept, *common, *judged)
     rationalyst("stats", "--triples", triples, "--tokenizer", shared / "llama3_tokenizer", *common)
     rationalyst(
         *("train", "--rationales", kept, "--model", base, "--run_dir", tmp_path / "run", *common),

@@ -7,7 +7,6 @@ inference is, id for id, the beginning of what it was trained on.
 import bisect
 import functools
 import itertools
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -237,11 +236,13 @@ def _text_encoder(tokenizer: PreTrainedTokenizerBase) -> tuple[Tokenizer, dict[s
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ValueError(f"rendering needs a fast tokenizer, got {type(tokenizer).__name__}")
     added = {token.content: i for i, token in tokenizer.added_tokens_decoder.items()}
-    stripped = {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
-    text_only = json.loads(tokenizer.backend_tokenizer.to_str()) | stripped
     longest_first = sorted(added, key=len, reverse=True)
     pattern = re.compile(f"({'|'.join(map(re.escape, longest_first))})")
-    return Tokenizer.from_str(json.dumps(text_only)), added, pattern
+    backend = tokenizer.backend_tokenizer
+    text_only = Tokenizer(backend.model)
+    text_only.normalizer = backend.normalizer
+    text_only.pre_tokenizer = backend.pre_tokenizer
+    return text_only, added, pattern
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, pieces: list[_Piece]) -> tuple[list[int], list[int]]:
