@@ -93,18 +93,18 @@ def test_what_is_off_is_no_obstacle(tmp_path):
 
 
 SAMPLING = (
-    "do_sample temperature top_k top_p top_h min_p typical_p epsilon_cutoff eta_cutoff renormalize_logits num_beams "
-    "num_beam_groups diversity_penalty length_penalty early_stopping num_return_sequences max_length max_new_tokens "
-    "max_time"
+    "do_sample temperature top_k top_p top_h min_p typical_p epsilon_cutoff eta_cutoff renormalize_logits "
+    "num_beams num_beam_groups diversity_penalty length_penalty early_stopping num_return_sequences "
+    "max_length max_new_tokens max_time"
 ).split()
 HARMLESS = (
-    "bos_token_id pad_token_id decoder_start_token_id remove_invalid_values use_cache cache_implementation "
-    "cache_config max_cache_len prefill_chunk_size low_memory compile_config disable_compile "
-    "continuous_batching_config output_attentions output_hidden_states output_logits output_scores "
-    "return_dict_in_generate use_mtp speculation_type is_assistant num_assistant_tokens "
-    "num_assistant_tokens_schedule assistant_confidence_threshold assistant_early_exit assistant_lookbehind "
-    "target_lookbehind prompt_lookup_num_tokens max_matching_ngram_size return_legacy_cache transformers_version "
-    "_from_model_config _commit_hash"
+    "bos_token_id pad_token_id decoder_start_token_id remove_invalid_values use_cache "
+    "cache_implementation cache_config max_cache_len prefill_chunk_size low_memory compile_config "
+    "disable_compile continuous_batching_config output_attentions output_hidden_states output_logits "
+    "output_scores return_dict_in_generate use_mtp speculation_type is_assistant num_assistant_tokens "
+    "num_assistant_tokens_schedule assistant_confidence_threshold assistant_early_exit "
+    "assistant_lookbehind target_lookbehind prompt_lookup_num_tokens max_matching_ngram_size "
+    "return_legacy_cache transformers_version _from_model_config _commit_hash"
 ).split()
 
 

@@ -543,7 +543,7 @@ class Engine:
             over = self._masks.ends(sequence.group.mask, token) or len(sequence.tokens) == most
             if over:
                 break
-        if not over and not self._detokenizer.stopped(sequence.tokens, request):
+        if not over and not self._detokenizer.stopped(sequence.tokens, len(tokens), request):
             return
         handle = sequence.group.handle
         generation = self._detokenizer.generation(

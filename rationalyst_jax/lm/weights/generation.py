@@ -8,11 +8,11 @@ from rationalyst_jax.files.whole import read_json
 from rationalyst_jax.lm.model.config import LlamaConfig
 
 GENERATION_CONFIG = "generation_config.json"
-# Every key of the file is one of four, so that what a later version of transformers adds is refused, not passed
-# over. It is obeyed ...
+# Every key of the file is one of four, so that what a later version of transformers adds is refused, not
+# passed over. It is obeyed ...
 _OBEYED = {"eos_token_id"}
-# ... or says what no answer depends on: tokens that have no part in one, how transformers computes, and what it
-# returns beside it ...
+# ... or says what no answer depends on: tokens that have no part in one, how transformers computes, and what
+# it returns beside it ...
 _HARMLESS = {
     "_commit_hash",
     "_from_model_config",
@@ -70,8 +70,8 @@ _SAMPLING = {
     "top_p",
     "typical_p",
 }
-# ... or it changes answers however they are sampled, which is not done here: then it must be off, that is None,
-# False, an empty list or object, or this.
+# ... or it changes answers however they are sampled, which is not done here: then it must be off, that is
+# None, False, an empty list or object, or this.
 _OFF = {
     "encoder_no_repeat_ngram_size": 0,
     "encoder_repetition_penalty": 1,
