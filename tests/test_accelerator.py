@@ -28,25 +28,39 @@ def accelerator() -> ModuleType:
     return module
 
 
-def found(failures: list[str], **milliseconds: float) -> dict:
-    tests = {"what": "tests", "passed": 9, "failed": len(failures), "skipped": 0, "failures": failures}
+TREES = "test_attention_over_trees_and_its_gradients"
+
+
+def found(outcomes: dict[str, str], state: str = "done", **milliseconds: float) -> dict:
+    """Both parts that count; each implementation has passed a test, beside `outcomes`."""
+    outcomes = {f"{TREES}[{by}-bfloat16-8-8-128]": "passed" for by in milliseconds} | outcomes
     rows = [
         {"what": "", "input": "trees", "direction": direction, "heads": heads, "by": by, "milliseconds": time}
         for by, time in milliseconds.items()
         for heads in (64, 128)
         for direction in ("forward", "forward + backward")
     ]
-    return {"numerics": {"rows": [tests]}, "kernels": {"rows": rows}}
+    return {"numerics": {"state": state, "outcomes": outcomes, "rows": []}, "kernels": {"rows": rows}}
 
 
 def test_the_choice_is_what_passed_its_tests_the_fastest_first(accelerator):
-    failed = "test_attention_over_trees_and_its_gradients[cudnn-float16-4-2-64]"
-    assert '= ("triton", "xla")' in accelerator.justified(found([failed], cudnn=1, triton=2, xla=9))
-    assert '= ("cudnn", "triton", "xla")' in accelerator.justified(found([], xla=9, triton=2, cudnn=1))
-    assert '= ("xla",)' in accelerator.justified(found([], xla=1, triton=2))
-    failed = "test_blocks_passed_over_are_not_even_read[triton]"
-    assert '= ("xla",)' in accelerator.justified(found([failed], triton=2, xla=9))
+    failed = {f"{TREES}[cudnn-float16-4-2-64]": "failed"}
+    assert '= ("triton", "xla")' in accelerator.justified(found(failed, cudnn=1, triton=2, xla=9))
+    assert '= ("cudnn", "triton", "xla")' in accelerator.justified(found({}, xla=9, triton=2, cudnn=1))
+    assert '= ("xla",)' in accelerator.justified(found({}, xla=1, triton=2))
+    failed = {"test_blocks_passed_over_are_not_even_read[triton]": "failed"}
+    assert '= ("xla",)' in accelerator.justified(found(failed, triton=2, xla=9))
     assert "nothing is justified" in accelerator.justified({})
+
+
+def test_what_was_not_tested_is_not_chosen(accelerator):
+    skipped = {f"{TREES}[cudnn-float16-4-2-64]": "skipped"}
+    assert '= ("triton", "xla")' in accelerator.justified(found(skipped, cudnn=1, triton=2, xla=9))
+    untested = found({}, cudnn=1, triton=2, xla=9)
+    del untested["numerics"]["outcomes"][f"{TREES}[cudnn-bfloat16-8-8-128]"]
+    assert '= ("triton", "xla")' in accelerator.justified(untested)
+    for state in ("stopped at its limit", "failed (2)"):
+        assert "nothing is justified" in accelerator.justified(found({}, state, cudnn=1, triton=2, xla=9))
 
 
 def test_a_part_is_stopped_at_its_limit_and_leaves_its_file(accelerator, tmp_path):

@@ -2,9 +2,11 @@
 
 import importlib
 import json
+import logging
 import re
 import subprocess
 import sys
+import threading
 from itertools import count
 from pathlib import Path
 
@@ -71,6 +73,26 @@ assert logging.getLogger("asyncio").isEnabledFor(logging.ERROR)
 """
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
+
+
+def test_training_mutes_no_error_of_other_threads(monkeypatch, capsys):
+    from rationalyst_jax.train import loop
+
+    def hooks():
+        told = logging.getLogger("asyncio").getEffectiveLevel()
+        return sys.excepthook, sys.unraisablehook, threading.excepthook, told
+
+    def inside(*_):
+        found.append(hooks())
+        raise ValueError("far enough")
+
+    found = []
+    before = hooks()
+    monkeypatch.setattr(loop, "_compiled", inside)
+    command = "train --rationales filtered.parquet --model model --prompts world --run_dir hooks"
+    assert rationalyst(f"{command} --train.row_length 64 --train.validation_fraction 0") == 1
+    assert "far enough" in capsys.readouterr().err
+    assert found == [before]
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.yaml")))

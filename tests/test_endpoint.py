@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from rationalyst_jax.prompts.prompt import load_prompts
 from rationalyst_jax.reason.config import ReasonConfig
 from rationalyst_jax.reason.solve import solve
 from rationalyst_jax.reason.trajectory import Roles
+from rationalyst_jax.roles import endpoint as roles_endpoint
 from rationalyst_jax.roles.config import EndpointConfig
 from rationalyst_jax.roles.endpoint import ChatRequest, ChatRole, Endpoint
 from rationalyst_jax.roles.role import NotAnswered, Sampling
@@ -28,6 +30,7 @@ class Server(ThreadingHTTPServer):
         self.seen: list[dict] = []
         self.faults: list[str] = []
         self.together = self.most = 0
+        self.retry_after = "0.01"
 
     def always(self, body) -> str | None:
         """The fault of a request that no other was meant for."""
@@ -52,6 +55,7 @@ def choice(index: int, text: str, chat: bool, **more):
 def server(monkeypatch):
     """An endpoint that does what `faults` says, one a request, then answers by `server.reply(body)`."""
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    monkeypatch.setattr(roles_endpoint, "PAUSE", 0.01)
     release = threading.Event()
 
     class Handler(BaseHTTPRequestHandler):
@@ -87,8 +91,8 @@ def server(monkeypatch):
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(sent)))
-            if status == 429:
-                self.send_header("Retry-After", "0")
+            if status >= 429:
+                self.send_header("Retry-After", http.retry_after)
             self.end_headers()
             self.wfile.write(sent.encode())
 
@@ -110,7 +114,7 @@ def endpoint(server):
 
     def endpoint(**config):
         address = f"http://127.0.0.1:{server.server_port}/v1"
-        settings = {"model": "m", "timeout": 20.0, "back_off": 0.0, **config}
+        settings = {"model": "m", "timeout": 20.0, **config}
         opened.append(Endpoint(address, EndpointConfig(**settings)))
         return opened[-1]
 
@@ -194,8 +198,10 @@ def test_what_may_pass_is_tried_again(server, endpoint, fault):
     handle = answered(endpoint(retries=2, timeout=patience(fault)), GenerateRequest((1,), 8))
     assert handle.result[0].text == "a step 0" and len(server.seen) == 3
     server.faults = [fault] * 3
-    with pytest.raises(NotAnswered, match="m: no answer in 3 tries; the last: "):
+    wanted = f"m: status {fault}: .*no" if fault.isdigit() else "m: no answer in 3 tries[:;] "
+    with pytest.raises(NotAnswered, match=wanted) as caught:
         answered(endpoint(retries=2, timeout=patience(fault)), GenerateRequest((1,), 8))
+    assert len(server.seen) == 6 and "\n" not in str(caught.value)
 
 
 def test_what_will_not_pass_is_not_tried_again(server, endpoint):
@@ -213,6 +219,19 @@ def test_no_more_requests_at_once_than_allowed_and_a_cancelled_one_is_not_heard(
     while client.busy:
         heard += client.step()
     assert set(heard) == set(handles[:-1]) and server.most <= 3 and not handles[-1].done
+
+
+def test_nobody_waits_for_a_next_try_that_is_not_wanted_any_more(server, endpoint):
+    server.faults = ["429"] * 9
+    server.retry_after = "60"
+    client = endpoint()
+    cancelled, other = (client.submit(GenerateRequest((i,), 8)) for i in (1, 2))
+    while len(server.seen) < 2:
+        client.step()
+    start = time.monotonic()
+    client.cancel(cancelled)
+    client.close()
+    assert time.monotonic() - start < 20 and not other.done
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -233,7 +252,9 @@ def test_a_question_whose_endpoint_fails_is_reported_alone(server, endpoint, fau
     def extract(text):
         return text.removeprefix("The answer is ").rstrip(".") or None
 
-    with pytest.raises(ValueError, match=r"1 of 4 questions failed, as question q2: m: no answer in 2 tries"):
+    with pytest.raises(
+        ValueError, match=r"1 of 4 questions failed, as question q2: m: (no answer in 2 tries|status)"
+    ):
         solve(*arguments, extract, tmp_path / "traces.jsonl")
     rows = [json.loads(line) for line in (tmp_path / "traces.jsonl").read_text().splitlines()]
     assert {row["id"] for row in rows} == {"q0", "q1", "q3"} and len(rows) == 3

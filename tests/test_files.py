@@ -1,5 +1,6 @@
 """What a kill, a full disk or another run's settings may do to files: nothing."""
 
+import fcntl
 import json
 import subprocess
 import sys
@@ -156,6 +157,28 @@ def test_a_lock_that_is_let_go_is_free_and_locks_of_other_outputs_are_others(tmp
         with locked(tmp_path / "a"), locked(tmp_path / "b"):
             with pytest.raises(ValueError, match="a: process"), locked(tmp_path / "a"):
                 raise AssertionError("taken twice")
+
+
+def test_a_lock_whose_file_was_just_removed_is_taken_anew(tmp_path, monkeypatch):
+    """Another process lets go of it between our opening and our locking the file."""
+    lock = tmp_path / "a.lock"
+    taken = []
+
+    def flock(*_):
+        if not taken:
+            lock.unlink()
+        taken.append(lock.exists())
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with locked(tmp_path / "a"):
+        assert lock.exists() and taken == [False, True]
+
+
+def test_a_lock_that_was_taken_a_moment_ago_names_no_process(tmp_path):
+    with locked(tmp_path / "a"):
+        (tmp_path / "a.lock").write_bytes(b"")
+        with pytest.raises(ValueError, match="a: another process is writing it"), locked(tmp_path / "a"):
+            raise AssertionError("taken twice")
 
 
 def test_a_full_disk_names_the_file(tmp_path, small_disk):

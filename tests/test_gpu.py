@@ -71,7 +71,7 @@ def test_log_probabilities_over_several_tiles_of_words():
     target_BP = rng.integers(0, 20_000, (2, 1024))
     place_BP = jnp.broadcast_to(jnp.arange(1024), (2, 1024))
     hidden, head = jnp.asarray(hidden_BTD, jnp.float32), jnp.asarray(head_VD, jnp.float32)
-    got, _ = jax.jit(token_logprobs)(hidden, head, place_BP, jnp.asarray(target_BP))
+    got = jax.jit(token_logprobs)(hidden, head, place_BP, jnp.asarray(target_BP))
     logits_BTV = np.asarray(hidden, np.float64) @ np.asarray(head, np.float64).T
     chosen_BP = np.take_along_axis(logits_BTV, target_BP[..., None], 2)[..., 0]
     np.testing.assert_allclose(got, chosen_BP - np.log(np.exp(logits_BTV).sum(2)), rtol=0, atol=2e-5)

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from cli_files import rationalyst
 
+from rationalyst_jax.files.lock import locked
+
 # A command, where in it the first process stops (and stays), and the output that it holds by then.
 COMMANDS = {
     "mine": (
@@ -109,3 +111,23 @@ def test_a_second_run_is_refused_and_names_file_and_process(name, at_work, files
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert f"{folder}/{output}: process {at_work[name]} is writing it" in error
+
+
+@pytest.mark.parametrize(
+    ("command", "output"),
+    [
+        ("mine --documents documents.jsonl --model model --prompts world --out {}", "triples.parquet"),
+        ("mine --annotations annotations.jsonl --prompts world --out {}", "triples.parquet"),
+        ("merge --model model --adapters adapters --out {}/hf", "hf"),
+        ("convert --source model --target {}/orbax", "orbax"),
+        ("world documents --count 3 --out {}/documents.jsonl", "documents.jsonl"),
+        ("world questions --count 3 --out {}/questions.jsonl", "questions.jsonl"),
+    ],
+)
+def test_what_a_command_writes_at_once_is_locked_too(command, output, files, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(files)
+    with locked(tmp_path / output):
+        assert rationalyst(command.format(tmp_path)) == 1
+    error = capsys.readouterr().err
+    assert f"{tmp_path / output}: process {os.getpid()} is writing it" in error and error.count("\n") == 1
+    assert not (tmp_path / output).exists()

@@ -1,5 +1,6 @@
-"""The pieces of an answer's text: against what the tokenizer itself decodes."""
+"""From tokens to text, and to its pieces: against what the tokenizer itself decodes."""
 
+import codecs
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from rationalyst_jax.lm.engine.requests import Generation
+from rationalyst_jax.lm.engine.requests import GenerateRequest, Generation
+from rationalyst_jax.lm.engine.text import Detokenizer
 from rationalyst_jax.lm.weights.tokenizer import load_tokenizer, token_bytes
 from rationalyst_jax.serve.pieces import Candidate, Vocabulary, prompt_pieces
 from rationalyst_jax.world.checkpoint import checkpoint_path
@@ -153,3 +155,73 @@ def test_the_pieces_of_a_prompt_are_the_text_that_was_given(kind, text):
     tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
     pieces = prompt_pieces(vocabulary, [tokenizer.bos_token_id, *tokens], text, skip_special=True)
     assert pieces[0] == "" and "".join(pieces) == text and len(pieces) == len(tokens) + 1
+
+
+DETOKENIZERS = {name: Detokenizer(made, len(made) + 2, frozenset()) for name, made in KINDS.items()}
+
+
+def stopping(*stop: str) -> GenerateRequest:
+    return GenerateRequest((1,), 1, stop=stop)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(data=st.data())
+def test_a_stop_string_is_found_by_the_tail_of_a_text_as_by_the_whole(kind, data):
+    tokenizer, detokenizer = KINDS[kind], DETOKENIZERS[kind]
+    tokens = tokenizer(data.draw(TEXTS), add_special_tokens=False)["input_ids"]
+    tokens += data.draw(st.lists(st.integers(0, 261), max_size=12))  # bytes that are no text, too
+    text = decode(tokenizer, tokens)
+    inside = [text[a : a + n] for a in range(len(text)) for n in (1, 2, 5)]
+    stop = data.draw(st.lists(st.sampled_from(["x", " a", "\ufffd", *inside]), min_size=1, max_size=2))
+    request = stopping(*stop)
+    ends = sorted({*data.draw(st.sets(st.integers(0, len(tokens)))), len(tokens)})
+    for start, end in zip([0, *ends], ends, strict=False):
+        spelled = b"".join(VOCABULARIES[kind].bytes[token] for token in tokens[:end])
+        whole = codecs.getincrementaldecoder("utf-8")("replace").decode(spelled)
+        if kind == "sentencepiece":
+            whole = whole.removeprefix(" ")
+        stopped = any(string in whole for string in stop)
+        assert detokenizer.stopped(tokens[:end], end - start, request) == stopped
+        if stopped:
+            done = detokenizer.generation(tokens[:end], [0.0] * end, (), request)
+            assert done.finish == "stop" and f"{done.text}{done.stop}" in whole
+            break
+
+
+def test_only_the_tail_of_a_text_is_looked_at_for_a_stop_string():
+    class Tokens(list):
+        """Counts the tokens that are read."""
+
+        read = 0
+
+        def __getitem__(self, key):
+            found = super().__getitem__(key)
+            Tokens.read += len(found) if isinstance(key, slice) else 1
+            return found
+
+    tokens = Tokens(KINDS["byte level"]("a" * 1000 + "b1", add_special_tokens=False)["input_ids"])
+    assert len(tokens) > 900 and DETOKENIZERS["byte level"].stopped(tokens, 1, stopping("b1"))
+    assert Tokens.read < 20
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_half_a_character_ends_no_candidate(kind):
+    tokenizer, detokenizer = KINDS[kind], DETOKENIZERS[kind]
+    tokens = tokenizer("1😀1", add_special_tokens=False)["input_ids"]
+    request = stopping("\ufffd")
+    assert not detokenizer.mask(request.stop, (), ())[tokens].any()
+    assert not any(detokenizer.stopped(tokens[:n], 1, request) for n in range(1, len(tokens) + 1))
+    done = detokenizer.generation(tokens, [0.0] * len(tokens), (), request)
+    assert (done.text, done.finish) == ("1😀1", "length")
+    replaced = tokenizer("1\ufffd1", add_special_tokens=False)["input_ids"]
+    done = detokenizer.generation(replaced, [0.0] * len(replaced), (), request)
+    assert (done.text, done.finish, done.stop) == ("1", "stop", "\ufffd")
+
+
+def test_a_token_ends_a_candidate_by_itself_if_it_holds_the_stop_string_wherever_it_stands():
+    tokenizer, detokenizer = KINDS["sentencepiece"], DETOKENIZERS["sentencepiece"]
+    space_a, a, ab = tokenizer.convert_tokens_to_ids(["▁a", "a", "ab"])
+    assert detokenizer.mask(("a",), (), ())[[space_a, a, ab]].all()
+    assert not detokenizer.mask((" a",), (), ()).any()  # no text begins with its first space
+    assert not detokenizer.stopped([space_a], 1, stopping(" a"))
+    assert detokenizer.stopped([space_a, space_a], 1, stopping(" a"))

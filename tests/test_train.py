@@ -32,6 +32,7 @@ from rationalyst_jax.train.export import export
 from rationalyst_jax.train.loop import FitResult, fit
 from rationalyst_jax.train.step import loss_and_gradient, take_apart, train_step
 from rationalyst_jax.train.store import TreeStore, open_store
+from rationalyst_jax.world.checkpoint import SHIPPED
 
 TINY = LlamaConfig(
     vocab_size=64, hidden_size=16, intermediate_size=24, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8
@@ -519,23 +520,36 @@ with torch.no_grad():
 """
 
 
-@pytest.mark.slow
-def test_transformers_4_opens_an_export(shared, tmp_path):
+@pytest.fixture(scope="module")
+def transformers_4(tmp_path_factory) -> Path:
+    """A folder with version 4 of transformers; skips where pip cannot fetch it."""
     pytest.importorskip("torch", reason="torch is the oracle here")
+    folder = tmp_path_factory.mktemp("old")
     packages = ["transformers==4.57.6", "huggingface-hub>=0.34,<1", "tokenizers>=0.22,<0.23.1"]
-    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", tmp_path / "old"]
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", folder]
     fetched = subprocess.run([*install, *packages], capture_output=True, text=True)
     if fetched.returncode:
         pytest.skip(f"transformers 4 cannot be fetched: {fetched.stderr.strip().splitlines()[-1]}")
-    base = shared / "llama3_tokenizer"
-    tokenizer = load_tokenizer(base)
-    config = LlamaConfig(len(tokenizer), 8, 8, 2, 2, 1, 4, tie_embeddings=True, bos_token_id=128000)
-    model = Llama(config, rngs=nnx.Rngs(0))
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["shipped", "llama3"])
+def test_transformers_4_opens_an_export(name, transformers_4, tmp_path, request):
+    if name == "shipped":
+        base = SHIPPED
+        tokenizer = load_tokenizer(base)
+        model = load_llama(base)
+    else:
+        base = request.getfixturevalue("shared") / "llama3_tokenizer"
+        tokenizer = load_tokenizer(base)
+        config = LlamaConfig(len(tokenizer), 8, 8, 2, 2, 1, 4, tie_embeddings=True, bos_token_id=128000)
+        model = Llama(config, rngs=nnx.Rngs(0))
     export(model, base, tmp_path / "hf")
     subprocess.run(
         [sys.executable, "-c", OLD, tmp_path / "hf", tmp_path / "found.npz"],
         check=True,
-        env={**os.environ, "PYTHONPATH": str(tmp_path / "old")},
+        env={**os.environ, "PYTHONPATH": str(transformers_4)},
     )
     found = np.load(tmp_path / "found.npz")
     assert found["ids"][0].tolist() == tokenizer.encode("One and one is two.")

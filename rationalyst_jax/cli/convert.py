@@ -25,33 +25,35 @@ def run(
     import jax
     from flax import nnx
 
+    from rationalyst_jax.files.lock import locked
     from rationalyst_jax.lm.weights.hf import copy_tokenizer, load_llama, save_llama
     from rationalyst_jax.lm.weights.orbax import WEIGHTS, load_orbax, save_orbax
     from rationalyst_jax.train.checkpoints import load_trained
 
     if not source.is_dir():
         raise FileNotFoundError(f"{source}: no such checkpoint folder")
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ValueError(f"{target}: exists already; give a new folder")
     if tokenizer is not None and not (tokenizer / "tokenizer.json").is_file():
         raise FileNotFoundError(f"{tokenizer}: no tokenizer.json")
-    if (source / "checkpoints").is_dir():
-        model = load_trained(source / "checkpoints")
-        kind = "training run"
-        save = save_llama
-    elif (source / WEIGHTS).is_dir():
-        model = load_orbax(source)
-        kind = "Orbax"
-        save = save_llama
-    else:
-        model = load_llama(source)
-        kind = "Hugging Face"
-        save = save_orbax
-    graph, weights = nnx.split(model)
-    if dtype is not None:
-        weights = jax.tree.map(lambda w: w.astype(dtype), weights)
-    save(nnx.merge(graph, weights), target)
-    copied = copy_tokenizer(tokenizer or source, target)
+    with locked(target):
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise ValueError(f"{target}: exists already; give a new folder")
+        if (source / "checkpoints").is_dir():
+            model = load_trained(source / "checkpoints")
+            kind = "training run"
+            save = save_llama
+        elif (source / WEIGHTS).is_dir():
+            model = load_orbax(source)
+            kind = "Orbax"
+            save = save_llama
+        else:
+            model = load_llama(source)
+            kind = "Hugging Face"
+            save = save_orbax
+        graph, weights = nnx.split(model)
+        if dtype is not None:
+            weights = jax.tree.map(lambda w: w.astype(dtype), weights)
+        save(nnx.merge(graph, weights), target)
+        copied = copy_tokenizer(tokenizer or source, target)
 
     rows = {
         "from": f"{kind}: {source}",

@@ -15,18 +15,20 @@ def run(model: str, adapters: Path, out: Path) -> None:
         adapters: Folder in PEFT's format, as a training run leaves it in adapters/.
         out: New folder to write.
     """
+    from rationalyst_jax.files.lock import locked
     from rationalyst_jax.lm.weights.open import open_checkpoint
     from rationalyst_jax.lm.weights.peft import load_adapters
     from rationalyst_jax.train.export import export
     from rationalyst_jax.world.checkpoint import checkpoint_path
 
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out}: exists already; give a new folder")
-    checkpoint = open_checkpoint(checkpoint_path(model))
-    base = checkpoint.load()
-    base.adapters = load_adapters(base, adapters)
-    config = base.adapters.config
-    export(base, checkpoint.path, out)
+    with locked(out):
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise ValueError(f"{out}: exists already; give a new folder")
+        checkpoint = open_checkpoint(checkpoint_path(model))
+        base = checkpoint.load()
+        base.adapters = load_adapters(base, adapters)
+        config = base.adapters.config
+        export(base, checkpoint.path, out)
     rows = {
         "rank": config.rank,
         "alpha": config.alpha,

@@ -5,6 +5,7 @@ from pathlib import Path
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 from rich.console import Console
 
+from rationalyst_jax.files.lock import locked
 from rationalyst_jax.files.rows import write_rows
 from rationalyst_jax.world.corpus import documents
 
@@ -21,5 +22,6 @@ def run(
         count: how many documents.
         seed: equal seeds give equal documents.
     """
-    write_rows(out, documents(seed, count))
+    with locked(out):
+        write_rows(out, documents(seed, count))
     Console().print(f"{count} documents in {out}")

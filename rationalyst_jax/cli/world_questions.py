@@ -5,6 +5,7 @@ from pathlib import Path
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 from rich.console import Console
 
+from rationalyst_jax.files.lock import locked
 from rationalyst_jax.files.rows import write_rows
 from rationalyst_jax.world.corpus import questions
 
@@ -23,5 +24,6 @@ def run(
         split: test, phrasing (wordings the base model never saw) or longer (6 or 7 relations).
         seed: equal seeds give equal questions.
     """
-    write_rows(out, questions(seed, count, split))
+    with locked(out):
+        write_rows(out, questions(seed, count, split))
     Console().print(f"{count} questions in {out}")

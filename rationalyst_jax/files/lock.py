@@ -3,7 +3,7 @@
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -36,11 +36,11 @@ def _taken(path: Path, output: Path) -> int:
         except BlockingIOError:
             owner = os.read(descriptor, 32).decode(errors="replace")
             os.close(descriptor)
-            raise ValueError(
-                f"{output}: process {owner} is writing it: wait for it, or write elsewhere"
-            ) from None
+            who = f"process {owner}" if owner else "another process"  # one that has just taken it
+            raise ValueError(f"{output}: {who} is writing it: wait for it, or write elsewhere") from None
         except OSError:  # this file system knows no locks
             return descriptor
-        if path.exists() and os.fstat(descriptor).st_ino == path.stat().st_ino:
-            return descriptor
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                return descriptor
         os.close(descriptor)  # whoever had it has removed the file meanwhile: its lock keeps nobody out

@@ -14,7 +14,8 @@ def whole(path: Path) -> Iterator[Path]:
     """Yields another name to write under; when the block ends without an exception it becomes `path`.
 
     With an exception a file that was begun is removed. An OSError of the block (a full disk, say) names
-    `path`.
+    `path`. The other name is the same in every process: whoever may meet another one holds a lock
+    (`files/lock.py`).
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(path.name + ".unfinished")

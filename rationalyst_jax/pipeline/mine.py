@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from rationalyst_jax.files.lock import locked
 from rationalyst_jax.files.settings import claimed
 from rationalyst_jax.mine.annotate import annotate
 from rationalyst_jax.mine.config import AnnotateConfig
@@ -15,6 +16,7 @@ from rationalyst_jax.pipeline.models import Models, Place
 from rationalyst_jax.prompts.prompt import PromptSet
 
 MIN_SIMILARITY = 0.9
+TRIPLES = "triples.parquet"
 
 
 def mine(
@@ -43,7 +45,7 @@ def mine(
         "annotate": asdict(config),
     }
     file = out / "annotations.jsonl"
-    with claimed(out / "annotations.config.json", settings, file):
+    with claimed(out / "annotations.config.json", settings, file), locked(out / TRIPLES):
         [role] = models.roles(annotator)
         annotations = annotate(found, role, prompts, config, file, progress)
         how = {"annotate": asdict(config) | {"int8": models.engine.int8}, "annotations": None}
@@ -63,12 +65,13 @@ def import_annotations(
     `out`.
 
     annotator: the name of the model that wrote them. source: of rows that name none (by default the file's
-    name). Raises ValueError for a malformed row.
+    name). Raises ValueError for a malformed row, and while another process writes the same file.
     """
     _check(min_similarity)
-    found = read_annotations(annotations, source)
     how = {"annotate": None, "annotations": str(annotations)}
-    return _cut(found, annotator, how, prompts, out, min_similarity)
+    with locked(out / TRIPLES):
+        found = read_annotations(annotations, source)
+        return _cut(found, annotator, how, prompts, out, min_similarity)
 
 
 def _cut(
@@ -81,7 +84,7 @@ def _cut(
 ) -> MineSummary:
     extraction = extract(annotations, min_similarity)
     provenance = Provenance(annotator, prompts.version, how | {"min_similarity": min_similarity})
-    write_triples(out / "triples.parquet", extraction.triples, provenance)
+    write_triples(out / TRIPLES, extraction.triples, provenance)
     return summarize_mined(extraction)
 
 

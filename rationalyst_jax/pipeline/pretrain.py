@@ -13,6 +13,7 @@ from rationalyst_jax.lm.devices.sharding import created, mesh_of
 from rationalyst_jax.lm.model.config import LlamaConfig
 from rationalyst_jax.lm.model.llama import Llama
 from rationalyst_jax.lm.weights.hf import save_llama
+from rationalyst_jax.lm.weights.tokenizer import save_tokenizer
 from rationalyst_jax.pipeline.config import PretrainConfig
 from rationalyst_jax.train.examples import Example
 from rationalyst_jax.train.loop import FitResult, fit
@@ -68,5 +69,5 @@ def pretrain(
         note=note,
     )
     save_llama(result.model, run_dir / "hf")
-    tokenizer.save_pretrained(run_dir / "hf")
+    save_tokenizer(tokenizer, run_dir / "hf")
     return result

@@ -16,9 +16,9 @@ class EndpointConfig:
         continues: An unfinished message of the assistant is gone on with, as vLLM and `rationalyst serve` do;
             else the model is asked for the next step in a message of its own.
         concurrency: Requests at once.
-        retries: Of a request that timed out, was refused for a while (429), or met an error of the server's.
+        retries: Of a request that timed out, was refused for a while (429), or met an error of the server's:
+            later each time, or when the server asks for it.
         timeout: Seconds that a request may take.
-        back_off: The n-th retry waits back_off * 2^n seconds, or as long as the server asks.
 
     Raises ValueError naming the key and the value that is out of range.
     """
@@ -29,9 +29,8 @@ class EndpointConfig:
     concurrency: int = 16
     retries: int = 5
     timeout: float = 120.0
-    back_off: float = 1.0
 
     def __post_init__(self):
         require("endpoint", self, AT_LEAST_1, "concurrency")
-        require("endpoint", self, AT_LEAST_0, "retries", "back_off")
+        require("endpoint", self, AT_LEAST_0, "retries")
         require("endpoint", self, ABOVE_0, "timeout")

@@ -4,13 +4,13 @@ With a tokenizer (`Role`) the endpoint is sent the ids that our own engine would
 route, which vLLM and `rationalyst serve` take; without one (`ChatRole`) it is sent the prompt's messages.
 """
 
+import asyncio
 import json
 import os
-import random
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager, suppress
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,9 +22,9 @@ from rationalyst_jax.prompts.prompt import Field, Prompt, messages
 from rationalyst_jax.roles.config import EndpointConfig
 from rationalyst_jax.roles.role import NotAnswered, Role, Sampling
 
-LONGEST_WAIT = 60.0  # seconds between two tries
 BYTES_PER_TOKEN = 3
 MOMENT = 0.001  # seconds that a step waits for an answer
+PAUSE = 1.0  # seconds after an answer that is none
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,11 @@ class ChatRole(Role):
 
 
 class Endpoint:
-    """Answers requests in threads. `usage` of a handle is what the server counted."""
+    """Answers requests in an event loop of its own. `usage` of a handle is what the server counted.
+
+    The client tries again what the server refuses for a while or does not answer, and waits as long as the
+    server asks.
+    """
 
     repeatable = False
     positions = None
@@ -67,11 +71,15 @@ class Endpoint:
     def __init__(self, base_url: str, config: EndpointConfig):
         self.config = config
         key = os.environ.get("OPENAI_API_KEY", "none")  # servers that ask for none take any
-        self._client = openai.OpenAI(base_url=base_url, api_key=key, timeout=config.timeout, max_retries=0)
-        self._threads = ThreadPoolExecutor(config.concurrency, thread_name_prefix="endpoint")
+        self._client = openai.AsyncOpenAI(
+            base_url=base_url, api_key=key, timeout=config.timeout, max_retries=config.retries
+        )
+        self._places = asyncio.Semaphore(config.concurrency)
         self._asked: dict[Future[tuple[Any, TokenUsage]], Handle] = {}
-        self._gone = threading.Event()
         self.tokens = 0
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="endpoint", daemon=True)
+        self._thread.start()
 
     @property
     def busy(self) -> bool:
@@ -84,7 +92,7 @@ class Endpoint:
         if isinstance(request, ChatRequest) and request.how.suppress:
             raise ValueError("a chat cannot leave out suppressed words: give the endpoint's tokenizer")
         handle = Handle(request)
-        self._asked[self._threads.submit(self._answer, request)] = handle
+        self._asked[asyncio.run_coroutine_threadsafe(self._answer(request), self._loop)] = handle
         return handle
 
     def step(self) -> list[Handle]:
@@ -103,7 +111,7 @@ class Endpoint:
         return handles
 
     def cancel(self, handle: Handle) -> None:
-        """A request that is on its way comes back unheard."""
+        """Also a request that is on its way or waits for its next try."""
         for future in [future for future, asked in self._asked.items() if asked is handle]:
             future.cancel()
             del self._asked[future]
@@ -115,39 +123,54 @@ class Endpoint:
         return 0
 
     def close(self) -> None:
-        """Waits for no answer any more."""
-        self._gone.set()
-        self._threads.shutdown(wait=False, cancel_futures=True)
-        self._client.close()
+        """Waits for no answer any more, and for no next try."""
+        if self._loop.is_closed():
+            return
+        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
 
-    # ---- In a thread ----
+    # ---- In the loop ----
 
-    def _answer(self, request: Any) -> tuple[Any, TokenUsage]:
-        """The result of a request and what it took, tried as often as the config says. Raises NotAnswered."""
+    async def _end(self) -> None:
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._client.close()
+
+    async def _answer(self, request: Any) -> tuple[Any, TokenUsage]:
+        """The result of a request and what it took.
+
+        An answer that is none, which the client takes for one, is asked for again as often as the config
+        says. Raises NotAnswered.
+        """
         ask = {GenerateRequest: self._generate, ScoreRequest: self._score, ChatRequest: self._chat}
-        tries = 0
-        while True:
-            pause = self.config.back_off * 2**tries * (1 + random.random())
-            try:
-                return ask[type(request)](request)
-            except (openai.APIConnectionError, openai.APIResponseValidationError, _Broken) as error:
-                problem = str(error)
-            except json.JSONDecodeError as error:
-                problem = f"not JSON: {error}"
-            except openai.APIStatusError as error:
-                problem = f"status {error.status_code}: {' '.join(error.message.split()):.200}"
-                if error.status_code != 429 and error.status_code < 500:
+        tries = self.config.retries + 1
+        problem = ""
+        async with self._places:
+            for number in range(tries):
+                if number:
+                    await asyncio.sleep(PAUSE)
+                try:
+                    return await ask[type(request)](request)
+                except (openai.APIResponseValidationError, _Broken) as error:
+                    problem = str(error)
+                except json.JSONDecodeError as error:
+                    problem = f"not JSON: {error}"
+                except openai.APIStatusError as error:
+                    said = " ".join(error.message.split())
+                    problem = f"status {error.status_code}: {said:.200}"
                     raise NotAnswered(f"{self.config.model}: {problem}") from error
-                with suppress(ValueError):  # it may be a date
-                    pause = float(error.response.headers.get("retry-after", pause))
-            tries += 1
-            if tries > self.config.retries or self._gone.wait(min(pause, LONGEST_WAIT)):
-                raise NotAnswered(f"{self.config.model}: no answer in {tries} tries; the last: {problem}")
+                except openai.APIConnectionError as error:
+                    raise NotAnswered(f"{self.config.model}: no answer in {tries} tries: {error}") from error
+        raise NotAnswered(f"{self.config.model}: no answer in {tries} tries; the last: {problem}")
 
-    def _generate(self, request: GenerateRequest) -> tuple[list[Generation], TokenUsage]:
+    async def _generate(self, request: GenerateRequest) -> tuple[list[Generation], TokenUsage]:
         extra = {"top_k": request.top_k or None, "stop_token_ids": list(request.stop_ids) or None}
         extra["skip_special_tokens"] = False  # as our own engine answers
-        response = self._client.completions.create(
+        response = await self._client.completions.create(
             model=self.config.model,
             prompt=list(request.context),
             **_sampling(request),
@@ -159,8 +182,8 @@ class Endpoint:
             choices = _in_order(response, request.n)
             return [_generation(c, c.text, request.stop) for c in choices], _usage(response)
 
-    def _score(self, request: ScoreRequest) -> tuple[np.ndarray, TokenUsage]:
-        response = self._client.completions.create(
+    async def _score(self, request: ScoreRequest) -> tuple[np.ndarray, TokenUsage]:
+        response = await self._client.completions.create(
             model=self.config.model,
             prompt=[*request.context, *request.continuation],
             max_tokens=0,
@@ -176,7 +199,7 @@ class Endpoint:
             used = _usage(response)
             return values, TokenUsage(0, used.prefilled - len(values), used.cached, len(values))
 
-    def _chat(self, request: ChatRequest) -> tuple[list[Generation], TokenUsage]:
+    async def _chat(self, request: ChatRequest) -> tuple[list[Generation], TokenUsage]:
         how = request.how
         said = [{"role": role, "content": text} for role, text in request.messages]
         extra: dict[str, Any] = {}
@@ -184,7 +207,7 @@ class Endpoint:
             extra = {"continue_final_message": True, "add_generation_prompt": False}
         elif said[-1]["role"] == "assistant":
             said.append({"role": "user", "content": "Go on with the next step alone."})
-        response = self._client.chat.completions.create(  # pyright: ignore[reportCallIssue]
+        response = await self._client.chat.completions.create(  # pyright: ignore[reportCallIssue]
             model=self.config.model,
             messages=said,  # pyright: ignore[reportArgumentType]
             **_sampling(how),

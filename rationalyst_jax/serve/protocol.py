@@ -40,15 +40,11 @@ _IGNORED = ("user", "metadata", "safety_identifier", "prompt_cache_key")  # say 
 
 @dataclass(frozen=True)
 class Served:
-    """The model behind the routes: how long a sequence may be, how many tokens it knows, and how it samples
-    where a request does not say."""
+    """The model behind the routes: how long a sequence may be, and how many tokens it knows."""
 
     tokenizer: PreTrainedTokenizerBase
     positions: int
     vocabulary: int
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
 
 
 @dataclass(frozen=True)
@@ -142,9 +138,9 @@ def _ask(
     if len(stop) > MOST_STOPS or not all(isinstance(one, str) and one for one in stop):
         raise Refused(400, f"stop must be at most {MOST_STOPS} strings, none empty", "stop")
     seed = reader.take("seed", int, seed) % 2**32
-    temperature = float(reader.number("temperature", served.temperature, 0, 100, (int, float)))
-    top_p = float(reader.number("top_p", served.top_p, 1e-9, 1, (int, float)))
-    top_k = max(0, reader.number("top_k", served.top_k, -1, served.vocabulary))
+    temperature = float(reader.number("temperature", 1.0, 0, 100, (int, float)))
+    top_p = float(reader.number("top_p", 1.0, 1e-9, 1, (int, float)))
+    top_k = max(0, reader.number("top_k", 0, -1, served.vocabulary))
     stop_ids = _token_ids("stop_token_ids", reader.take("stop_token_ids", list, []), served.vocabulary)
     suppress = _suppressed(reader.take("logit_bias", dict, {}), served.vocabulary)
     skip_special = reader.take("skip_special_tokens", bool, True)

@@ -69,7 +69,7 @@ def batch_loss(
     rows = microbatch.token_ABT, microbatch.position_ABT
     hidden_BTD, _ = model(*rows, attend, remat=config.remat, mesh=mesh)
     asked = microbatch.place_ABP, microbatch.target_ABP
-    logprob_BP, _ = token_logprobs(hidden_BTD, model.output_VD(), *asked, mesh=mesh)
+    logprob_BP = token_logprobs(hidden_BTD, model.output_VD(), *asked, mesh=mesh)
     return -jnp.sum(microbatch.weight_ABP * logprob_BP)
 
 

@@ -195,10 +195,6 @@ class Problem:
     first: int
     relations: tuple[Relation, ...]
 
-    @property
-    def is_trap(self) -> bool:
-        return any(KINDS[relation.kind].trap for relation in self.relations)
-
     def solve(self, wrong: tuple[bool, ...]) -> tuple[list[str], int]:
         """The lines of a solution that misreads the flagged relations, and its answer.
 

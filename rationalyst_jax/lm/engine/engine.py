@@ -118,11 +118,8 @@ class Engine:
         self._state = new_state(config, model.embed_VD.dtype, **sizes, mesh=mesh)
         self._first_page_L = jnp.arange(config.num_layers, dtype=jnp.int32) * (pages + 1)
 
-        eos = config.eos_token_id if isinstance(config.eos_token_id, tuple) else (config.eos_token_id,)
-        ends = (*eos, cast("int | None", tokenizer.eos_token_id))
-        self._detokenizer = Detokenizer(
-            tokenizer, config.vocab_size, frozenset(end for end in ends if end is not None)
-        )
+        own = () if tokenizer.eos_token_id is None else (cast(int, tokenizer.eos_token_id),)
+        self._detokenizer = Detokenizer(tokenizer, config.vocab_size, frozenset((*config.ends, *own)))
         self._check_ids("end of sequence", tuple(self._detokenizer.eos))
         self._masks = TokenMasks(self._detokenizer)
 
@@ -543,7 +540,7 @@ class Engine:
             over = self._masks.ends(sequence.group.mask, token) or len(sequence.tokens) == most
             if over:
                 break
-        if not over and not self._detokenizer.stopped(sequence.tokens, request):
+        if not over and not self._detokenizer.stopped(sequence.tokens, len(tokens), request):
             return
         handle = sequence.group.handle
         generation = self._detokenizer.generation(

@@ -1,8 +1,10 @@
 """From tokens to text: which tokens end a candidate by themselves, and which strings that span tokens do."""
 
+import codecs
 from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Literal, cast
 
 import jax
@@ -12,6 +14,9 @@ from transformers import PreTrainedTokenizerBase
 
 from rationalyst_jax.lm.engine.head import ENDING, SUPPRESSED
 from rationalyst_jax.lm.engine.requests import GenerateRequest, Generation, Likeliest, Request
+from rationalyst_jax.lm.weights.tokenizer import token_bytes
+
+_REST_OF_A_CHARACTER = bytes(range(0x80, 0xC0))
 
 
 class Detokenizer:
@@ -21,7 +26,17 @@ class Detokenizer:
         self.tokenizer = tokenizer
         self.vocabulary = vocabulary
         self.eos = eos
-        self._words: list[str] = []
+
+    @cached_property
+    def _bytes(self) -> list[bytes]:
+        """What each token stands for; only requests with stop strings need it."""
+        return token_bytes(self.tokenizer, self.vocabulary)
+
+    @cached_property
+    def _dropped(self) -> bytes:
+        """What the decoder takes from the beginning of a text: a space, or nothing."""
+        spaced = next((token for token, spelled in enumerate(self._bytes) if spelled.startswith(b" ")), None)
+        return b"" if spaced is None or self.decode([spaced]).startswith(" ") else b" "
 
     def decode(self, tokens: Sequence[int]) -> str:
         text = self.tokenizer.decode(
@@ -35,17 +50,42 @@ class Detokenizer:
         A stop string that spans tokens is for `stopped` to find.
         """
         mask_V = np.zeros(self.vocabulary, np.uint8)
-        if stop and not self._words:
-            self._words = [self.decode([token]) for token in range(self.vocabulary)]
-        if stop:
-            mask_V[[token for token, word in enumerate(self._words) if cut(word, stop) is not None]] = ENDING
+        for string in stop:
+            spelled = string.encode()
+            # Wherever a token stands it has its bytes, but for the space that a text may lose.
+            holding = (spelled in found.removeprefix(self._dropped) for found in self._bytes)
+            mask_V[[token for token, holds in enumerate(holding) if holds]] = ENDING
         mask_V[[*self.eos, *stop_ids]] |= ENDING
         mask_V[list(suppress)] |= SUPPRESSED
         return mask_V
 
-    def stopped(self, tokens: Sequence[int], request: GenerateRequest) -> bool:
-        """Whether the text of these tokens holds a stop string."""
-        return bool(request.stop) and cut(self.decode(tokens), request.stop) is not None
+    def stopped(self, tokens: Sequence[int], new: int, request: GenerateRequest) -> bool:
+        """Whether the text of these tokens holds a stop string that the last `new` of them make whole.
+
+        Only their bytes and some before them are looked at, however long the text is.
+        """
+        if not request.stop:
+            return False
+        wanted = max(len(string.encode()) for string in request.stop) + 3  # a character has up to four bytes
+        first = len(tokens) - new
+        before = 0
+        while first and before < wanted:
+            first -= 1
+            before += len(self._bytes[tokens[first]])
+        return cut(self._settled(tokens, first), request.stop) is not None
+
+    def _settled(self, tokens: Sequence[int], first: int = 0) -> str:
+        """What no later token changes of the text of `tokens[first:]`.
+
+        A character that is not whole yet is none, whereas the tokenizer makes U+FFFD of it, or even of whole
+        characters beside it.
+        """
+        spelled = b"".join(self._bytes[token] for token in tokens[first:])
+        if first:  # it may begin within a character
+            spelled = spelled[:3].lstrip(_REST_OF_A_CHARACTER) + spelled[3:]
+        else:
+            spelled = spelled.removeprefix(self._dropped)
+        return codecs.getincrementaldecoder("utf-8")("replace").decode(spelled)
 
     def generation(
         self,
@@ -61,12 +101,12 @@ class Detokenizer:
         finish: Literal["stop", "end", "length"] = "end" if ended else "length"
         count = len(tokens)
         found = ""
-        if cut(text, request.stop) is not None:
+        if request.stop and cut(self._settled(body), request.stop) is not None:
             finish = "stop"
             count = bisect_left(
-                range(len(body)), True, key=lambda k: cut(self.decode(body[:k]), request.stop) is not None
+                range(len(body)), True, key=lambda k: cut(self._settled(body[:k]), request.stop) is not None
             )
-            text = self.decode(body[:count])
+            text = self._settled(body[:count])
             at = cut(text, request.stop)
             found = next(stop for stop in request.stop if text.startswith(stop, at))
             text = text[:at]

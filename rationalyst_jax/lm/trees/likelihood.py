@@ -130,7 +130,7 @@ def score_rows(graph, weights, batch: Batch, suppress: tuple[int, ...], mesh: Me
     hidden_BTD, _ = model(batch.token_BT, batch.position_BT, tree_attend(batch.subtree_size_BT, mesh))
     hidden_GND = hidden_BTD.reshape(len(batch.place_GP), -1, hidden_BTD.shape[2])
     asked = batch.place_GP, batch.target_GP
-    return token_logprobs(hidden_GND, model.output_VD(), *asked, suppress=suppress, mesh=mesh).logprob_BP
+    return token_logprobs(hidden_GND, model.output_VD(), *asked, suppress=suppress, mesh=mesh)
 
 
 # ---- From pairs to batches ----

@@ -10,7 +10,6 @@ this device's part of the vocabulary.
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,13 +26,6 @@ TILE = {"cpu": (1024, 2048), "gpu": (1024, 8192), "tpu": (1024, 8192)}
 LOWEST = -1e30  # below every logit, and no infinity: exp(LOWEST - LOWEST) is 1
 
 
-class TokenLogprobs(NamedTuple):
-    """Log-probabilities (nats, float32), and whether no token is more probable (bool)."""
-
-    logprob_BP: Array
-    is_argmax_BP: Array
-
-
 def token_logprobs(
     hidden_BTD: Array,
     head_VD: Array,
@@ -43,8 +35,8 @@ def token_logprobs(
     suppress: Sequence[int] = (),
     tile: tuple[int, int] | None = None,
     mesh: Mesh | None = None,
-) -> TokenLogprobs:
-    """Log-probabilities of `target` (token ids) read from the hidden states at `place`.
+) -> Array:
+    """Log-probabilities (nats, float32) of `target` (token ids) read from the hidden states at `place`.
 
     Differentiable in `hidden` and `head`, both of one float dtype, in which matrix products are computed;
     sums are float32. A target of -1 asks for nothing: it gets 0, and tiles without any other are skipped.
@@ -57,23 +49,22 @@ def token_logprobs(
         raise ValueError(f"a vocabulary of {V} cannot be divided among {mesh.shape[TENSOR]} devices")
     allowed_V = jnp.ones(V, bool).at[jnp.asarray(suppress)].set(False) if suppress else None
     tile = tile or TILE.get(platform_of(mesh), TILE["cpu"])
-    out: Any = _logprobs(hidden_BTD, head_VD, place_BP, target_BP, allowed_V, tile, mesh)
-    return TokenLogprobs(*out)
+    return _logprobs(hidden_BTD, head_VD, place_BP, target_BP, allowed_V, tile, mesh)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(5, 6))
 def _logprobs(hidden_BTD, head_VD, place_BP, target_BP, allowed_V, tile, mesh):
-    return _forward(hidden_BTD, head_VD, place_BP, target_BP, allowed_V, tile, mesh)[:2]
+    return _forward(hidden_BTD, head_VD, place_BP, target_BP, allowed_V, tile, mesh)[0]
 
 
 def _logprobs_fwd(hidden_BTD, head_VD, place_BP, target_BP, allowed_V, tile, mesh):
     inputs = (hidden_BTD, head_VD, place_BP, target_BP, allowed_V)
-    *out, logsumexp_BP = _forward(*inputs, tile, mesh)
-    return tuple(out), (*inputs, logsumexp_BP)
+    logprob_BP, logsumexp_BP = _forward(*inputs, tile, mesh)
+    return logprob_BP, (*inputs, logsumexp_BP)
 
 
-def _logprobs_bwd(tile, mesh, saved, cotangents):
-    dhidden_BTD, dhead_VD = _backward((*saved, cotangents[0]), tile, mesh)
+def _logprobs_bwd(tile, mesh, saved, dlogprob_BP):
+    dhidden_BTD, dhead_VD = _backward((*saved, dlogprob_BP), tile, mesh)
     return dhidden_BTD, dhead_VD, None, None, None
 
 
@@ -91,10 +82,10 @@ def _on_shards(function, mesh: Mesh | None, inputs: tuple[Spec, ...], outputs: t
 
 
 def _forward(hidden_BTD, head_VD, place_BP, target_BP, allowed_V, tile, mesh):
-    """Log-probabilities, whether each is the largest, and the log-sum-exp of each place's logits."""
+    """Log-probabilities, and the log-sum-exp of each place's logits."""
     inputs = (Spec(ROWS), Spec(TENSOR), Spec(ROWS), Spec(ROWS), Spec(TENSOR))
     local = partial(_local_forward, tile=tile, sharded=mesh is not None)
-    on_shards = _on_shards(local, mesh, inputs, (Spec(ROWS),) * 3)
+    on_shards = _on_shards(local, mesh, inputs, (Spec(ROWS),) * 2)
     return on_shards(hidden_BTD, head_VD, place_BP, target_BP, allowed_V)
 
 
@@ -136,7 +127,7 @@ def _local_forward(hidden_BTD, head_VD, place_BP, target_BP, allowed_V, *, tile,
     logsumexp_BP = maximum_BP + jnp.log(sum_BP)
     asked_BP = target_BP >= 0
     logprob_BP = jnp.where(asked_BP, target_logit_BP - logsumexp_BP, 0.0)
-    return logprob_BP, asked_BP & (target_logit_BP == maximum_BP), logsumexp_BP
+    return logprob_BP, logsumexp_BP
 
 
 # ---- Backward ----

@@ -44,7 +44,10 @@ class _Policy(asyncio.DefaultEventLoopPolicy):
 
 @contextmanager
 def lenient_loops() -> Iterator[None]:
-    """Event loops that are made within are lenient; older ones, and errors of threads, are left alone."""
+    """Event loops that are made within are lenient; older ones, and errors of threads, are left alone.
+
+    Orbax takes no loop from its caller but makes its own by asyncio's policy, which the whole process shares.
+    """
     before = asyncio.get_event_loop_policy()
     asyncio.set_event_loop_policy(_Policy())
     try:

@@ -9,6 +9,8 @@ import transformers
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from rationalyst_jax.files.whole import read_json, write_json
+
 _SCRIPTS = "Añb 12,345.6\n\tНет 中文 한 🙂 x=[y]"
 
 
@@ -35,6 +37,16 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
             "the file describes: install another version"
         )
     return tokenizer
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerFast, path: Path) -> None:
+    """Writes the files of a tokenizer that was made here into the folder `path`.
+
+    Version 5 of transformers names a class that version 4 does not have; the files name one of both.
+    """
+    tokenizer.save_pretrained(path)
+    file = path / "tokenizer_config.json"
+    write_json(file, read_json(file) | {"tokenizer_class": "PreTrainedTokenizerFast"})
 
 
 def _is_of_file(tokenizer: PreTrainedTokenizerBase, file: Path) -> bool:
