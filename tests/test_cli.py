@@ -80,6 +80,18 @@ def test_every_shipped_config_is_one_of_its_command(name, capsys):
     assert "prompts: " in capsys.readouterr().out
 
 
+def test_files_and_folders_of_its_name_do_not_hide_a_shipped_config(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("demo").mkdir()
+    Path("llama3-8b-filter").write_text("prompts: world\nfilter: {tau: 7.0}\n")
+    assert rationalyst("demo --print_config") == 0
+    assert "strategies:" in capsys.readouterr().out
+    assert rationalyst("filter --config llama3-8b-filter --print_config") == 0
+    assert "prompts: llama3" in capsys.readouterr().out
+    assert rationalyst("filter --config ./llama3-8b-filter --print_config") == 0
+    assert "tau: 7.0" in capsys.readouterr().out
+
+
 def test_an_option_overrides_a_config_file_wherever_it_stands(capsys):
     assert rationalyst("filter --filter.tau 3 --config tau.yaml --print_config") == 0
     out = capsys.readouterr().out

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from cli_files import rationalyst
 
-from rationalyst_jax.cli import stats
 from rationalyst_jax.cli.main import COMMANDS
 
 
@@ -194,13 +193,15 @@ def test_a_terminal_of_few_characters_is_no_error():
     assert run.returncode == 0 and b"fine-tuning" in run.stdout, run.stderr
 
 
-def test_ctrl_c_ends_in_one_line(monkeypatch, capsys):
-    def interrupted(**options):
+@pytest.mark.parametrize(
+    "during", ["cli.main.importlib.import_module", "cli.main._parse", "mine.store.read_triples"]
+)
+def test_ctrl_c_ends_in_one_line_while_importing_parsing_or_at_work(during, monkeypatch, capsys):
+    def interrupted(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(stats, "run", interrupted)
-    monkeypatch.setattr(stats, "add_arguments", lambda parser: None, raising=False)
-    assert rationalyst("stats") == 130
+    monkeypatch.setattr(f"rationalyst_jax.{during}", interrupted)
+    assert rationalyst("stats --triples filtered.parquet --tokenizer model --prompts world") == 130
     assert capsys.readouterr().err == "rationalyst stats: interrupted\n"
 
 
