@@ -265,6 +265,45 @@ def test_killed_scoring_of_pairs_continues(monkeypatch):
     assert [file.name for file in Path("killed_pairs").iterdir()] == ["scores.jsonl"]
 
 
+def test_pairs_repaired_after_a_kill_are_scored_again_and_keep_all_their_keys(monkeypatch):
+    monkeypatch.setattr(scoring, "BLOCK", 1)
+    asked = []
+
+    def dying(self, requests):
+        asked.append(len(requests[0].continuation))
+        if len(asked) == 3:
+            raise Killed
+        return [np.full(len(request.continuation), -0.5) for request in requests]
+
+    monkeypatch.setattr(Engine, "score", dying)
+    command = "score --model model --pairs own_keys.jsonl --out own_keys/scores.jsonl"
+
+    def write(*continuations):
+        keys = {"context": "", "pair": "x7", "number": 3, "sum": "of mine", "scores": None}
+        rows = ({**keys, "continuation": text} for text in continuations)
+        Path("own_keys.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    write("Ann", "Ann has", "Ann")
+    with pytest.raises(Killed):
+        rationalyst(command)
+    write("Ann", "Ann has 3", "Ann has")
+    assert rationalyst(command) == 0
+    assert asked == [3, 4, 3, 5, 4]  # the first is kept
+    rows = [json.loads(line) for line in Path("own_keys/scores.jsonl").read_text().splitlines()]
+    assert [row["sum"] for row in rows] == [-1.5, -2.5, -2.0]
+    assert all((row["pair"], row["number"], row["scores"]) == ("x7", 3, None) for row in rows)
+
+
+def test_scores_that_were_lost_from_the_disk_are_missed(monkeypatch, capsys):
+    monkeypatch.setattr(
+        Engine, "score", lambda self, requests: [np.zeros(len(r.continuation)) for r in requests]
+    )
+    monkeypatch.setattr(scoring, "append_rows", lambda path, rows: path.write_bytes(b""))
+    assert rationalyst("score --model model --pairs pairs.jsonl --out lost/scores.jsonl") == 1
+    assert "lost/scores.jsonl.partial: holds 0 of 3 pairs" in capsys.readouterr().err
+    assert not Path("lost/scores.jsonl").exists()
+
+
 def test_stats_counts_shared_tokens(capsys):
     from transformers import AutoTokenizer
 

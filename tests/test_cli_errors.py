@@ -91,7 +91,7 @@ BAD_INPUT = {
     RANDOM.replace("--out x", "--out folder"): "folder: is a folder, a file is to be written",
     f"{SCORE} pairs.jsonl".replace("x", "folder"): "folder: is a folder, a file is to be written",
     f"{SCORE} pairs.jsonl --decay 2": "decay must be above 0 and at most 1, got 2.0",
-    f"{SCORE} long.jsonl": "tokens, the model has 8192 positions",
+    f"{SCORE} long.jsonl": "long.jsonl:2: ",
     "mine --annotations annotations.jsonl --prompts world --out x --min_similarity 90": "min_similarity must",
     f"{CALIBRATE} labels.jsonl --precision -1": "precision must be above 0 and at most 1, got -1",
     f"{EVALUATE} nowhere.jsonl": "nowhere.jsonl: No such file",
