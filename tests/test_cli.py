@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
@@ -169,14 +170,29 @@ def test_filter_scores_and_decides(capsys):
     np.testing.assert_array_equal(gain, guided - without)
     out = capsys.readouterr().out
     assert re.search(r"reason: below_tau +│ +4 ", out) and "gain (nats), 50% quantile" in out
-    assert re.search(r"source world, tau 1e\+09 +│ +0 of 4 kept ", out)
+    assert re.search(r"source world, plain tau 1e\+09 +│ +0 of 4 kept ", out)
 
 
 def test_thresholds_of_sources_that_are_not_there_are_refused(capsys):
     command = "filter --triples filtered.parquet --model model --prompts world --out other.parquet"
     assert rationalyst(f"{command} --filter.tau_by_source.gsm8k 1.2") == 1
-    message = "filter: tau_by_source names gsm8k, but the sources in filtered.parquet are world"
-    assert message in capsys.readouterr().err and not Path("other.parquet").exists()
+    error = capsys.readouterr().err
+    assert "filter: tau_by_source names gsm8k, but the sources in filtered.parquet are world" in error
+    assert "--filter.tau_by_source {}" in error and not Path("other.parquet").exists()
+    Path("sources.yaml").write_text("filter: {tau_by_source: {gsm8k: 1.2}}\n")
+    assert rationalyst(f"{command} --config sources.yaml --filter.tau_by_source {{}}") == 0
+    assert "source world, plain tau 0 " in capsys.readouterr().out
+
+
+def test_a_threshold_of_a_source_that_is_not_there_is_told_of_beside_others(capsys):
+    two = [replace(cli_files.triple("d", 0, 0.0), source=source) for source in ("world", "web")]
+    two[1] = replace(two[1], document_id="e")
+    write_filtered("two.parquet", two, Provenance("annotator", "world-1", {}))
+    command = "filter --triples two.parquet --model model --prompts world --out told.parquet"
+    assert rationalyst(f"{command} --filter.tau_by_source.world 0.5 --filter.tau_by_source.wrold 0.5") == 0
+    out = capsys.readouterr().out
+    assert "two.parquet has no source wrold, which tau_by_source names" in out
+    assert "source world, own tau 0.5 " in out and "source web, plain tau 0 " in out
 
 
 class Killed(Exception):

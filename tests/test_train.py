@@ -345,7 +345,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_path):
 
 
 def test_a_token_the_model_does_not_know_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="token id 64, the model's vocabulary is 64"):
+    with pytest.raises(ValueError, match="document 'a' hold token id 64, the model's vocabulary is 64"):
         fit_examples(tiny_model(), [Example((1, 64), (0, 1), "a")], FAST, tmp_path)
 
 
@@ -360,7 +360,7 @@ def test_an_example_beyond_the_models_positions_is_refused(tmp_path):
     model = tiny_model()
     model.config = replace(TINY, max_position_embeddings=31)
     examples = [Example((1,) * length, (1,) * length, "a") for length in (8, 32)]
-    with pytest.raises(ValueError, match="an example is 32 tokens long, the model has 31 positions"):
+    with pytest.raises(ValueError, match="an example of document 'a' is 32 tokens long, the model has 31"):
         fit_examples(model, examples, replace(FAST, validation_fraction=0.0), tmp_path)
 
 

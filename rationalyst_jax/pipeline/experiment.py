@@ -204,6 +204,7 @@ class Experiment:
                 scored,
                 mesh=self.config.mesh,
                 progress=progress,
+                note=lambda text: self.console.print(text, style="yellow", markup=False),
             )
         for name, rationalyst in self.config.rationalysts.items():
             if rationalyst.train:
