@@ -28,6 +28,7 @@ CHECKED = {
     ),
     f"{TRAIN} --model short": "an example of document 'd' is",
     f"{TRAIN} --model model --train.validation_fraction 0.9999": "held out all 1 groups",
+    "demo --run_dir x --train.mesh.replica 3": "mesh: replica 3, fsdp -1, tensor 1 do not divide 8 devices",
     "score --pairs long.jsonl --model model --out x": "long.jsonl:2: ",
 }
 

@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import jax
+from jax.sharding import Mesh
 
 from rationalyst_jax.files.settings import claimed
 from rationalyst_jax.files.whole import check_file
@@ -56,13 +57,7 @@ def filter_rationales(
     checkpoint = models.checkpoint(scorer)
     check_prompts(checkpoint.tokenizer, prompts, ["follow", "follow_guided"])
     marker_ids(checkpoint.tokenizer, config.suppress)
-    devices = None if mesh is None else mesh_of(mesh, jax.devices())
-    shards = row_shards(devices)
-    if config.rows_per_batch % shards:
-        raise ValueError(
-            f"filter: rows_per_batch must be a multiple of the mesh's {shards} row shards, "
-            f"got {config.rows_per_batch}"
-        )
+    devices = mesh_for(config, mesh)
     scores = out.with_name(f"{out.name}.scores.jsonl")
     record = out.with_name(f"{out.name}.scores.config.json")
     settings = {
@@ -81,6 +76,19 @@ def filter_rationales(
         scores.unlink()
         record.unlink()
     return summary, work
+
+
+def mesh_for(config: FilterConfig, shape: MeshShape | None) -> Mesh | None:
+    """All devices in that shape, None for one. Raises ValueError where it does not divide them, or the rows
+    of a batch."""
+    mesh = None if shape is None else mesh_of(shape, jax.devices())
+    shards = row_shards(mesh)
+    if config.rows_per_batch % shards:
+        raise ValueError(
+            f"filter: rows_per_batch must be a multiple of the mesh's {shards} row shards, "
+            f"got {config.rows_per_batch}"
+        )
+    return mesh
 
 
 def decide_again(filtered: Path, config: FilterConfig, out: Path) -> FilterSummary:

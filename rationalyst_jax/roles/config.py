@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from rationalyst_jax.files.ranges import ABOVE_0, AT_LEAST_0, AT_LEAST_1, require
+from rationalyst_jax.files.ranges import ABOVE_0, AT_LEAST_0_FINITE, AT_LEAST_1, require
 
 
 @dataclass(frozen=True)
@@ -33,5 +33,5 @@ class EndpointConfig:
 
     def __post_init__(self):
         require("endpoint", self, AT_LEAST_1, "concurrency")
-        require("endpoint", self, AT_LEAST_0, "retries", "back_off")
+        require("endpoint", self, AT_LEAST_0_FINITE, "retries", "back_off")
         require("endpoint", self, ABOVE_0, "timeout")
