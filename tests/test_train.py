@@ -378,7 +378,7 @@ def test_an_example_beyond_the_models_positions_is_refused(tmp_path):
         ("b2", -0.5, r"must be at least 0 and below 1, got -0\.5"),
         ("validation_fraction", 1.0, r"must be at least 0 and below 1, got 1\.0"),
         ("weight_decay", -0.1, r"must be at least 0, got -0\.1"),
-        ("seed", -1, "must be at least 0, got -1"),
+        ("seed", -1, "must be from 0 to 4294967295, got -1"),
     ],
 )
 def test_a_bad_config_value_is_named(key, value, message):
