@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
@@ -102,6 +103,18 @@ def test_every_shipped_config_is_one_of_its_command(name, capsys):
     assert "prompts: " in capsys.readouterr().out
 
 
+def test_files_and_folders_of_its_name_do_not_hide_a_shipped_config(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("demo").mkdir()
+    Path("llama3-8b-filter").write_text("prompts: world\nfilter: {tau: 7.0}\n")
+    assert rationalyst("demo --print_config") == 0
+    assert "strategies:" in capsys.readouterr().out
+    assert rationalyst("filter --config llama3-8b-filter --print_config") == 0
+    assert "prompts: llama3" in capsys.readouterr().out
+    assert rationalyst("filter --config ./llama3-8b-filter --print_config") == 0
+    assert "tau: 7.0" in capsys.readouterr().out
+
+
 def test_an_option_overrides_a_config_file_wherever_it_stands(capsys):
     assert rationalyst("filter --filter.tau 3 --config tau.yaml --print_config") == 0
     out = capsys.readouterr().out
@@ -179,14 +192,29 @@ def test_filter_scores_and_decides(capsys):
     np.testing.assert_array_equal(gain, guided - without)
     out = capsys.readouterr().out
     assert re.search(r"reason: below_tau +│ +4 ", out) and "gain (nats), 50% quantile" in out
-    assert re.search(r"source world, tau 1e\+09 +│ +0 of 4 kept ", out)
+    assert re.search(r"source world, plain tau 1e\+09 +│ +0 of 4 kept ", out)
 
 
 def test_thresholds_of_sources_that_are_not_there_are_refused(capsys):
     command = "filter --triples filtered.parquet --model model --prompts world --out other.parquet"
     assert rationalyst(f"{command} --filter.tau_by_source.gsm8k 1.2") == 1
-    message = "filter: tau_by_source names gsm8k, but the sources in filtered.parquet are world"
-    assert message in capsys.readouterr().err and not Path("other.parquet").exists()
+    error = capsys.readouterr().err
+    assert "filter: tau_by_source names gsm8k, but the sources in filtered.parquet are world" in error
+    assert "--filter.tau_by_source {}" in error and not Path("other.parquet").exists()
+    Path("sources.yaml").write_text("filter: {tau_by_source: {gsm8k: 1.2}}\n")
+    assert rationalyst(f"{command} --config sources.yaml --filter.tau_by_source {{}}") == 0
+    assert "source world, plain tau 0 " in capsys.readouterr().out
+
+
+def test_a_threshold_of_a_source_that_is_not_there_is_told_of_beside_others(capsys):
+    two = [replace(cli_files.triple("d", 0, 0.0), source=source) for source in ("world", "web")]
+    two[1] = replace(two[1], document_id="e")
+    write_filtered("two.parquet", two, Provenance("annotator", "world-1", {}))
+    command = "filter --triples two.parquet --model model --prompts world --out told.parquet"
+    assert rationalyst(f"{command} --filter.tau_by_source.world 0.5 --filter.tau_by_source.wrold 0.5") == 0
+    out = capsys.readouterr().out
+    assert "two.parquet has no source wrold, which tau_by_source names" in out
+    assert "source world, own tau 0.5 " in out and "source web, plain tau 0 " in out
 
 
 class Killed(Exception):
@@ -273,6 +301,45 @@ def test_killed_scoring_of_pairs_continues(monkeypatch):
     assert [len(requests) for requests in asked] == [2, 1, 1]
     assert Path("killed_pairs/scores.jsonl").read_bytes() == Path("whole_pairs/scores.jsonl").read_bytes()
     assert [file.name for file in Path("killed_pairs").iterdir()] == ["scores.jsonl"]
+
+
+def test_pairs_repaired_after_a_kill_are_scored_again_and_keep_all_their_keys(monkeypatch):
+    monkeypatch.setattr(scoring, "BLOCK", 1)
+    asked = []
+
+    def dying(self, requests):
+        asked.append(len(requests[0].continuation))
+        if len(asked) == 3:
+            raise Killed
+        return [np.full(len(request.continuation), -0.5) for request in requests]
+
+    monkeypatch.setattr(Engine, "score", dying)
+    command = "score --model model --pairs own_keys.jsonl --out own_keys/scores.jsonl"
+
+    def write(*continuations):
+        keys = {"context": "", "pair": "x7", "number": 3, "sum": "of mine", "scores": None}
+        rows = ({**keys, "continuation": text} for text in continuations)
+        Path("own_keys.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    write("Ann", "Ann has", "Ann")
+    with pytest.raises(Killed):
+        rationalyst(command)
+    write("Ann", "Ann has 3", "Ann has")
+    assert rationalyst(command) == 0
+    assert asked == [3, 4, 3, 5, 4]  # the first is kept
+    rows = [json.loads(line) for line in Path("own_keys/scores.jsonl").read_text().splitlines()]
+    assert [row["sum"] for row in rows] == [-1.5, -2.5, -2.0]
+    assert all((row["pair"], row["number"], row["scores"]) == ("x7", 3, None) for row in rows)
+
+
+def test_scores_that_were_lost_from_the_disk_are_missed(monkeypatch, capsys):
+    monkeypatch.setattr(
+        Engine, "score", lambda self, requests: [np.zeros(len(r.continuation)) for r in requests]
+    )
+    monkeypatch.setattr(scoring, "append_rows", lambda path, rows: path.write_bytes(b""))
+    assert rationalyst("score --model model --pairs pairs.jsonl --out lost/scores.jsonl") == 1
+    assert "lost/scores.jsonl.partial: holds 0 of 3 pairs" in capsys.readouterr().err
+    assert not Path("lost/scores.jsonl").exists()
 
 
 def test_stats_counts_shared_tokens(capsys):

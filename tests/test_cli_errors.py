@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from cli_files import rationalyst
 
-from rationalyst_jax.cli import stats
 from rationalyst_jax.cli.main import COMMANDS
 
 
@@ -92,7 +91,7 @@ BAD_INPUT = {
     RANDOM.replace("--out x", "--out folder"): "folder: is a folder, a file is to be written",
     f"{SCORE} pairs.jsonl".replace("x", "folder"): "folder: is a folder, a file is to be written",
     f"{SCORE} pairs.jsonl --decay 2": "decay must be above 0 and at most 1, got 2.0",
-    f"{SCORE} long.jsonl": "tokens, the model has 8192 positions",
+    f"{SCORE} long.jsonl": "long.jsonl:2: ",
     "mine --annotations annotations.jsonl --prompts world --out x --min_similarity 90": "min_similarity must",
     f"{CALIBRATE} labels.jsonl --precision -1": "precision must be above 0 and at most 1, got -1",
     f"{EVALUATE} nowhere.jsonl": "nowhere.jsonl: No such file",
@@ -194,13 +193,15 @@ def test_a_terminal_of_few_characters_is_no_error():
     assert run.returncode == 0 and b"fine-tuning" in run.stdout, run.stderr
 
 
-def test_ctrl_c_ends_in_one_line(monkeypatch, capsys):
-    def interrupted(**options):
+@pytest.mark.parametrize(
+    "during", ["cli.main.importlib.import_module", "cli.main._parse", "mine.store.read_triples"]
+)
+def test_ctrl_c_ends_in_one_line_while_importing_parsing_or_at_work(during, monkeypatch, capsys):
+    def interrupted(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(stats, "run", interrupted)
-    monkeypatch.setattr(stats, "add_arguments", lambda parser: None, raising=False)
-    assert rationalyst("stats") == 130
+    monkeypatch.setattr(f"rationalyst_jax.{during}", interrupted)
+    assert rationalyst("stats --triples filtered.parquet --tokenizer model --prompts world") == 130
     assert capsys.readouterr().err == "rationalyst stats: interrupted\n"
 
 

@@ -181,8 +181,8 @@ def test_trees_come_back_from_the_store_bit_for_bit(examples):
             store = open_store(Path(folder), {}, source, 30, 4)
             assert_same_trees(store, forest(examples, 30, 4)[0])
             assert store.dropped == len(examples) - len(fits)
-            assert store.longest == max(len(example.tokens) for example in fits)
-            assert store.largest_token == max(max(example.tokens) for example in fits)
+            assert store.longest.max() == max(len(example.tokens) for example in fits)
+            assert store.largest_token.max() == max(max(example.tokens) for example in fits)
             assert store.sequence_tokens.sum() == sum(len(example.tokens) for example in fits)
 
 
@@ -583,6 +583,14 @@ def test_rationales_that_were_not_filtered_are_all_kept(llama3, tmp_path):
     assert len(list(read_rationales(tmp_path / "all.parquet", llama3, load_prompts("llama3")))) == 3
 
 
+def test_integers_identify_documents_too(llama3, tmp_path):
+    write_jsonl(tmp_path / "x.jsonl", ROWS | {"document_id": ["a", 2, "c"]})
+    pq.write_table(pa.table(ROWS | {"document_id": [1, 2, 3]}), tmp_path / "x.parquet")
+    for name, groups in {"x.jsonl": ["a", "2"], "x.parquet": ["1", "2"]}.items():
+        examples = read_rationales(tmp_path / name, llama3, load_prompts("llama3"))
+        assert [example.group for example in examples] == groups
+
+
 @pytest.mark.parametrize(
     ("name", "changed", "message"),
     [
@@ -593,7 +601,7 @@ def test_rationales_that_were_not_filtered_are_all_kept(llama3, tmp_path):
         ("x.parquet", {"kept": ["no"] * 3}, r"row 1: column kept must be true or false, found 'no'$"),
         ("x.parquet", {name: [] for name in ROWS}, r"no kept rationale to train on$"),
         ("x.jsonl", {"rationale": None}, r"1: no rationale$"),
-        ("x.jsonl", {"document_id": ["a", 2, "c"]}, r"2: document_id must be text, found 2$"),
+        ("x.jsonl", {"document_id": ["a", True, "c"]}, r"2: document_id must be text, found True$"),
         ("x.jsonl", {"kept": [True, True, 0]}, r"3: kept must be true or false, found 0$"),
         ("x.jsonl", {name: [] for name in ROWS}, r"holds no rows$"),
     ],

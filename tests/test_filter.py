@@ -236,18 +236,23 @@ def test_killed_scoring_continues_with_the_same_bytes(model, tokenizer, tmp_path
     assert told[-1][:2] == (len(triples), len(triples)) and len(asked) == 3 - int(left)
 
 
-def test_scores_of_other_documents_are_refused_and_kept(model, tokenizer, tmp_path):
+def test_documents_that_changed_are_scored_again_and_the_others_are_kept(
+    model, tokenizer, tmp_path, monkeypatch
+):
     triples, config = make_triples(), FilterConfig(row_length=64, block=1)
     path = tmp_path / "scores.jsonl"
     score_all(triples, model, tokenizer, PROMPTS, config, path)
-    whole = path.read_bytes()
-    for others, message in {
-        tuple(triples[1:]): r"scores.jsonl:1: scores other rationales of 'a' than this run has",
-        tuple(triples[3:]): r"scores.jsonl:1: scores other rationales of 'a' than this run has",
-    }.items():
-        with pytest.raises(ValueError, match=message):
-            score_all(others, model, tokenizer, PROMPTS, config, path)
-        assert path.read_bytes() == whole
+    mended = [replace(triples[0], rationale="three two"), *triples[1:-1]]
+    asked = []
+
+    def counting(model, groups, **options):
+        asked.extend(groups)
+        return score(model, groups, **options)
+
+    monkeypatch.setattr(likelihood_filter, "score", counting)
+    again = score_all(mended, model, tokenizer, PROMPTS, config, path)
+    assert len(asked) == 1  # "a" changed, "b" did not, "c" is gone
+    assert again == score_all(mended, model, tokenizer, PROMPTS, config, tmp_path / "anew.jsonl")
 
 
 def test_a_marker_that_is_not_one_token_is_an_error(model, tokenizer, tmp_path):

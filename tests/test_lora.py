@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import transformers
 from flax import nnx
+from safetensors import SafetensorError
 from safetensors.numpy import load_file
 from test_train import FAST, assert_same_weights, fit_examples, random_examples
 
@@ -161,6 +162,16 @@ def test_training_adapters_is_training_their_product(tmp_path):
 def test_bad_settings_are_named(changes, message):
     with pytest.raises(ValueError, match=message):
         LoraConfig(**changes)
+
+
+def test_a_disk_that_cannot_take_adapters_is_an_error_of_that_file(tmp_path, monkeypatch):
+    def full(tensors, file, metadata):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("rationalyst_jax.lm.weights.peft.save_file", full)
+    with pytest.raises(OSError, match=r"adapter_model\.safetensors: Error while .*No space left on device"):
+        save_adapters(adapted(SOME), tmp_path, base="base")
+    assert not list(tmp_path.iterdir())
 
 
 def test_adapter_files_that_do_not_fit_are_named(tmp_path):

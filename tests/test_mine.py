@@ -97,12 +97,12 @@ def test_text_annotated_elsewhere_is_imported(tmp_path):
         (AnnotateConfig, "length_factor", 0.0, "length_factor must be above 0 and finite, got 0.0"),
         (AnnotateConfig, "temperature", float("nan"), "temperature must be 0 (greedy) or more, got nan"),
         (AnnotateConfig, "top_p", 0.0, "top_p must be above 0 and at most 1, got 0.0"),
-        (AnnotateConfig, "seed", -1, "seed must be at least 0, got -1"),
+        (AnnotateConfig, "seed", 2**32, "seed must be from 0 to 4294967295, got 4294967296"),
         (FilterConfig, "row_length", 0, "filter: row_length must be at least 1, got 0"),
         (FilterConfig, "rows_per_batch", 0, "rows_per_batch must be at least 1"),
         (FilterConfig, "block", 0, "block must be at least 1"),
         (FilterConfig, "decay", 1.5, "decay must be above 0 and at most 1, got 1.5"),
-        (FilterConfig, "seed", -1, "seed must be at least 0"),
+        (FilterConfig, "seed", -1, "seed must be from 0 to 4294967295"),
         (FilterConfig, "tau", float("inf"), "tau must be finite, got inf"),
         (FilterConfig, "tau_by_source", {"web": float("nan")}, "tau_by_source.web must be finite, got nan"),
         (FilterConfig, "reduction", "median", "unknown reduction 'median'"),
@@ -349,7 +349,7 @@ def test_files_that_are_no_triples_are_named(tmp_path):
     ("column", "values", "message"),
     [
         ("preceding", [1, 2], "column preceding holds int64, not string"),
-        ("document_id", [1, 2], "column document_id holds int64, not string"),
+        ("document_id", [0.5, 1.5], "column document_id holds double, not string"),
         ("rationale", ["a", None], "column rationale has no value in row 2"),
         ("gain", ["1.0", "2.0"], "column gain holds string, not double"),
         ("kept", ["false", "false"], "column kept holds string, not bool"),
@@ -366,6 +366,16 @@ def test_a_column_that_is_not_as_it_must_be_is_named(tmp_path, column, values, m
     with pytest.raises(ValueError) as error:
         read_filtered(path)
     assert str(error.value).startswith(f"{path}: {message}") and "\n" not in str(error.value)
+
+
+def test_integers_identify_documents_too(tmp_path):
+    write_triples(tmp_path / "t.parquet", TRIPLES, PROVENANCE)
+    table = pq.read_table(tmp_path / "t.parquet")
+    place = table.column_names.index("document_id")
+    numbers = table.set_column(place, "document_id", [[*range(len(TRIPLES))]])
+    pq.write_table(numbers, tmp_path / "t.parquet")
+    read = read_triples(tmp_path / "t.parquet")
+    assert [triple.document_id for triple in read] == [str(number) for number in range(len(TRIPLES))]
 
 
 def test_columns_of_another_width_are_read(tmp_path):

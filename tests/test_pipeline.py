@@ -179,7 +179,7 @@ def test_a_run_that_cannot_be_done_is_refused_before_anything_is_written(tmp_pat
         ({"ablations": {"a b": Run("greedy"), "a/b": Run("random")}}, "'a b' and 'a/b' would share"),
         ({"filter": FilterConfig(suppress=("a b",))}, "suppress: 'a b' is 3 tokens"),
         ({"prompts": "wurld"}, "no prompts named 'wurld'"),
-        ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"seed": -1}, "seed must be from 0 to 4294967295, got -1"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_is_written(tmp_path, changes, message):

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,12 +12,15 @@ from flax import nnx
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from rationalyst_jax.files.lock import locked
 from rationalyst_jax.lm.engine.engine import Engine
 from rationalyst_jax.lm.engine.requests import GenerateRequest, Generation, Handle
 from rationalyst_jax.lm.model.config import LlamaConfig
 from rationalyst_jax.lm.model.llama import Llama
 from rationalyst_jax.lm.trees.likelihood import Pair, score
 from rationalyst_jax.lm.weights.tokenizer import load_tokenizer
+from rationalyst_jax.pipeline.models import Known
+from rationalyst_jax.pipeline.reason import Cast, reason
 from rationalyst_jax.prompts.prompt import load_prompts, render
 from rationalyst_jax.reason.config import ReasonConfig
 from rationalyst_jax.reason.solve import solve
@@ -25,6 +29,7 @@ from rationalyst_jax.reason.traces import UNRATED, Usage, count_unrated
 from rationalyst_jax.reason.trajectory import Roles
 from rationalyst_jax.roles.role import Role
 from rationalyst_jax.tasks.question import Question
+from rationalyst_jax.tasks.task import task_named
 
 PROMPTS = """
 version: test-1
@@ -605,26 +610,88 @@ def test_traces_are_one_json_line_per_question(run):
     assert rows[0]["tokens"]["agent"]["generated"] == traces[0].tokens["agent"].generated
 
 
-def test_traces_made_with_other_settings_are_refused_by_the_key_that_differs(run, prompts):
+class ScriptedModels:
+    """Stands for `Models`: three scripted roles, which count as opened when they are asked for."""
+
+    def __init__(self, roles: Roles):
+        self.roles_at = {"agent": roles.agent, "rationalyst": roles.rationalyst, "scorer": roles.scorer}
+        self.opened = []
+
+    def known(self, place):
+        return Known(self.roles_at[place].name, self.roles_at[place].tokenizer)
+
+    def check(self, place, prompts, names, suppress=()):
+        pass
+
+    def roles(self, *places):
+        self.opened += places
+        return [self.roles_at[place] for place in places]
+
+
+@pytest.fixture
+def stage(run, prompts, tmp_path):
+    """The stage `reason` with scripted models; `stage.models` are those of the last call."""
+
+    def stage(questions=QUESTIONS, roles=None, limit=None, **config):
+        stage.models = ScriptedModels(roles or run.roles)
+        task = replace(task_named("gsm8k"), read=lambda path: [*questions], extract=extract)
+        cast = Cast("agent", "rationalyst", "scorer")
+        models: Any = stage.models
+        config = ReasonConfig("random", **config)
+        return reason(tmp_path, task, cast, models, prompts, config, stage.path, limit=limit)
+
+    stage.path = tmp_path / "stage.jsonl"
+    return stage
+
+
+def test_traces_made_with_other_settings_are_refused_by_the_key_that_differs(run, stage):
     run("random")
-    before = run.path.read_bytes()
-
-    def again(questions=QUESTIONS, roles=run.roles, **config):
-        return solve(questions, roles, prompts, ReasonConfig("random", **config), extract, run.path)
-
+    stage()
+    before = stage.path.read_bytes()
     with pytest.raises(ValueError, match=r"made with other settings: temperature 0.7 -> 0.5"):
-        again(temperature=0.5)
-    with pytest.raises(ValueError, match=r"other settings: questions '7 \(.*-> '6 \("):
-        again(questions=QUESTIONS[:6])
+        stage(temperature=0.5)
     with pytest.raises(ValueError, match=r"other settings: agent '' -> 'another'"):
-        again(roles=replace(run.roles, agent=replace(run.roles.agent, name="another")))
-    assert run.path.read_bytes() == before
-    run.path.write_bytes(before.replace(b'"finish"', b'"fin"', 1))
+        stage(roles=replace(run.roles, agent=replace(run.roles.agent, name="another")))
+    with locked(stage.path), pytest.raises(ValueError, match=r"stage.jsonl: process \d+ is writing it"):
+        stage()
+    assert stage.path.read_bytes() == before and not stage.models.opened
+    stage.path.write_bytes(before.replace(b'"finish"', b'"fin"', 1))
     with pytest.raises(ValueError, match="jsonl:1: not a trace"):
-        again()
-    run.path.with_name(run.path.name + ".config.json").unlink()
+        stage()
+    stage.path.with_name(stage.path.name + ".config.json").unlink()
     with pytest.raises(ValueError, match=r"config.json: is missing"):
-        again()
+        stage()
+
+
+def test_a_limit_is_no_other_setting(run, stage):
+    run("random")
+    whole = {row["id"]: row for row in lines(run.path)}
+    assert stage(limit=2).questions == 2
+    run.agent.calls.clear()
+    assert stage().questions == 7
+    assert {row["id"]: row for row in lines(stage.path)} == whole
+    run.agent.calls.clear()
+    assert stage(limit=3).questions == 3 and not run.agent.calls
+    assert len(lines(stage.path)) == 7  # what was done is not lost
+    for limit in (0, -1):
+        with pytest.raises(ValueError, match=f"reason: limit must be at least 1, got {limit}"):
+            stage(limit=limit)
+
+
+def test_a_question_that_was_mended_is_solved_again_and_the_others_are_kept(run, stage):
+    run("random")
+    stage()
+    before = stage.path.read_bytes().splitlines()
+    mended = [*QUESTIONS]
+    mended[3] = replace(mended[3], text="how many apples?")
+    stage(mended)
+    after = stage.path.read_bytes().splitlines()
+    assert [i for i in range(7) if before[i] != after[i]] == [3] and len(after) == 7
+    assert json.loads(after[3])["id"] == "q3"
+    others = [replace(question, text=f"{question.text} Or not?") for question in QUESTIONS]
+    with pytest.raises(ValueError, match=r"stage\.jsonl: holds traces of other questions alone"):
+        stage(others)
+    assert stage.path.read_bytes().splitlines() == after
 
 
 def test_bad_requests_are_refused_before_any_work(run, prompts):

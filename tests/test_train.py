@@ -346,7 +346,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_path):
 
 
 def test_a_token_the_model_does_not_know_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="token id 64, the model's vocabulary is 64"):
+    with pytest.raises(ValueError, match="document 'a' hold token id 64, the model's vocabulary is 64"):
         fit_examples(tiny_model(), [Example((1, 64), (0, 1), "a")], FAST, tmp_path)
 
 
@@ -361,7 +361,7 @@ def test_an_example_beyond_the_models_positions_is_refused(tmp_path):
     model = tiny_model()
     model.config = replace(TINY, max_position_embeddings=31)
     examples = [Example((1,) * length, (1,) * length, "a") for length in (8, 32)]
-    with pytest.raises(ValueError, match="an example is 32 tokens long, the model has 31 positions"):
+    with pytest.raises(ValueError, match="an example of document 'a' is 32 tokens long, the model has 31"):
         fit_examples(model, examples, replace(FAST, validation_fraction=0.0), tmp_path)
 
 
@@ -379,7 +379,7 @@ def test_an_example_beyond_the_models_positions_is_refused(tmp_path):
         ("b2", -0.5, r"must be at least 0 and below 1, got -0\.5"),
         ("validation_fraction", 1.0, r"must be at least 0 and below 1, got 1\.0"),
         ("weight_decay", -0.1, r"must be at least 0, got -0\.1"),
-        ("seed", -1, "must be at least 0, got -1"),
+        ("seed", -1, "must be from 0 to 4294967295, got -1"),
     ],
 )
 def test_a_bad_config_value_is_named(key, value, message):

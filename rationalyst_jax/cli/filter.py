@@ -30,15 +30,20 @@ def run(
     from rationalyst_jax.prompts.prompt import load_prompts
 
     console = Console()
+
+    def note(text: str) -> None:
+        console.print(text, style="yellow", markup=False)
+
     prompt_set = load_prompts(prompts)
     with Models(EngineConfig()) as models, track(console, "rationales scored") as progress:
         summary, work = filter_rationales(
-            triples, model, models, prompt_set, filter, out, mesh=mesh, progress=progress
+            triples, model, models, prompt_set, filter, out, mesh=mesh, progress=progress, note=note
         )
     rows: dict[str, object] = {"rationales": summary.rationales, "kept": summary.kept}
     rows |= {f"reason: {reason}": n for reason, n in summary.reasons.items()}
     for source, (tau, kept, total) in summary.taus.items():
-        rows[f"source {source}, tau {tau:g}"] = f"{kept} of {total} kept"
+        which = "own tau" if source in filter.tau_by_source else "plain tau"
+        rows[f"source {source}, {which} {tau:g}"] = f"{kept} of {total} kept"
     if work.places:
         rows |= {"tokens, each sequence apart": work.tokens, "tokens, as trees": work.nodes}
         rows |= {"places filled": work.filled}

@@ -61,9 +61,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     logging.getLogger("absl").setLevel(logging.CRITICAL)
+    try:
+        return _run(name, arguments[len(name.split()) :])
+    except KeyboardInterrupt:
+        print(f"rationalyst {name}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _run(name: str, arguments: list[str]) -> int:
+    """Imports, parses and runs a command; returns as `main`."""
     command = importlib.import_module(f"rationalyst_jax.cli.{name.replace(' ', '_')}")
     try:
-        options = _parse(name, command, arguments[len(name.split()) :])
+        options = _parse(name, command, arguments)
     except (ArgumentError, ValueError) as error:
         return _fail(name, error, USAGE_ERROR)
     except SystemExit as stop:  # --help or --print_config did all there was to do
@@ -76,9 +85,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(name, error, INPUT_ERROR)
     except Interrupted as stop:
         return _fail(name, stop, EXIT_CODE)
-    except KeyboardInterrupt:
-        print(f"rationalyst {name}: interrupted", file=sys.stderr)
-        return INTERRUPTED
     return 0
 
 
@@ -93,9 +99,9 @@ class ConfigFile(ActionConfigFile):
 
 
 def config_path(name: str) -> str:
-    """The path of the shipped config of that name; anything else is a path."""
+    """The path of the shipped config of that name; anything else, ./NAME too, is a path."""
     shipped = CONFIGS / f"{name}.yaml"
-    return str(shipped) if shipped.is_file() and not os.path.exists(name) else name
+    return str(shipped) if os.sep not in name and shipped.is_file() else name
 
 
 def parser_of(name: str, command: ModuleType) -> ArgumentParser:

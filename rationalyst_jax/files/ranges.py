@@ -12,6 +12,7 @@ AT_LEAST_0_FINITE: Range = "at least 0 and finite", lambda value: 0 <= value < m
 ABOVE_0: Range = "above 0", lambda value: value > 0
 ABOVE_0_FINITE: Range = "above 0 and finite", lambda value: 0 < value < math.inf
 FINITE: Range = "finite", math.isfinite
+SEED: Range = "from 0 to 4294967295", lambda value: 0 <= value < 2**32  # what keys of JAX tell apart
 FRACTION: Range = "between 0 and 1", lambda value: 0 <= value <= 1
 BELOW_1: Range = "at least 0 and below 1", lambda value: 0 <= value < 1
 ABOVE_0_TO_1: Range = "above 0 and at most 1", lambda value: 0 < value <= 1
@@ -19,8 +20,14 @@ TEMPERATURE: Range = "0 (greedy) or more", lambda value: 0 <= value < math.inf
 
 
 def require(stage: str, config: Any, wanted: Range, *names: str) -> None:
-    """Raises ValueError naming the stage, the key and the value of the first field outside the range."""
+    """Raises ValueError naming the stage, the key and the value of the first field outside the range.
+
+    Integers must also be below 2**63: no array or file has more of anything.
+    """
     words, holds = wanted
     for name in names:
-        if not holds(value := getattr(config, name)):
+        value = getattr(config, name)
+        if isinstance(value, int) and value >= 2**63:
+            raise ValueError(f"{stage}: {name} must be below 2**63, got {value!r}")
+        if not holds(value):
             raise ValueError(f"{stage}: {name} must be {words}, got {value!r}")

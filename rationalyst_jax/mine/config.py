@@ -13,6 +13,7 @@ from rationalyst_jax.files.ranges import (
     AT_LEAST_0,
     AT_LEAST_1,
     FINITE,
+    SEED,
     TEMPERATURE,
     require,
 )
@@ -47,7 +48,8 @@ class AnnotateConfig:
 
     def __post_init__(self):
         require("annotate", self, AT_LEAST_1, "block", "max_document_tokens")
-        require("annotate", self, AT_LEAST_0, "seed", "length_margin")
+        require("annotate", self, AT_LEAST_0, "length_margin")
+        require("annotate", self, SEED, "seed")
         require("annotate", self, ABOVE_0_FINITE, "length_factor")
         require("annotate", self, TEMPERATURE, "temperature")
         require("annotate", self, ABOVE_0_TO_1, "top_p")
@@ -91,7 +93,7 @@ class FilterConfig:
 
     def __post_init__(self):
         require("filter", self, AT_LEAST_1, "row_length", "rows_per_batch", "block")
-        require("filter", self, AT_LEAST_0, "seed")
+        require("filter", self, SEED, "seed")
         require("filter", self, ABOVE_0_TO_1, "decay")
         require("filter", self, FINITE, "tau")
         for source, tau in self.tau_by_source.items():

@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
 
 from rationalyst_jax.files.rows import Row, append_rows, kept_rows
+from rationalyst_jax.files.settings import digest
 from rationalyst_jax.lm.model.llama import Llama
 from rationalyst_jax.lm.trees.likelihood import Pair, Scores, Work, score
 from rationalyst_jax.lm.trees.reduction import reduce_logprobs
@@ -70,24 +71,24 @@ def score_triples(
     """The gain of every triple, in their order, and the work that took (of this call, not of earlier ones).
 
     Scores are written to the JSONL file `path`, one row per document, `config.block` documents at a time. A
-    file that is already there is continued, and ends as that of an uninterrupted run. `progress` is told how
+    file that is already there is continued, and ends as that of an uninterrupted run; blocks with a document
+    whose triples have changed since are scored again. `progress` is told how
     many triples are scored, of how many, and how many tokens this call has computed. Under a `mesh`, on which
     the model's weights lie, its devices share the rows of a batch.
 
-    Raises ValueError for a suppressed marker that is no single token, for a log-likelihood that is not
-    finite (a broken model, or a suppressed token in the text), and where the file scores other documents.
+    Raises ValueError for a suppressed marker that is no single token, and for a log-likelihood that is not
+    finite (a broken model, or a suppressed token in the text).
     """
     suppress = marker_ids(tokenizer, config.suppress)
     by_document: dict[str, list[int]] = {}
     for i, triple in enumerate(triples):
         by_document.setdefault(triple.document_id, []).append(i)
     documents = [[triples[i] for i in places] for places in by_document.values()]
+    made_of = {document[0].document_id: _digest(document) for document in documents}
 
-    def check(place: str, row: Row) -> str:
+    def check(place: str, row: Row) -> str | None:
         name = str(row.get("document_id"))
-        if len(row.get("scores", ())) != len(by_document.get(name, ())):
-            raise ValueError(f"{place}: scores other rationales of {name!r} than this run has")
-        return name
+        return name if row.get("triples") == made_of.get(name, "") else None
 
     rows = kept_rows(path, check)
     blocks = [documents[first : first + config.block] for first in range(0, len(documents), config.block)]
@@ -131,7 +132,17 @@ class _Block:
                         f"document {triple.document_id!r}, rationale {triple.index}: log-likelihood of the "
                         f"following text is {of_triple[0]} without and {of_triple[1]} with the rationale"
                     )
-            yield {"document_id": document[0].document_id, "scores": scores}
+            name = document[0].document_id
+            yield {"document_id": name, "triples": _digest(document), "scores": scores}
+
+
+def _digest(document: Iterable[Triple]) -> str:
+    """What the scores of a document's triples depend on."""
+    return digest(
+        text.encode()
+        for triple in document
+        for text in (triple.preceding, triple.rationale, triple.following)
+    )
 
 
 def _begin(

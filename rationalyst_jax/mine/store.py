@@ -120,8 +120,11 @@ def _read(path: str | Path, row_type: type) -> list[dict]:
 
 
 def _column(path: str | Path, table: pa.Table, field: pa.Field) -> pa.ChunkedArray:
-    """A column in the type of the schema; another of its kind will do (large_string, int64, 0.0 for 0)."""
+    """A column in the type of the schema; another of its kind will do (large_string, int64, 0.0 for 0), and
+    integers that identify documents."""
     column = table.column(field.name)
+    if field.name == "document_id" and pa.types.is_integer(column.type):
+        column = column.cast(field.type)
     if column.null_count and not field.nullable:
         row = column.is_null().index(True).as_py() + 1
         raise ValueError(f"{path}: column {field.name} has no value in row {row}")

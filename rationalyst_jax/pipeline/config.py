@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from rationalyst_jax.files.ranges import AT_LEAST_0, AT_LEAST_1, require
+from rationalyst_jax.files.ranges import AT_LEAST_1, SEED, require
 from rationalyst_jax.files.whole import file_name
 from rationalyst_jax.lm.devices.mesh import MeshShape
 from rationalyst_jax.lm.engine.config import EngineConfig
@@ -117,8 +117,7 @@ class ExperimentConfig:
     def __post_init__(self):
         if (self.documents is None) == (self.world is None):
             raise ValueError("experiment: give either documents (and questions) or world")
-        if self.seed < 0:
-            raise ValueError(f"experiment: seed must be at least 0, got {self.seed}")
+        require("experiment", self, SEED, "seed")
         for name in ("annotate", "filter", "train", "reason"):
             stage = getattr(self, name)
             if stage.seed not in (0, self.seed):
@@ -188,4 +187,4 @@ class PretrainConfig:
 
     def __post_init__(self):
         require("pretrain config", self, AT_LEAST_1, "texts")
-        require("pretrain config", self, AT_LEAST_0, "seed")
+        require("pretrain config", self, SEED, "seed")

@@ -8,17 +8,18 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import jax
 from rich.console import Console
 
 from rationalyst_jax.files.rows import write_rows
 from rationalyst_jax.files.settings import file_digest
 from rationalyst_jax.files.whole import file_name, write_json
-from rationalyst_jax.lm.weights.hf import check_llama
+from rationalyst_jax.lm.devices.sharding import mesh_of
 from rationalyst_jax.lm.weights.tokenizer import marker_ids
 from rationalyst_jax.mine.documents import read_documents
 from rationalyst_jax.pipeline.config import ExperimentConfig, Run
 from rationalyst_jax.pipeline.evaluate import evaluate
-from rationalyst_jax.pipeline.filter import decide_again, filter_rationales
+from rationalyst_jax.pipeline.filter import decide_again, filter_rationales, mesh_for
 from rationalyst_jax.pipeline.mine import mine
 from rationalyst_jax.pipeline.models import Models, Place
 from rationalyst_jax.pipeline.reason import Cast, ReasonSummary, reason
@@ -112,7 +113,8 @@ class Experiment:
         base = models.checkpoint(config.model)
         needed = ("annotate", "follow", "follow_guided", "rationale", "step")
         models.check(config.model, self.prompts, needed)
-        check_llama(base.path)
+        base.check(mesh_of(config.train.mesh, jax.devices()))
+        mesh_for(config.filter, config.mesh)
         marker_ids(base.tokenizer, (*config.filter.suppress, *config.reason.suppress))
         known = QUESTION_SETS if config.world else config.questions
         for name, wanted in {**config.strategies, **config.ablations}.items():
@@ -204,6 +206,7 @@ class Experiment:
                 scored,
                 mesh=self.config.mesh,
                 progress=progress,
+                note=lambda text: self.console.print(text, style="yellow", markup=False),
             )
         for name, rationalyst in self.config.rationalysts.items():
             if rationalyst.train:

@@ -5,12 +5,14 @@ from dataclasses import asdict
 from pathlib import Path
 
 import jax
+from jax.sharding import Mesh
 
-from rationalyst_jax.files.settings import claimed, file_digest
+from rationalyst_jax.files.settings import claimed
 from rationalyst_jax.files.whole import check_file
 from rationalyst_jax.lm.devices.mesh import MeshShape
-from rationalyst_jax.lm.devices.sharding import mesh_of
+from rationalyst_jax.lm.devices.sharding import mesh_of, row_shards
 from rationalyst_jax.lm.trees.likelihood import Work
+from rationalyst_jax.lm.weights.tokenizer import marker_ids
 from rationalyst_jax.mine.config import FilterConfig
 from rationalyst_jax.mine.likelihood_filter import ScoredTriple, decide, score_triples
 from rationalyst_jax.mine.store import (
@@ -36,31 +38,34 @@ def filter_rationales(
     *,
     mesh: MeshShape | None = None,
     progress: Callable[[int, int, int], None] = lambda done, total, tokens: None,
+    note: Callable[[str], None] = print,
 ) -> tuple[FilterSummary, Work]:
     """Scores every triple of a Parquet file, decides which are kept, and writes all to the Parquet file
     `out`.
 
     Until that is written, scores go to `<out>.scores.jsonl`, where a killed run continues. The second value
-    is the work of this call. mesh: divides all devices; by default one is used. Raises ValueError for a
-    malformed file, thresholds of sources that are not there, work begun with other settings, and while
-    another process is at this work.
+    is the work of this call. mesh: divides all devices; by default one is used. `note` is told of thresholds
+    of sources that are not there. Raises ValueError for a malformed file, thresholds of such sources alone,
+    rows that the mesh does not divide, work begun with other settings, and while another process is at this
+    work.
     """
     check_file(out)
     found = read_triples(triples)
     origin = read_provenance(triples)
-    _check_sources(found, config, triples)
+    if unused := _unused_taus(found, config, triples):
+        note(f"{triples} has no source {', '.join(unused)}, which tau_by_source names")
     checkpoint = models.checkpoint(scorer)
     check_prompts(checkpoint.tokenizer, prompts, ["follow", "follow_guided"])
+    marker_ids(checkpoint.tokenizer, config.suppress)
+    devices = mesh_for(config, mesh)
     scores = out.with_name(f"{out.name}.scores.jsonl")
     record = out.with_name(f"{out.name}.scores.config.json")
     settings = {
-        "triples": file_digest(triples),
         "model": checkpoint.fingerprint,
         "prompts": prompts.version,
         "filter": asdict(config),
     }
     with claimed(record, settings, scores):
-        devices = None if mesh is None else mesh_of(mesh, jax.devices())
         model = models.scorer(scorer, devices)
         scored, work = score_triples(
             found, model, checkpoint.tokenizer, prompts, config, scores, progress, devices
@@ -73,10 +78,23 @@ def filter_rationales(
     return summary, work
 
 
+def mesh_for(config: FilterConfig, shape: MeshShape | None) -> Mesh | None:
+    """All devices in that shape, None for one. Raises ValueError where it does not divide them, or the rows
+    of a batch."""
+    mesh = None if shape is None else mesh_of(shape, jax.devices())
+    shards = row_shards(mesh)
+    if config.rows_per_batch % shards:
+        raise ValueError(
+            f"filter: rows_per_batch must be a multiple of the mesh's {shards} row shards, "
+            f"got {config.rows_per_batch}"
+        )
+    return mesh
+
+
 def decide_again(filtered: Path, config: FilterConfig, out: Path) -> FilterSummary:
     """Decides anew, by other rules, on triples that were scored before. Raises as `filter_rationales`."""
     found = read_filtered(filtered)
-    _check_sources(found, config, filtered)
+    _unused_taus(found, config, filtered)
     return _write(found, config, out, read_provenance(filtered))
 
 
@@ -89,11 +107,14 @@ def _write(
     return summarize_filtered(decided)
 
 
-def _check_sources(triples: Sequence[Triple], config: FilterConfig, file: Path) -> None:
-    """Raises ValueError where all thresholds are of sources that no triple has: none would apply."""
+def _unused_taus(triples: Sequence[Triple], config: FilterConfig, file: Path) -> list[str]:
+    """The sources that have a threshold but no triple. Raises ValueError where no other has a threshold."""
     sources = dict.fromkeys(triple.source for triple in triples)
-    if triples and config.tau_by_source and not config.tau_by_source.keys() & sources.keys():
+    unused = [source for source in config.tau_by_source if source not in sources]
+    if triples and unused and len(unused) == len(config.tau_by_source):
         raise ValueError(
-            f"filter: tau_by_source names {', '.join(config.tau_by_source)}, "
-            f"but the sources in {file} are {', '.join(sources)}"
+            f"filter: tau_by_source names {', '.join(unused)}, but the sources in {file} are "
+            f"{', '.join(sources)}: name these (mine --source gives imported rows one), or take tau for all "
+            "with --filter.tau_by_source {}"
         )
+    return unused

@@ -15,7 +15,7 @@ from rationalyst_jax.lm.engine.engine import Engine
 from rationalyst_jax.lm.engine.open import engine_mesh, open_engines
 from rationalyst_jax.lm.model.llama import Llama
 from rationalyst_jax.lm.weights.open import Checkpoint, open_checkpoint
-from rationalyst_jax.lm.weights.tokenizer import load_tokenizer
+from rationalyst_jax.lm.weights.tokenizer import load_tokenizer, marker_ids
 from rationalyst_jax.prompts.prompt import PromptSet, check_prompts
 from rationalyst_jax.roles.config import EndpointConfig
 from rationalyst_jax.roles.endpoint import ChatRole, Endpoint
@@ -78,15 +78,19 @@ class Models:
             self._checkpoints[same] = open_checkpoint(path)
         return self._checkpoints[same]
 
-    def check(self, place: Place, prompts: PromptSet, names: Iterable[str]) -> None:
+    def check(
+        self, place: Place, prompts: PromptSet, names: Iterable[str], suppress: Iterable[str] = ()
+    ) -> None:
         """Raises ValueError for what would be wrong with asking a model, before its weights are read.
 
-        That is a prompt, of those named, which its chat template cannot render, and a generation_config.json
-        that wants answers changed in a way that is not done here.
+        That is a prompt, of those named, which its chat template cannot render, a marker to suppress that is
+        no single token, and a generation_config.json that wants answers changed in a way that is not done
+        here.
         """
         tokenizer = self.known(place).tokenizer
         if tokenizer is not None:
             check_prompts(tokenizer, prompts, names)
+            marker_ids(tokenizer, suppress)
         if _address(place) is None:
             self.checkpoint(place).check_generation()
 

@@ -2,9 +2,10 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from rationalyst_jax.files.settings import claimed
 from rationalyst_jax.files.whole import check_file
 from rationalyst_jax.pipeline.models import Models, Place
 from rationalyst_jax.prompts.prompt import PromptSet
@@ -57,25 +58,28 @@ def reason(
 ) -> ReasonSummary:
     """Solves the first `limit` questions of a task's file (None: all); traces go to the JSONL file `out`.
 
-    A killed run continues there. `progress` is told how many questions are done (those of an earlier run
+    A killed run continues there; so does one with another limit, or with questions that were mended since,
+    which are solved again. `progress` is told how many questions are done (those of an earlier run
     included), of how many, and the tokens computed by this one. Raises ValueError for a malformed file, a
-    strategy whose role is missing, traces made with other settings, and while another process writes them.
+    limit below 1, a strategy whose role is missing, traces made with other settings, and while another
+    process writes them; all that before a model's weights are read.
     """
+    if limit is not None and limit < 1:
+        raise ValueError(f"reason: limit must be at least 1, got {limit}")
     check_file(out)
-    check_strategy(config, has_rationalyst=cast.rationalyst is not None)
-    asked = task.read(questions)[:limit]
-    places = [place for place in (cast.agent, cast.rationalyst, cast.scorer) if place is not None]
     players = {"agent": cast.agent, "rationalyst": cast.rationalyst, "scorer": cast.scorer or cast.agent}
+    places = {role: place for role, place in players.items() if place is not None}
+    known = {role: models.known(place) for role, place in places.items()}
+    can_score = known["scorer"].tokenizer is not None
+    check_strategy(config, has_rationalyst="rationalyst" in known, can_score=can_score)
+    asked = task.read(questions)[:limit]
     for role, names in prompts_of(config).items():
-        if (place := players[role]) is not None:
-            models.check(place, prompts, names)
-    found = dict(zip(places, models.roles(*places), strict=True))
-    roles = Roles(
-        agent=found[cast.agent],
-        rationalyst=None if cast.rationalyst is None else found[cast.rationalyst],
-        scorer=found[cast.scorer or cast.agent],
-    )
-    traces = solve(asked, roles, prompts, config, task.extract, out, progress)
+        models.check(places[role], prompts, names, () if role == "rationalyst" else config.suppress)
+    settings = asdict(config) | {"prompts": prompts.version} | {role: k.name for role, k in known.items()}
+    with claimed(out.with_name(f"{out.name}.config.json"), settings, out):
+        found = dict(zip(places, models.roles(*places.values()), strict=True))
+        roles = Roles(found["agent"], found.get("rationalyst"), found["scorer"])
+        traces = solve(asked, roles, prompts, config, task.extract, out, progress)
     unrated, verdicts = count_unrated(traces) if guided_by(config) == "judge" else (0, 0)
     return ReasonSummary(
         questions=len(traces),

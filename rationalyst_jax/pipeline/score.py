@@ -18,7 +18,6 @@ from rationalyst_jax.pipeline.models import Models, Place
 from rationalyst_jax.prompts.prompt import opening_ids
 
 BLOCK = 256  # pairs scored, and written, at once
-_NUMBER = "pair"  # the key under which an unfinished row keeps its number
 
 
 @dataclass(frozen=True)
@@ -69,31 +68,32 @@ def score(
     record = out.with_name(f"{out.name}.config.json")
 
     def check(place: str, row: Row) -> int | None:
-        number = row.get(_NUMBER)
-        if not isinstance(number, int):
+        if row.keys() != {"number", "pair", "scores"}:
             raise ValueError(f"{place}: not a row of scores")
-        known = number < len(rows) and rows[number][1].items() <= row.items()
-        return number if known else None
+        number = row["number"]
+        return number if number < len(rows) and row["pair"] == rows[number][1] else None
 
     settings = {"model": models.known(model).name, "decay": decay, "bos": list(before)}
     with claimed(record, settings, partial):
-        done = kept_rows(partial, check)
+        done = set(kept_rows(partial, check))
         [role] = models.roles(model)
         engine: Any = role.model
         for start in range(0, len(rows), BLOCK):
             block = range(start, min(start + BLOCK, len(rows)))
-            if all(number in done for number in block):
+            if done.issuperset(block):
                 continue
             logprobs = engine.score([requests[number] for number in block])
-            new = {}
+            new = []
             for number, values in zip(block, logprobs, strict=True):
-                new[number] = {_NUMBER: number, **_scored(rows[number][1], requests[number], values, decay)}
-            append_rows(partial, new.values())
-            done |= new
+                scores = _scores(requests[number], values, decay)
+                new.append({"number": number, "pair": rows[number][1], "scores": scores})
+            append_rows(partial, new)
+            done.update(block)
             progress(len(done), len(rows), engine.tokens)
-        if len(done) != len(rows):
-            raise ValueError(f"{partial}: holds {len(done)} of {len(rows)} pairs")
-        ordered = [{k: v for k, v in done[number].items() if k != _NUMBER} for number in range(len(rows))]
+        kept = kept_rows(partial, check)
+        if len(kept) != len(rows):
+            raise ValueError(f"{partial}: holds {len(kept)} of {len(rows)} pairs")
+        ordered = [{**kept[number]["pair"], **kept[number]["scores"]} for number in range(len(rows))]
         write_rows(out, ordered)
         partial.unlink()
         record.unlink()
@@ -127,7 +127,7 @@ def encode(
     return ScoreRequest((*before, *ids[:cut]), tuple(ids[cut:]))
 
 
-def _scored(row: Row, request: ScoreRequest, logprobs: np.ndarray, decay: float) -> Row:
-    """The row of a pair, with what the model gives its continuation."""
+def _scores(request: ScoreRequest, logprobs: np.ndarray, decay: float) -> Row:
+    """What the model gives a continuation, under the keys that a pair gets."""
     reduced = {name: reduce_logprobs(logprobs, name, decay) for name in get_args(Reduction)}
-    return {**row, "tokens": list(request.continuation), "logprobs": logprobs.tolist(), **reduced}
+    return {"tokens": list(request.continuation), "logprobs": logprobs.tolist(), **reduced}

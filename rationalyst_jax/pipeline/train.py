@@ -15,6 +15,7 @@ from rationalyst_jax.pipeline.models import Models, Place
 from rationalyst_jax.prompts.prompt import PromptSet, check_prompts
 from rationalyst_jax.report.plots import loss_curve
 from rationalyst_jax.train.config import TrainConfig
+from rationalyst_jax.train.data import check_trees
 from rationalyst_jax.train.examples import Example
 from rationalyst_jax.train.export import export
 from rationalyst_jax.train.loop import fit, knobs_named
@@ -87,6 +88,7 @@ def train(
             )
         checkpoint.check(mesh)
         store = open_store(run_dir / "data", made_of, examples, config.row_length, config.batch_examples)
+        check_trees(store, checkpoint.config, config)
         with knobs_named(config):
             base = checkpoint.load(config.master_dtype if config.lora is None else config.dtype, mesh)
         result = fit(

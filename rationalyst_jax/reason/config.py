@@ -5,7 +5,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from rationalyst_jax.files.ranges import ABOVE_0_TO_1, AT_LEAST_1, TEMPERATURE, require
+from rationalyst_jax.files.ranges import ABOVE_0_TO_1, AT_LEAST_1, SEED, TEMPERATURE, require
 from rationalyst_jax.lm.trees.reduction import Reduction, reduce_logprobs
 
 GuideName = Literal["likelihood", "implicit", "rationale_confidence", "judge"]
@@ -69,6 +69,7 @@ class ReasonConfig:
     def __post_init__(self):
         counts = ("candidates", "max_steps", "max_step_tokens", "max_rationale_tokens", "block", "beams")
         require("reason", self, AT_LEAST_1, *counts)
+        require("reason", self, SEED, "seed")
         require("reason", self, TEMPERATURE, "temperature", "rationale_temperature")
         require("reason", self, ABOVE_0_TO_1, "top_p", "decay")
         for key, known in (("step_end", STEP_ENDS), ("guide", get_args(GuideName))):

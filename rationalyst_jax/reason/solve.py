@@ -2,11 +2,9 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-from rationalyst_jax.files.settings import claimed, digest
+from rationalyst_jax.files.settings import digest
 from rationalyst_jax.prompts.prompt import PromptSet
 from rationalyst_jax.reason.config import ReasonConfig
 from rationalyst_jax.reason.strategies import STRATEGIES, Outcome, check_strategy
@@ -32,76 +30,79 @@ def solve(
     never interrupted, but for the seconds: `config.block` questions are at work at once, and a block that is
     not complete is worked on again from its beginning, for the last bits of a score depend on what is
     computed beside it. (Not where a model's results cannot be repeated anyway; then only what is missing is.)
-    `progress` is told how many questions are done (those of an earlier run included), of how many, and how
-    many tokens this one has computed.
+    A question whose text has changed since is solved again; traces of questions that are not asked now stay
+    in the file. `progress` is told how many questions are done (those of an earlier run included), of how
+    many, and how many tokens this one has computed.
 
     Raises ValueError for an unknown strategy, a strategy whose role is missing, an id given twice, a file at
-    `path` made with other settings or being written by another process; and, when all others are done, if
-    questions failed: called again, it tries them again.
+    `path` that holds traces of other questions alone; and, when all others are done, if questions failed:
+    called again, it tries them again.
     """
     has_rationalyst = roles.rationalyst is not None
     check_strategy(config, has_rationalyst=has_rationalyst, can_score=roles.scorer.can_score)
-    ids: set[str] = set()
+    asked: dict[str, str] = {}
     for question in questions:
-        if question.id in ids:
+        if question.id in asked:
             raise ValueError(f"reason: question id {question.id!r} is given twice")
-        ids.add(question.id)
+        asked[question.id] = digest([question.text.encode()])
 
-    settings = _settings(questions, roles, prompts, config)
-    with claimed(path.with_name(path.name + ".config.json"), settings, path):
-        done = resume_traces(path, ids)
-        setting = Setting(roles, prompts, config, extract)
-        repeatable = all(model.repeatable for model in roles.models)
-        failures: dict[str, Exception] = {}
+    done = resume_traces(path, asked)
+    setting = Setting(roles, prompts, config, extract)
+    repeatable = all(model.repeatable for model in roles.models)
+    failures: dict[str, Exception] = {}
 
-        def tell() -> None:
-            progress(len(done), len(questions), sum(model.tokens for model in roles.models))
+    def tell() -> None:
+        progress(len(done), len(questions), sum(model.tokens for model in roles.models))
 
-        tell()
-        for start in range(0, len(questions), config.block):
-            block = questions[start : start + config.block]
-            missing = [question for question in block if question.id not in done]
-            if missing:
-                _solve_block(block if repeatable else missing, setting, path, done, failures, tell)
-        if failures:
-            name, error = next(iter(failures.items()))
-            raise ValueError(
-                f"reason: {len(failures)} of {len(questions)} questions failed, as question {name}: {error}; "
-                f"the others are in {path}, and the same run again tries these again"
-            )
-        return in_order(path, [question.id for question in questions])
+    def finished(question: Question, outcome: Outcome, seconds: float) -> None:
+        if question.id not in done:
+            append_trace(path, _trace(config.strategy, *outcome, seconds, asked[question.id]))
+            done.add(question.id)
+
+    tell()
+    for start in range(0, len(questions), config.block):
+        block = questions[start : start + config.block]
+        missing = [question for question in block if question.id not in done]
+        if missing:
+            _solve_block(block if repeatable else missing, setting, finished, failures, tell)
+    if failures:
+        name, error = next(iter(failures.items()))
+        raise ValueError(
+            f"reason: {len(failures)} of {len(questions)} questions failed, as question {name}: {error}; "
+            f"the others are in {path}, and the same run again tries these again"
+        )
+    return in_order(path, asked)
 
 
 def _solve_block(
     questions: Sequence[Question],
     setting: Setting,
-    path: Path,
-    done: set[str],
+    finished: Callable[[Question, Outcome, float], None],
     failures: dict[str, Exception],
     tell: Callable[[], None],
 ) -> None:
-    """Solves questions at once: traces of those not done before go to the file, errors to `failures`.
+    """Solves questions at once. `finished` is told each with the seconds it took; errors go to `failures`.
 
     `tell` is called while they are at work.
     """
     for model in setting.roles.models:
         model.forget()
-    strategy = setting.config.strategy
     began = time.monotonic()
 
-    def finished(number: int, outcome: Outcome) -> None:
-        if questions[number].id not in done:
-            append_trace(path, _trace(strategy, *outcome, time.monotonic() - began))
-            done.add(questions[number].id)
+    def ended(number: int, outcome: Outcome) -> None:
+        finished(questions[number], outcome, time.monotonic() - began)
 
     def failed(number: int, error: Exception) -> None:
         failures[questions[number].id] = error
 
-    coroutines = [STRATEGIES[strategy](Trajectory(question, setting)) for question in questions]
-    drive(coroutines, setting.roles.models, finished, failed, tell)
+    strategy = STRATEGIES[setting.config.strategy]
+    coroutines = [strategy(Trajectory(question, setting)) for question in questions]
+    drive(coroutines, setting.roles.models, ended, failed, tell)
 
 
-def _trace(strategy: str, winner: Trajectory, samples: Sequence[Trajectory], seconds: float) -> Trace:
+def _trace(
+    strategy: str, winner: Trajectory, samples: Sequence[Trajectory], seconds: float, asked: str
+) -> Trace:
     assert winner.finish is not None
     return Trace(
         winner.question.id,
@@ -112,18 +113,5 @@ def _trace(strategy: str, winner: Trajectory, samples: Sequence[Trajectory], sec
         tuple(Sample(tuple(step.text for step in s.steps), s.answer, str(s.finish)) for s in samples),
         winner.usage,
         round(seconds, 3),
+        asked,
     )
-
-
-def _settings(
-    questions: Sequence[Question], roles: Roles, prompts: PromptSet, config: ReasonConfig
-) -> dict[str, Any]:
-    """All that must be equal for traces to be continued."""
-    asked = digest(part.encode() for question in questions for part in (question.id, question.text))
-    return asdict(config) | {
-        "prompts": prompts.version,
-        "agent": roles.agent.name,
-        "rationalyst": roles.rationalyst.name if roles.rationalyst else None,
-        "scorer": roles.scorer.name,
-        "questions": f"{len(questions)} ({asked})",
-    }

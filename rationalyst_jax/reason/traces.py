@@ -1,10 +1,10 @@
 """Traces: what happened on each question, one JSON line each, in files that survive being killed.
 
-Beside `traces.jsonl` stands `traces.jsonl.config.json` (`reason/solve.py`): what the run was asked, so that a
-run with other settings never continues it.
+Beside `traces.jsonl` stands `traces.jsonl.config.json` (`pipeline/reason.py`): how the questions were asked,
+so that a run with other settings never continues it.
 """
 
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,7 @@ class Trace:
     finish: "answer", "end" (the agent had no more to say), "max_steps" or "length" (no position left).
     samples: all whole solutions, of which `steps` is the winner, where a strategy makes several.
     tokens: usage per role. seconds: from the first request of its block to its end, with others at work.
+    asked: the digest of the question's text, by which the trace of a question that was changed is known.
     """
 
     id: str
@@ -85,6 +86,7 @@ class Trace:
     samples: tuple[Sample, ...]
     tokens: dict[str, Usage]
     seconds: float
+    asked: str = ""
 
 
 def read_traces(path: Path) -> list[Trace]:
@@ -133,31 +135,36 @@ def append_trace(path: Path, trace: Trace) -> None:
     append_rows(path, [asdict(trace)])
 
 
-def resume_traces(path: Path, ids: Set[str]) -> set[str]:
-    """The questions of a run, among `ids`, that the file has traces of.
+def resume_traces(path: Path, asked: Mapping[str, str]) -> set[str]:
+    """The questions, of those with the digests `asked` by their ids, that the file has traces of.
 
-    Half a line at its end is cut off. Raises ValueError naming the row that is of another run's question, or
-    of one that has a trace already.
+    Traces of other questions, or of another text, count for nothing. Half a line at the end is cut off.
+    Raises ValueError naming the row that repeats a trace, and for a file of other traces alone.
     """
     done: set[str] = set()
+    others: set[str] = set()
 
-    def check(place: str, row: dict[str, Any]) -> str:
+    def check(place: str, row: dict[str, Any]) -> None:
         name = str(row.get("id"))
-        if name not in ids:
-            raise ValueError(f"{place}: not a trace of this run's questions (id {name!r})")
-        if name in done:
+        if row.get("asked") != asked.get(name):
+            others.add(name)
+        elif name in done:
             raise ValueError(f"{place}: question {name!r} has two traces")
-        done.add(name)
-        return name
+        else:
+            done.add(name)
 
     kept_rows(path, check)
+    if others and not done:
+        raise ValueError(f"{path}: holds traces of other questions alone; remove it or write elsewhere")
     return done
 
 
-def in_order(path: Path, ids: Sequence[str]) -> list[Trace]:
-    """The traces of a finished run in the order of its questions, which from then on is the file's too."""
-    traces = {trace.id: trace for trace in read_traces(path)} if ids else {}
-    ordered = [traces[name] for name in ids]
-    if list(traces) != list(ids):
-        write_rows(path, map(asdict, ordered))
+def in_order(path: Path, asked: Mapping[str, str]) -> list[Trace]:
+    """The traces of a finished run in the order of its questions (digests by ids), which from then on is the
+    file's too; traces of other questions stay behind them, those of a changed text are gone."""
+    found = read_traces(path) if asked else []
+    traces = {trace.id: trace for trace in found if trace.asked == asked.get(trace.id, trace.asked)}
+    ordered = [traces.pop(name) for name in asked]
+    if (rows := [*ordered, *traces.values()]) != found:
+        write_rows(path, map(asdict, rows))
     return ordered

@@ -4,7 +4,7 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from rationalyst_jax.files.ranges import ABOVE_0, AT_LEAST_0, BELOW_1, FRACTION, require
+from rationalyst_jax.files.ranges import ABOVE_0, AT_LEAST_0, BELOW_1, FRACTION, SEED, require
 from rationalyst_jax.lm.devices.mesh import MeshShape
 from rationalyst_jax.lm.model.settings import LoraConfig, Remat
 
@@ -81,7 +81,8 @@ class TrainConfig:
         require("train config", self, ABOVE_0, "epochs", *counts, "peak_learning_rate", "eps", "clip_norm")
         require("train config", self, FRACTION, "warmup_fraction", "final_fraction")
         require("train config", self, BELOW_1, "b1", "b2", "validation_fraction")
-        require("train config", self, AT_LEAST_0, "weight_decay", "seed")
+        require("train config", self, AT_LEAST_0, "weight_decay")
+        require("train config", self, SEED, "seed")
         if self.steps is not None:
             require("train config", self, AT_LEAST_0, "steps")
         for name in ("epochs", "peak_learning_rate", "eps", "weight_decay"):

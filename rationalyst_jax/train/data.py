@@ -39,12 +39,9 @@ class RunData:
 
 
 def run_data(store: TreeStore, model: LlamaConfig, config: TrainConfig, mesh: Mesh) -> RunData:
-    """Divides a store's groups and plans the batches of all steps.
-
-    Raises ValueError for trees that the model cannot take, and where none is left to train on.
-    """
-    training, held_out = split_by_group(store.group, config.validation_fraction, config.seed)
-    _check(store, training, model, config)
+    """Divides a store's groups and plans the batches of all steps. Raises as `check_trees`."""
+    check_trees(store, model, config)
+    training, held_out = _split(store, config)
     examples = int(store.examples[training].sum())
     steps = config.steps
     if steps is None:
@@ -63,16 +60,30 @@ def run_data(store: TreeStore, model: LlamaConfig, config: TrainConfig, mesh: Me
     )
 
 
-def _check(store: TreeStore, training: np.ndarray, model: LlamaConfig, config: TrainConfig) -> None:
+def check_trees(store: TreeStore, model: LlamaConfig, config: TrainConfig) -> None:
+    """Raises ValueError for trees that the model cannot take, naming the document, and where none is left to
+    train on."""
+    training, _ = _split(store, config)
     if not len(training):
         fraction = config.validation_fraction
         groups = len(set(store.group))
         raise ValueError(
             f"no example to train on: validation_fraction {fraction} held out all {groups} groups"
         )
-    if store.longest > (positions := model.max_position_embeddings):
-        raise ValueError(f"an example is {store.longest} tokens long, the model has {positions} positions")
-    if store.largest_token >= (vocabulary := model.vocab_size):
+    tree = int(store.longest.argmax())
+    if (tokens := store.longest[tree]) > (positions := model.max_position_embeddings):
         raise ValueError(
-            f"the examples hold token id {store.largest_token}, the model's vocabulary is {vocabulary}"
+            f"an example of document {store.group[tree]!r} is {tokens} tokens long, "
+            f"the model has {positions} positions"
         )
+    tree = int(store.largest_token.argmax())
+    if (token := store.largest_token[tree]) >= (vocabulary := model.vocab_size):
+        raise ValueError(
+            f"the examples of document {store.group[tree]!r} hold token id {token}, "
+            f"the model's vocabulary is {vocabulary}"
+        )
+
+
+def _split(store: TreeStore, config: TrainConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Which trees are trained on, and which are held out."""
+    return split_by_group(store.group, config.validation_fraction, config.seed)

@@ -89,8 +89,6 @@ def fit(
     where the disk is full; Interrupted after SIGTERM, when all is saved.
     """
     run_dir = Path(run_dir)
-    if profile < 0:
-        raise ValueError(f"profile must be at least 0 steps, got {profile}")
     mesh = mesh_of(config.mesh, jax.devices()) if mesh is None else mesh
 
     # ---- Build ----

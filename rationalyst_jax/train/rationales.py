@@ -22,7 +22,8 @@ def read_rationales(
 
     `path` is a Parquet file, a folder of them, or a JSONL file; rows are read as they are asked for. The
     prompt has weight 0 and the rationale with its closing weight 1. Rows whose `kept` is false are skipped;
-    what has not been filtered has no `kept` and is read whole. Raises FileNotFoundError for a missing file,
+    what has not been filtered has no `kept` and is read whole. An integer `document_id` is taken as text.
+    Raises FileNotFoundError for a missing file,
     and ValueError for a column that is missing, a value of another type (naming file and row, or file:line),
     and where no row is kept.
     """
@@ -82,6 +83,8 @@ def _jsonl_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _checked(row: dict[str, Any], where: str) -> dict[str, Any]:
+    if type(row["document_id"]) is int:
+        row["document_id"] = str(row["document_id"])
     for name, value in row.items():
         if not isinstance(value, _WANTED[name]):
             words = "text" if _WANTED[name] is str else "true or false"

@@ -34,10 +34,10 @@ class TreeStore(Sequence[TargetTree]):
     """The trees of a data set, read one at a time, from any thread.
 
     Of each tree: its `group`, and as int64 `[trees]` how many `nodes` and `targets` it has, how many
-    `examples` were merged in it, how many `sequence_tokens` they have separately, and how many pairs of nodes
-    see each other (`attended`: the sum of its depths, as a node sees itself and what is above).
-    Of the store: how many examples were `dropped` as too long, the tokens of the `longest` sequence, the
-    `largest_token`, and the `digest` of tokens, structure and weights in order.
+    `examples` were merged in it, how many `sequence_tokens` they have separately, how many pairs of nodes see
+    each other (`attended`: the sum of its depths, as a node sees itself and what is above), the tokens of its
+    `longest` sequence, and its `largest_token`. Of the store: how many examples were `dropped` as too long,
+    and the `digest` of tokens, structure and weights in order.
 
     Raises ValueError naming the file that is missing or damaged.
     """
@@ -52,13 +52,14 @@ class TreeStore(Sequence[TargetTree]):
                 raise ValueError(f"{records} holds {size} of {about['bytes']} bytes")
             self._records = ArrayRecordDataSource(str(records))
             self.group: list[str] = index["group"].to_pylist()
-            self.nodes, self.targets, self.examples, self.sequence_tokens, self.attended = (
-                index[name].to_numpy()
-                for name in ("nodes", "targets", "examples", "sequence_tokens", "attended")
-            )
-            self.longest, self.largest_token = (
-                int(index[name].to_numpy().max()) for name in ("longest", "largest_token")
-            )
+            counts = {name: index[name].to_numpy() for name in index.column_names if name != "group"}
+            self.nodes: np.ndarray = counts["nodes"]
+            self.targets: np.ndarray = counts["targets"]
+            self.examples: np.ndarray = counts["examples"]
+            self.sequence_tokens: np.ndarray = counts["sequence_tokens"]
+            self.attended: np.ndarray = counts["attended"]
+            self.longest: np.ndarray = counts["longest"]
+            self.largest_token: np.ndarray = counts["largest_token"]
             self.dropped: int = about["dropped"]
             self.digest: str = about["digest"]
         except _DAMAGE as error:

@@ -52,7 +52,7 @@ def save_adapters(model: Llama, path: str | Path, base: str) -> None:
     """Writes the adapters of `model` into the folder `path`, in their dtype; `base` names what they belong
     to.
 
-    Process 0 writes; all must call it.
+    Process 0 writes; all must call it. Raises OSError naming the file where it cannot be written.
     """
     path = Path(path)
     adapters = model.adapters
@@ -68,7 +68,10 @@ def save_adapters(model: Llama, path: str | Path, base: str) -> None:
     if not is_main():
         return
     with whole(path / _WEIGHTS) as unfinished:
-        save_file(tensors, unfinished, metadata={"format": "pt"})
+        try:
+            save_file(tensors, unfinished, metadata={"format": "pt"})
+        except SafetensorError as error:  # a full disk, say
+            raise OSError(f"{path / _WEIGHTS}: {error}") from error
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
