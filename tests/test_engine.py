@@ -224,7 +224,8 @@ def test_samples_follow_the_exact_distribution(temperature, top_p, top_k):
     exact_V = np.exp(next_logprobs(model, request.context)[-1] / temperature)
     order = np.argsort(-exact_V)[: top_k or V]
     exact_V /= exact_V[order].sum()
-    kept, mass = [], 0.0
+    kept = []
+    mass = 0.0
     for token in order:  # the nucleus by its definition
         kept.append(token)
         mass += exact_V[token]
