@@ -26,7 +26,7 @@ from rationalyst_jax.lm.weights.hf import load_llama
 
 # Most engines here have these sizes, so that they have the same compiled programs.
 SMALL: dict[str, Any] = {"max_sequences": 4, "steps": 4, "prefill_chunks": 4, "chunk_size": 8}
-PAGED = SMALL | {"page_size": 4, "pages": 200}
+PAGED: dict[str, Any] = SMALL | {"page_size": 4, "pages": 200}
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
