@@ -137,7 +137,8 @@ def test_a_stop_string_that_spans_tokens_cuts_text_and_tokens(model, tokenizer):
     stop = whole.text[17:20]
     at = whole.text.index(stop)
     for steps in (1, 8):
-        engine = Engine(model, tokenizer, **SMALL | {"steps": steps})
+        options: dict[str, Any] = SMALL | {"steps": steps}
+        engine = Engine(model, tokenizer, **options)
         ((cut,),) = engine.generate([replace(free, stop=("never there", stop))])
         assert cut.finish == "stop"
         assert cut.text == whole.text[:at]
@@ -426,7 +427,8 @@ def test_results_are_those_of_a_request_alone(crowded_engines, engine, drawn, si
 
 
 def test_a_request_that_the_cache_could_not_hold_is_refused(engine, model, tokenizer):
-    small = Engine(model, tokenizer, **SMALL | {"pages": 4, "page_size": 4})
+    options: dict[str, Any] = PAGED | {"pages": 4}
+    small = Engine(model, tokenizer, **options)
     (many,) = small.generate([GenerateRequest((1,) * 12, max_tokens=4, n=3)])  # one candidate after the other
     same(many, engine.generate([GenerateRequest((1,) * 12, max_tokens=4, n=3)])[0])
     for context in (12, 100):

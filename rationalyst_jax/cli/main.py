@@ -19,8 +19,8 @@ from types import ModuleType
 from typing import Any
 
 import yaml
-from jsonargparse import (  # pyright: ignore[reportPrivateImportUsage]
-    ActionConfigFile,
+from jsonargparse import (
+    ActionConfigFile,  # pyright: ignore[reportPrivateImportUsage]
     ArgumentParser,
     DefaultHelpFormatter,
 )
