@@ -273,7 +273,7 @@ def test_heads_and_vocabulary_divided_among_devices_change_nothing(tokenizer, ca
         for t, k in ((0.0, 0), (1.0, 0), (0.7, 4))
     ]
     scores = [ScoreRequest(context, (5, 6, 7) * 9) for context in contexts(41, 70)]
-    sizes = PAGED | {"prefill_chunks": 1, "alternatives": 2}
+    sizes: dict[str, Any] = PAGED | {"prefill_chunks": 1, "alternatives": 2}
     want = Engine(Llama(config, rngs=nnx.Rngs(0)), tokenizer, **sizes)
     mesh = make_mesh(1, 1, 4, jax.devices()[:4])
     got = Engine(created(lambda: Llama(config, rngs=nnx.Rngs(0)), mesh), tokenizer, mesh=mesh, **sizes)
