@@ -132,7 +132,8 @@ def random_groups(sizes: Sizes, vocabulary: int) -> list[list[Pair]]:
 
     groups = []
     for _ in range(sizes.documents):
-        text, group = tokens(sizes.tokens), []
+        text = tokens(sizes.tokens)
+        group = []
         places = np.linspace(0, sizes.tokens, sizes.rationales + 2).astype(int).tolist()
         for start, stop in pairwise(places[1:]):
             following = text[start:stop]
@@ -234,7 +235,8 @@ def numerics(report: Report, sizes: Sizes) -> None:
             if report.when != "call" and report.outcome == "passed":
                 return
             counts[report.outcome] += 1
-            name, said = report.nodeid.rpartition("::")[2], str(report.longrepr).strip()
+            name = report.nodeid.rpartition("::")[2]
+            said = str(report.longrepr).strip()
             outcomes[name] = report.outcome
             if report.outcome == "failed":
                 note(f"failed: {name}: {said.splitlines()[-1][:200]}")
@@ -244,7 +246,9 @@ def numerics(report: Report, sizes: Sizes) -> None:
             else:
                 write()
 
-    note, write, reasons = report.note, report.write, set()
+    note = report.note
+    write = report.write
+    reasons = set()
     chosen = [str(ROOT / "tests/test_gpu.py"), "-m", "gpu"]
     if jax.default_backend() != "gpu":
         chosen = [chosen[0], str(ROOT / "tests/test_attention.py"), "-m", "gpu or not gpu"]
@@ -468,9 +472,11 @@ def training(report: Report, sizes: Sizes, config: LlamaConfig, lora: LoraConfig
             model.adapters = created(lambda: Adapters(layers, lora, rngs=nnx.Rngs(0)), mesh)
         graph, trained, frozen = take_apart(model)
         state = jax.jit(partial(start_state, train, steps), donate_argnums=0)(trained)
-        start, losses = time.perf_counter(), []
+        start = time.perf_counter()
+        losses = []
         for step in range(steps):
-            batch, number = batches.place(batches[step]), np.int32(step)
+            batch = batches.place(batches[step])
+            number = np.int32(step)
             state, metrics = train_step(graph, train, steps, mesh, state, frozen, batch, number)
             losses.append(metrics["loss"])
             if step == 0:

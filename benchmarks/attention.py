@@ -128,7 +128,8 @@ def inputs(sizes: Sizes) -> list[Input]:
     from documents import filter_groups, long_documents, real_documents, shared_data
 
     shared = shared_data()
-    tokenizer, prompts = load_tokenizer(shared / "llama3_tokenizer"), load_prompts("llama3")
+    tokenizer = load_tokenizer(shared / "llama3_tokenizer")
+    prompts = load_prompts("llama3")
 
     def trees(documents: list[list[Any]]) -> list[TokenTree]:
         groups = filter_groups(documents, tokenizer, prompts)
@@ -146,7 +147,8 @@ def inputs(sizes: Sizes) -> list[Input]:
 def draw(one: Input, sizes: Sizes) -> Tensors:
     """Normally distributed numbers."""
     shape = one.size_BT.shape
-    queries, keys = (*shape, sizes.heads, sizes.head_dim), (*shape, sizes.kv_heads, sizes.head_dim)
+    queries = (*shape, sizes.heads, sizes.head_dim)
+    keys = (*shape, sizes.kv_heads, sizes.head_dim)
     seeds = jax.random.split(jax.random.key(0), 4)
     q, k, v, dout = (
         jax.random.normal(seed, like, sizes.dtype)
@@ -276,7 +278,8 @@ def refusal(implementation: str, sizes: Sizes) -> str | None:
 @jax.jit
 def distance(made: Array, expected: Array) -> Array:
     """Norm of the difference, in parts of the norm of what is expected."""
-    made, expected = made.astype(jnp.float32), expected.astype(jnp.float32)
+    made = made.astype(jnp.float32)
+    expected = expected.astype(jnp.float32)
     return jnp.linalg.norm((made - expected).ravel()) / jnp.linalg.norm(expected.ravel())
 
 

@@ -46,7 +46,8 @@ def nats_a_token(int8: bool) -> float:
 
 def main() -> None:
     options = arguments(__doc__).parse_args()
-    tokenizer, rng = load_tokenizer(checkpoint_path("world")), np.random.default_rng(0)
+    tokenizer = load_tokenizer(checkpoint_path("world"))
+    rng = np.random.default_rng(0)
     prompts = {b: [tuple(p) for p in rng.integers(4, 4096, (b, PROMPT)).tolist()] for b in (1, 8, 64)}
     rates: dict[str, list[float]] = {}
     sizes = {}

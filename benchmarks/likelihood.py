@@ -190,7 +190,8 @@ def theirs(peer: Any, groups: Groups, batches: Sequence[int] = BATCHES) -> tuple
     batch = min(speed, key=lambda batch: speed[batch])
     start = time.perf_counter()
     sums = in_torch(peer, pairs, batch)
-    seconds, tokens = time.perf_counter() - start, sum(map(len, pairs))
+    seconds = time.perf_counter() - start
+    tokens = sum(map(len, pairs))
     ordered = sorted(map(len, pairs))
     places = sum(len(b) * b[-1] for b in (ordered[i : i + batch] for i in range(0, len(ordered), batch)))
     return Run(seconds, tokens, tokens / places, peak_memory()), sums

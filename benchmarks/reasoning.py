@@ -72,7 +72,8 @@ class Transformers:
     def __init__(self, folder: Path, tokenizer: PreTrainedTokenizerBase):
         model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
         self.model = model.to("cuda") if jax.default_backend() == "gpu" else model
-        self.tokenizer, self.filler = tokenizer, tokenizer.eos_token_id
+        self.tokenizer = tokenizer
+        self.filler = tokenizer.eos_token_id
         self.waiting: list[Handle] = []
 
     @property
@@ -141,7 +142,8 @@ class Transformers:
         for handle, row in zip(batch, chosen.cpu().numpy(), strict=True):
             count = len(handle.request.continuation)
             handle.result = row[most - count :]
-            handle.usage.prefilled, handle.usage.scored = len(handle.request.context), count
+            handle.usage.prefilled = len(handle.request.context)
+            handle.usage.scored = count
 
     def cancel(self, handle: Handle) -> None:
         self.waiting.remove(handle)
@@ -158,8 +160,11 @@ class Apart:
     repeatable = True
 
     def __init__(self, engine: Engine):
-        self._engine, self._number = engine, 0
-        self.step, self.cancel, self.forget = engine.step, engine.cancel, engine.forget
+        self._engine = engine
+        self._number = 0
+        self.step = engine.step
+        self.cancel = engine.cancel
+        self.forget = engine.forget
         self.flops = engine.flops
 
     @property
@@ -234,7 +239,8 @@ def main() -> None:
         peer = Transformers(folder, tokenizer)
         engine = Engine(model, tokenizer, max_sequences=(CANDIDATES + 1) * options.questions)
         engine.warm_up()
-        rows, rates = [], {}
+        rows = []
+        rates = {}
         peak = matmul_peak("float32", 2048)
         for label, side in (("ours", engine), ("ours, apart", Apart(engine)), ("transformers", peer)):
             with compilations() as compiled:

@@ -68,7 +68,8 @@ def main() -> None:
     options = parser.parse_args()
 
     folder = checkpoint_path("world")
-    tokenizer, model = load_tokenizer(folder), load_llama(folder)
+    tokenizer = load_tokenizer(folder)
+    model = load_llama(folder)
     rows = questions(0, options.prompts)
     encoded = tokenizer([row["question"] + "\n" for row in rows], add_special_tokens=False)["input_ids"]
     prompts = [[tokenizer.bos_token_id, *ids] for ids in encoded]

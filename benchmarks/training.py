@@ -143,7 +143,8 @@ def in_jax(
     config: LlamaConfig, train: TrainConfig, batches: Batches, end: int
 ) -> tuple[float, dict[str, list[float]]]:
     """Seconds of the first `end` steps, and their metrics: the loop of `train/loop.py` without its files."""
-    mesh, steps = batches.mesh, len(batches)
+    mesh = batches.mesh
+    steps = len(batches)
     parts = begin(new_model(config, train, mesh), train, mesh)
     state = first_state(parts, train, steps, mesh)
     jax.block_until_ready(state)
@@ -202,7 +203,8 @@ def device_peak() -> float:
 
 def sorted_steps(examples: Sequence[Example], train: TrainConfig) -> Steps:
     """Epochs over all examples, the longest together; the steps of each in random order."""
-    ordered, size = sorted(examples, key=lambda example: len(example.tokens)), train.batch_examples
+    ordered = sorted(examples, key=lambda example: len(example.tokens))
+    size = train.batch_examples
     steps = [ordered[start : start + size] for start in range(0, len(ordered), size)]
     orders = [np.random.default_rng(epoch).permutation(len(steps)) for epoch in range(int(train.epochs))]
     return [steps[i] for order in orders for i in order]
@@ -221,8 +223,10 @@ def collate(items: list[list[Example]]) -> dict[str, torch.Tensor]:
     shape = len(examples), max(len(example.tokens) for example in examples)
     ids, mask, labels = (torch.full(shape, filler) for filler in (0, 0, -100))
     for row, example in enumerate(examples):
-        n, tokens = len(example.tokens), torch.tensor(example.tokens)
-        ids[row, :n], mask[row, :n] = tokens, 1
+        n = len(example.tokens)
+        tokens = torch.tensor(example.tokens)
+        ids[row, :n] = tokens
+        mask[row, :n] = 1
         labels[row, :n] = torch.where(torch.tensor(example.weights) > 0, tokens, -100)
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
@@ -293,7 +297,8 @@ def theirs(
         for step in steps
         for part in split(step, max(1, train.batch_examples // microbatch))
     ]
-    computed, places = sum(map(sum, lengths)), sum(len(part) * max(part) for part in lengths)
+    computed = sum(map(sum, lengths))
+    places = sum(len(part) * max(part) for part in lengths)
     peak = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else peak_memory()
     return Run(
         seconds, computed, flops, computed / places, peak, losses=metrics["loss"], norms=metrics["grad_norm"]

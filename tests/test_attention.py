@@ -182,7 +182,8 @@ def test_blocks_are_visited_where_somebody_sees_something_or_the_bound_says_so(n
     seen_BTT = np.asarray(xla.tree_mask(jnp.asarray(size_BT)))
     for b, i, s in np.ndindex(*visible.shape):
         keys = range(key_block * s, key_block * (s + 1))
-        first, last = query_block * i, query_block * (i + 1) - 1
+        first = query_block * i
+        last = query_block * (i + 1) - 1
         reached = max(j + size_BT[b, j] for j in keys) > first and keys[0] <= last
         assert visible[b, i, s] == reached
         assert reached or not seen_BTT[b, first : last + 1, keys[0] : keys[-1] + 1].any()

@@ -119,7 +119,8 @@ def test_both_styles_of_rope_settings_read_alike(rope_type):
 
 def test_absent_keys_take_the_defaults_of_transformers():
     hf = {key: value for key, value in HF.items() if key != "num_key_value_heads"}
-    config, theirs = LlamaConfig.from_hf(hf), transformers.LlamaConfig(**hf)
+    config = LlamaConfig.from_hf(hf)
+    theirs = transformers.LlamaConfig(**hf)
     assert config.num_kv_heads == theirs.num_key_value_heads == 6
     assert config.head_dim == theirs.head_dim == 8
     assert config.rms_norm_eps == theirs.rms_norm_eps

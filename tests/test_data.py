@@ -208,10 +208,8 @@ def test_a_store_is_made_anew_for_each_thing_that_decides_about_it(tmp_path):
 
 def test_the_digest_sees_tokens_structure_weights_and_order(tmp_path):
     examples = [Example((1, 2, 3), (0, 1, 1), "a"), Example((1, 2, 4), (0, 1, 1), "b")]
-    other_token, other_weight = (
-        replace(examples[0], tokens=(1, 2, 5)),
-        replace(examples[0], weights=(0, 1, 2)),
-    )
+    other_token = replace(examples[0], tokens=(1, 2, 5))
+    other_weight = replace(examples[0], weights=(0, 1, 2))
     data = [
         examples,
         examples[::-1],
@@ -654,7 +652,8 @@ def asked_of(coroutine) -> tuple:
 def test_training_filter_and_inference_render_the_same_bytes(shared, llama3, tmp_path):
     """Real documents, taken as trajectories: what RATIONALYST and the scorer are sent while they solve a
     question is, id for id, what training and the filter make of the same text."""
-    prompts, document = load_prompts("llama3"), "Question: {question}\nAnswer: "
+    prompts = load_prompts("llama3")
+    document = "Question: {question}\nAnswer: "
     head, between = document.split("{question}")
     lines = (shared / "rationalyst" / "rationales.jsonl").read_text().splitlines()[::5]
     real = [json.loads(line) for line in lines]
@@ -694,7 +693,8 @@ def test_training_filter_and_inference_render_the_same_bytes(shared, llama3, tmp
         without, guided = (pair.context + pair.continuation for pair in pairs)
         sent = {"rationale": example.tokens, "follow": without, "follow_guided": guided}
         for name, ids in sent.items():
-            decoded, messages = str(llama3.decode(list(ids))), len(prompts[name].messages)
+            decoded = str(llama3.decode(list(ids)))
+            messages = len(prompts[name].messages)
             closed = messages if name == "rationale" else messages - 1
             assert decoded.count("<|begin_of_text|>") == 1 and decoded.startswith("<|begin_of_text|>")
             assert decoded.count("<|start_header_id|>") == decoded.count("<|end_header_id|>") == messages

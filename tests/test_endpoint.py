@@ -98,7 +98,8 @@ def server(monkeypatch):
 
         def log_message(self, *_): ...
 
-    http, lock = Server(Handler), threading.Lock()
+    http = Server(Handler)
+    lock = threading.Lock()
     thread = threading.Thread(target=http.serve_forever)
     thread.start()
     yield http

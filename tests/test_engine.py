@@ -26,7 +26,7 @@ from rationalyst_jax.lm.weights.hf import load_llama
 
 # Most engines here have these sizes, so that they have the same compiled programs.
 SMALL: dict[str, Any] = {"max_sequences": 4, "steps": 4, "prefill_chunks": 4, "chunk_size": 8}
-PAGED = SMALL | {"page_size": 4, "pages": 200}
+PAGED: dict[str, Any] = SMALL | {"page_size": 4, "pages": 200}
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
@@ -137,7 +137,8 @@ def test_a_stop_string_that_spans_tokens_cuts_text_and_tokens(model, tokenizer):
     stop = whole.text[17:20]
     at = whole.text.index(stop)
     for steps in (1, 8):
-        engine = Engine(model, tokenizer, **SMALL | {"steps": steps})
+        options: dict[str, Any] = SMALL | {"steps": steps}
+        engine = Engine(model, tokenizer, **options)
         ((cut,),) = engine.generate([replace(free, stop=("never there", stop))])
         assert cut.finish == "stop"
         assert cut.text == whole.text[:at]
@@ -224,7 +225,8 @@ def test_samples_follow_the_exact_distribution(temperature, top_p, top_k):
     exact_V = np.exp(next_logprobs(model, request.context)[-1] / temperature)
     order = np.argsort(-exact_V)[: top_k or V]
     exact_V /= exact_V[order].sum()
-    kept, mass = [], 0.0
+    kept = []
+    mass = 0.0
     for token in order:  # the nucleus by its definition
         kept.append(token)
         mass += exact_V[token]
@@ -271,7 +273,7 @@ def test_heads_and_vocabulary_divided_among_devices_change_nothing(tokenizer, ca
         for t, k in ((0.0, 0), (1.0, 0), (0.7, 4))
     ]
     scores = [ScoreRequest(context, (5, 6, 7) * 9) for context in contexts(41, 70)]
-    sizes = PAGED | {"prefill_chunks": 1, "alternatives": 2}
+    sizes: dict[str, Any] = PAGED | {"prefill_chunks": 1, "alternatives": 2}
     want = Engine(Llama(config, rngs=nnx.Rngs(0)), tokenizer, **sizes)
     mesh = make_mesh(1, 1, 4, jax.devices()[:4])
     got = Engine(created(lambda: Llama(config, rngs=nnx.Rngs(0)), mesh), tokenizer, mesh=mesh, **sizes)
@@ -425,7 +427,8 @@ def test_results_are_those_of_a_request_alone(crowded_engines, engine, drawn, si
 
 
 def test_a_request_that_the_cache_could_not_hold_is_refused(engine, model, tokenizer):
-    small = Engine(model, tokenizer, **SMALL | {"pages": 4, "page_size": 4})
+    options: dict[str, Any] = PAGED | {"pages": 4}
+    small = Engine(model, tokenizer, **options)
     (many,) = small.generate([GenerateRequest((1,) * 12, max_tokens=4, n=3)])  # one candidate after the other
     same(many, engine.generate([GenerateRequest((1,) * 12, max_tokens=4, n=3)])[0])
     for context in (12, 100):

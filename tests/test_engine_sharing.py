@@ -88,7 +88,8 @@ class Watched(Engine):
         self.most = 0
 
     def _beginnings(self, request: Request) -> list[int]:
-        size, found = self.prefix_cache.page_size, [0]
+        size = self.prefix_cache.page_size
+        found = [0]
         for start in range(0, len(request.context) - size, size):
             found.append(hash((found[-1], request.context[start : start + size])))
         return found[1:]
@@ -118,7 +119,8 @@ class Watched(Engine):
 
 def test_a_guided_loop_computes_a_tenth_of_what_it_sends(shared, tmp_path, caplog):
     """Questions of GSM8K with 8 examples before each: N = 3 candidates, 6 steps, a rationale for each."""
-    tokenizer, shipped = load_tokenizer(shared / "llama3_tokenizer"), load_prompts("llama3")
+    tokenizer = load_tokenizer(shared / "llama3_tokenizer")
+    shipped = load_prompts("llama3")
     chat = [("system", "Solve it step by step, one step a line.")]
     for line in (shared / "gsm8k" / "train.jsonl").read_text(encoding="utf-8").splitlines()[:8]:
         row = json.loads(line)
@@ -157,10 +159,8 @@ def test_a_guided_loop_computes_a_tenth_of_what_it_sends(shared, tmp_path, caplo
 
 
 def test_a_cache_takes_its_share_of_what_is_free(monkeypatch):
-    model, page = (
-        random_llama(257, max_position_embeddings=4096),
-        2 * 2 * 2 * 8 * 4 * 16,
-    )  # bytes: both, layers, heads, head size, float32
+    model = random_llama(257, max_position_embeddings=4096)
+    page = 2 * 2 * 2 * 8 * 4 * 16  # bytes: keys and values, layers, heads, head size, float32, tokens
     used = {"bytes_limit": 1000 * page, "bytes_in_use": 200 * page}
     device = SimpleNamespace(memory_stats=lambda: used)
     monkeypatch.setattr(jax, "devices", lambda: [device])

@@ -69,7 +69,8 @@ def test_a_step_of_llama_3_8b_fits(tpu_topology, topology, tensor, positions, ki
         lowered = decode_steps.lower(graph, weights, state, *rest, most=STEPS, Z=0, mesh=mesh)
     compiled = lowered.compile()
 
-    needed, of_cache = memory(compiled), a_token * PAGE_SIZE * (pages + 1)
+    needed = memory(compiled)
+    of_cache = a_token * PAGE_SIZE * (pages + 1)
     exchanged = collectives(compiled)
     sums = sum(c.count for c in exchanged if c.kind == "all-reduce" and c.received > 100_000)
     cells = (

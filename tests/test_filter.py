@@ -174,7 +174,8 @@ def test_documents_too_long_for_a_row_are_split_and_triples_too_long_for_one_dro
     assert lengths.index(longest) == 2 and lengths.count(longest) == 1
 
     def score_in(row_length: int) -> list[ScoredTriple]:
-        path, config = tmp_path / f"{row_length}.jsonl", FilterConfig(row_length=row_length, rows_per_batch=2)
+        path = tmp_path / f"{row_length}.jsonl"
+        config = FilterConfig(row_length=row_length, rows_per_batch=2)
         return score_all(triples, model, tokenizer, PROMPTS, config, path)
 
     wide, split, narrow = score_in(128), score_in(longest), score_in(longest - 1)
@@ -218,7 +219,8 @@ def test_the_host_sends_the_next_block_before_it_waits_for_one_and_waits_once_a_
 
 @pytest.mark.parametrize("left", [0, 1, 2, 2.5])
 def test_killed_scoring_continues_with_the_same_bytes(model, tokenizer, tmp_path, left, monkeypatch):
-    triples, config = make_triples(), FilterConfig(row_length=64, block=1)
+    triples = make_triples()
+    config = FilterConfig(row_length=64, block=1)
     path = tmp_path / "scores.jsonl"
     scored = score_all(triples, model, tokenizer, PROMPTS, config, path)
     whole = path.read_bytes()
@@ -239,7 +241,8 @@ def test_killed_scoring_continues_with_the_same_bytes(model, tokenizer, tmp_path
 def test_documents_that_changed_are_scored_again_and_the_others_are_kept(
     model, tokenizer, tmp_path, monkeypatch
 ):
-    triples, config = make_triples(), FilterConfig(row_length=64, block=1)
+    triples = make_triples()
+    config = FilterConfig(row_length=64, block=1)
     path = tmp_path / "scores.jsonl"
     score_all(triples, model, tokenizer, PROMPTS, config, path)
     mended = [replace(triples[0], rationale="three two"), *triples[1:-1]]

@@ -67,7 +67,8 @@ def test_log_probabilities_and_their_gradients(dtype, suppress):
 
 def test_log_probabilities_over_several_tiles_of_words():
     rng = np.random.default_rng(0)
-    hidden_BTD, head_VD = rng.normal(size=(2, 1024, 256)), rng.normal(size=(20_000, 256)) / 16
+    hidden_BTD = rng.normal(size=(2, 1024, 256))
+    head_VD = rng.normal(size=(20_000, 256)) / 16
     target_BP = rng.integers(0, 20_000, (2, 1024))
     place_BP = jnp.broadcast_to(jnp.arange(1024), (2, 1024))
     hidden, head = jnp.asarray(hidden_BTD, jnp.float32), jnp.asarray(head_VD, jnp.float32)

@@ -399,7 +399,8 @@ def test_the_stored_dtype_of_several_holds_them_all(tmp_path):
 def test_a_tpu_writes_a_chunk_in_place_and_reads_it_alone(tpu_topology, layout, shape, axes):
     """Compiled for chips that are not here, not run."""
     sharding = NamedSharding(make_mesh(1, 2, 2, tpu_topology("v5e:2x2")), PartitionSpec(*axes))
-    bfloat16, number = jnp.dtype("bfloat16"), jax.ShapeDtypeStruct((), jnp.int32)
+    bfloat16 = jnp.dtype("bfloat16")
+    number = jax.ShapeDtypeStruct((), jnp.int32)
     array = jax.ShapeDtypeStruct(shape, bfloat16, sharding=sharding)
     shard_bytes = 2 * int(np.prod(sharding.shard_shape(shape)))
     rows = 16

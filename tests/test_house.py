@@ -36,7 +36,8 @@ def imported_names(path: Path) -> Iterator[str]:
 def may_import(importer: Sequence[str], imported: Sequence[str]) -> bool:
     """Whether the module of one dotted name (without the package's) may import what another names."""
     for order, place in ((LAYERS, 0), (DRAWERS, 1)):
-        above, below = importer[place], imported[place]
+        above = importer[place]
+        below = imported[place]
         if above not in order or below not in order:
             return False
         if above != below:
@@ -78,6 +79,11 @@ def test_imports_go_only_downward():
 def test_every_package_and_drawer_says_what_it_is():
     for folder in (PACKAGE, *(PACKAGE / layer for layer in LAYERS), *(PACKAGE / "lm" / d for d in DRAWERS)):
         assert ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8"))), folder.name
+
+
+def test_the_page_on_the_architecture_draws_the_same_house():
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| `(\w+)` \|", page, re.M) == [*reversed(LAYERS), *reversed(DRAWERS)]
 
 
 def test_no_module_of_the_package_needs_torch():

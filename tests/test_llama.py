@@ -136,7 +136,8 @@ class Stories:
         kv = D // N * K
         shapes = [(V, D), (L, D), (L, D, D), (L, kv, D), (L, kv, D), (L, D, D), (L, D)]
         shapes += [(L, F, D), (L, D, F), (L, F, D), (D,)]
-        weights, at = [], 28
+        weights = []
+        at = 28
         for shape in shapes:
             count = int(np.prod(shape))
             weights.append(np.frombuffer(raw, np.float32, count, at).reshape(shape).astype(np.float64))
@@ -149,7 +150,8 @@ class Stories:
         H = D // self.heads
         frequency = 10000.0 ** (-np.arange(0, H, 2) / H)
         keys, values = [[] for _ in range(L)], [[] for _ in range(L)]
-        token, tokens = 1, []
+        token = 1
+        tokens = []
 
         def norm(x, scale):
             return scale * x / np.sqrt(np.mean(x * x) + 1e-5)

@@ -91,7 +91,8 @@ def test_tiles_that_nobody_asks_for_are_skipped():
     """What such a tile would read may be NaN: had it been computed, the head's gradient would show it."""
     hidden, head, place, target = draw(1, 8, 8, asked=1.0)
     hidden[0, 4:] = np.nan
-    place, target = jnp.arange(8)[None], target.at[0, 4:].set(-1)
+    place = jnp.arange(8)[None]
+    target = target.at[0, 4:].set(-1)
 
     def total(hidden, head):
         return token_logprobs(hidden, head, place, target, tile=(4, 8)).sum()

@@ -39,7 +39,8 @@ def tiny(dtype=jnp.float32) -> Llama:
 
 def adapted(config: LoraConfig) -> Llama:
     """With adapters that do something."""
-    model, rng = tiny(), np.random.default_rng(1)
+    model = tiny()
+    rng = np.random.default_rng(1)
     model.adapters = Adapters(model.layers, config, rngs=nnx.Rngs(0))
     for name in config.projections:
         out = getattr(model.adapters, f"{name}_out")

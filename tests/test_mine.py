@@ -203,7 +203,8 @@ def test_a_killed_run_asks_only_for_what_is_missing_and_ends_with_the_same_bytes
     assert len(path.read_bytes().splitlines()) == steps  # each as soon as it was done
     with path.open("ab") as file:
         file.write(whole.splitlines(keepends=True)[0] if tail == "row" else tail.encode())
-    model, told = CopyingModel(), []
+    model = CopyingModel()
+    told = []
     run_annotate(path, model, progress=lambda *counts: told.append(counts))
     assert path.read_bytes() == whole
     kept = steps + (tail == "row" and steps < 4)  # the first block ends with the first document
@@ -265,7 +266,8 @@ def test_documents_that_are_too_long_are_left_out_by_name(tmp_path):
 
 def test_a_real_model_annotates_and_a_killed_run_continues_with_the_same_bytes(tmp_path):
     base = checkpoint_path("world")
-    tokenizer, prompts = load_tokenizer(base), load_prompts("world")
+    tokenizer = load_tokenizer(base)
+    prompts = load_prompts("world")
     role = Role(Engine(load_llama(base), tokenizer), tokenizer)
     documents = [Document(row["id"], row["text"], row["source"]) for row in world_documents(7, 3)]
     config = AnnotateConfig(block=2)

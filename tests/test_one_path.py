@@ -43,7 +43,8 @@ def experiment_in(run_dir: Path) -> ExperimentConfig:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> tuple[Path, list[int]]:
     """An experiment's folder, and how many bytes of arrays were alive when each training began."""
-    run_dir, alive = tmp_path_factory.mktemp("experiment"), []
+    run_dir = tmp_path_factory.mktemp("experiment")
+    alive = []
     fit = training.fit
 
     def counting(*arguments, **options):

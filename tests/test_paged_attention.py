@@ -16,7 +16,8 @@ SIZE, P = 4, 12
 
 def exact(q_QNH, keys_SKH, values_SKH, position_Q):
     groups = q_QNH.shape[1] // keys_SKH.shape[1]
-    keys, values = keys_SKH.repeat(groups, 1), values_SKH.repeat(groups, 1)
+    keys = keys_SKH.repeat(groups, 1)
+    values = values_SKH.repeat(groups, 1)
     scores = np.einsum("qnh,snh->nqs", q_QNH, keys) / np.sqrt(q_QNH.shape[2])
     scores = np.where(np.arange(len(keys)) <= position_Q[:, None], scores, -np.inf)
     weights = np.exp(scores - scores.max(axis=2, keepdims=True))
@@ -49,7 +50,9 @@ def test_every_query_sees_its_own_tokens_and_those_before(
     monkeypatch.setattr(xla, "KEYS_ON_CPU", 2 * SIZE)
     monkeypatch.setattr(xla, "KEYS_AT_ONCE", 3 * SIZE)
     rng = np.random.default_rng(decoding)
-    K, N, H = 2, 6, 128 if implementation == "tpu" else 8
+    K = 2
+    N = 6
+    H = 128 if implementation == "tpu" else 8
     count = (decoding + chunks) * P
     cache = rng.normal(size=(count + 1, SIZE, 2 * K, H)).astype(np.float32)
     spare = rng.permutation(count) + 1

@@ -38,7 +38,9 @@ def documents_with_rationales(draw):
     """(document, [(start, rationale)], faithful output with white space changed at will)."""
     words = draw(st.lists(word, min_size=2, max_size=25))
     inserted = draw(st.dictionaries(st.integers(1, len(words) - 1), rationale_text, max_size=6))
-    document, output, placed = words[0], words[0], []
+    document = words[0]
+    output = words[0]
+    placed = []
     for i, following in enumerate(words[1:], 1):
         document += draw(gap)
         output += draw(gap)
@@ -230,7 +232,8 @@ def test_places_survive_small_changes_anywhere_in_real_copies(shared):
     """Each copy loses a few characters far from its rationales; the exact copy is the oracle."""
     rng = random.Random(0)
     for annotation in read_annotations(shared / "rationalyst" / "extractor_output.jsonl"):
-        document, output = annotation.document.text, annotation.output
+        document = annotation.document.text
+        output = annotation.output
         exact = parse(document, output)
         at = rng.randrange(8, document.index("\nAnswer") - 8)  # no rationale stands in a question
         changed = parse(document, output[:at] + output[at + 3 :])

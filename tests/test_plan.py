@@ -78,7 +78,8 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_kept_is_what_a_run_places_on_a_device(kind):
-    config, mesh = KINDS[kind], make_mesh(2, 2, 2, jax.devices())
+    config = KINDS[kind]
+    mesh = make_mesh(2, 2, 2, jax.devices())
     step = training(TINY, config, mesh)
     parts = begin(Llama(TINY, rngs=nnx.Rngs(0)), config, mesh)
     state = first_state(parts, config, 10, mesh)
@@ -96,7 +97,8 @@ def test_a_compiled_step_takes_what_is_kept_and_its_rows():
     step = training(TINY, KINDS["lora"], make_mesh(2, 2, 2, jax.devices()))
     needed = memory(step.lower().compile())
     kept = sum(size for name, size in step.parts.items() if name != "gradients, float32")
-    rows, counters = 6 * 2 * 32 * 4, 3 * 4  # of one of four shards; microbatches, step and its number
+    rows = 6 * 2 * 32 * 4  # of one of four shards
+    counters = 3 * 4  # microbatches, step and its number
     assert needed.arguments == kept + rows + counters
     assert step.rows == (8, 32)
 
@@ -262,7 +264,8 @@ def test_what_does_not_fit_ends_with_a_suggestion(stand_in, capsys):
 @pytest.fixture
 def plans(monkeypatch) -> list[Plan]:
     """The plans that the command makes."""
-    made, real = [], planning.plan
+    made = []
+    real = planning.plan
 
     def keep(target: Target, settings: PlanSettings) -> Plan:
         made.append(real(target, settings))
@@ -278,7 +281,8 @@ def test_what_fits_is_told(stage, rows, plans, monkeypatch, capsys):
     monkeypatch.setattr(planning, "shape", lambda model: TINY)
     given = "--train.row_length 32 --filter.row_length 32 --train.microbatch_rows 1"
     assert rationalyst(f"{GOOD} --stage {stage} {given}") == 0
-    out, [found] = capsys.readouterr().out, plans
+    out = capsys.readouterr().out
+    [found] = plans
     said = (
         "compiled, not run",
         "parameters",

@@ -219,7 +219,9 @@ def test_a_loop_may_count_by_more_than_one(step, turns):
 @pytest.mark.aot
 def test_the_filter_sums_activations_twice_a_layer_and_gathers_no_weight(tpu_topology):
     mesh = make_mesh(1, 1, 8, tpu_topology("v5e:2x4"))
-    B, T, config = 1, 2048, LlamaConfig.llama3_8b()
+    B = 1
+    T = 2048
+    config = LlamaConfig.llama3_8b()
     model = nnx.eval_shape(lambda: Llama(config, rngs=nnx.Rngs(0), dtype=jnp.bfloat16))
     graph, weights = nnx.split(model)
 

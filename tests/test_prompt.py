@@ -113,7 +113,8 @@ def test_training_begins_with_what_inference_asks(name, llama3, rows):
     prompt = load_prompts("llama3")[name]
     spanned = 0
     for row in rows:
-        fields, target = fields_of(row), row["rationale"] if name == "rationale" else row["following"]
+        fields = fields_of(row)
+        target = row["rationale"] if name == "rationale" else row["following"]
         asked, nothing = render(llama3, prompt, fields, None, False)
         context, rest = render(llama3, prompt, fields, target, True)
         assert nothing == ()
@@ -162,7 +163,8 @@ def pieces(text: str) -> list[int]:
 def test_plain_chats_render_like_the_chat_template(llama3, rows):
     prompt = Prompt("step", (("system", "Be brief."), ("user", "{question}"), ("assistant", "{step}")))
     for row in rows:
-        question, step = row["preceeding"].strip(), row["following"].strip()
+        question = row["preceeding"].strip()
+        step = row["following"].strip()
         chat = [
             {"role": "system", "content": "Be brief."},
             {"role": "user", "content": question},

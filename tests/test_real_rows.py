@@ -52,7 +52,8 @@ def test_imported_annotations_are_filtered_trained_on_and_guide_an_untrained_mod
     first = tmp_path / "first.jsonl"
     first.write_text("".join(annotations.read_text().splitlines(keepends=True)[:documents]))
     rationalyst("mine", "--annotations", first, "--out", tmp_path / "mined", *common)
-    triples, kept = tmp_path / "mined" / "triples.parquet", tmp_path / "kept.parquet"
+    triples = tmp_path / "mined" / "triples.parquet"
+    kept = tmp_path / "kept.parquet"
     # An untrained model's gains are noise around zero; any threshold would do for the test.
     judged = ["--filter.tau", 0, "--filter.rows_per_batch", 1]
     rationalyst("filter", "--triples", triples, "--model", base, "--out", kept, *common, *judged)
@@ -61,7 +62,8 @@ def test_imported_annotations_are_filtered_trained_on_and_guide_an_untrained_mod
         *("train", "--rationales", kept, "--model", base, "--run_dir", tmp_path / "run", *common),
         *("--train.steps", steps, "--train.peak_learning_rate", "1e-3", "--train.microbatch_rows", 1),
     )
-    questions, traces = shared / "gsm8k" / "test.jsonl", tmp_path / "implicit.jsonl"
+    questions = shared / "gsm8k" / "test.jsonl"
+    traces = tmp_path / "implicit.jsonl"
     rationalyst(
         *("reason", "--task", "gsm8k", "--questions", questions, "--limit", asked, "--agent", base, *common),
         *("--rationalyst", tmp_path / "run" / "hf", "--out", traces, "--reason.strategy", "implicit"),

@@ -92,7 +92,8 @@ class Scripted:
 
     def step(self):
         """Answers all that waits, as one call of each kind."""
-        handles, self.waiting = self.waiting, []
+        handles = self.waiting
+        self.waiting = []
         for kind, answer in (("generate", self.generate), ("score", self.score)):
             chosen = [h for h in handles if isinstance(h.request, GenerateRequest) == (kind == "generate")]
             if chosen:
@@ -113,7 +114,9 @@ class Scripted:
         text, finish = self.write(self.text(request.context), request.seed, place)
         stop = request.stop[0] if finish == "stop" and request.stop else ""
         if finish in request.stop:  # a script may say which
-            text, finish, stop = text.removesuffix(finish), "stop", finish
+            text = text.removesuffix(finish)
+            stop = finish
+            finish = "stop"
         return Generation((0,) * len(text), np.zeros(len(text)), text, finish, stop)
 
     def score(self, request):
@@ -580,7 +583,8 @@ def test_a_killed_run_resumes_to_the_same_lines(strategy, run, prompts):
 
 def test_part_of_a_block_or_of_a_line_is_redone(run, prompts, tmp_path):
     run("implicit", block=3)
-    whole, expected = run.path.read_bytes(), lines(run.path)
+    whole = run.path.read_bytes()
+    expected = lines(run.path)
     rows = whole.splitlines(keepends=True)
     config = ReasonConfig("implicit", block=3)
     for left in (b"".join(rows[:5]), b"".join(rows[:3]) + rows[3][:40], whole[:-1], b""):
@@ -736,7 +740,8 @@ def test_the_real_parts_take_a_real_question_together(shared, tmp_path):
     shape = LlamaConfig(128256, 8, 8, 1, 2, 1, 4, max_position_embeddings=1024, eos_token_id=128001)
     model = Llama(shape, rngs=nnx.Rngs(0))
     role = Role(Engine(model, tokenizer, max_sequences=8), tokenizer)
-    roles, prompts = Roles(role, role, role), load_prompts("llama3")
+    roles = Roles(role, role, role)
+    prompts = load_prompts("llama3")
     with open(shared / "gsm8k" / "test.jsonl") as lines:
         question = Question("0", json.loads(next(lines))["question"])
     config = ReasonConfig("implicit", max_steps=2, max_step_tokens=8, max_rationale_tokens=8)

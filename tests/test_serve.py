@@ -48,7 +48,8 @@ def engine():
 def served(app: Starlette) -> Iterator[int]:
     """The port where it is served meanwhile."""
     config = uvicorn.Config(app, port=0, log_level="critical")
-    listening, server = config.bind_socket(), uvicorn.Server(config)
+    listening = config.bind_socket()
+    server = uvicorn.Server(config)
     listening.listen()
     thread = threading.Thread(target=server.run, args=([listening],))
     thread.start()
@@ -222,7 +223,9 @@ def test_chat_with_log_probabilities(client, peer, tokenizer):
 def test_a_stream_is_the_answer_in_pieces(client, logprobs):
     whole = chat(client, n=2, logprobs=logprobs, max_tokens=60)
     options = {"stream": True, "stream_options": {"include_usage": True}}
-    texts, ends, count = ["", ""], [None, None], 0
+    texts = ["", ""]
+    ends = [None, None]
+    count = 0
     *chunks, last = chat(client, n=2, logprobs=logprobs, max_tokens=60, **options)
     for chunk in chunks:
         [choice] = chunk.choices

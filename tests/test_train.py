@@ -121,7 +121,8 @@ def separate_loss(graph, weights, examples: list[Example]) -> jax.Array:
 
 def tree_gradient(weights, batch, dtype: Literal["float32", "bfloat16"] = "float32"):
     graph, _, frozen = take_apart(tiny_model())
-    config, mesh = TrainConfig(dtype=dtype), one_device()
+    config = TrainConfig(dtype=dtype)
+    mesh = one_device()
     gradient = jax.jit(lambda w, batch: loss_and_gradient(graph, w, frozen, batch, config, mesh))
     return gradient(weights, batch)
 
@@ -317,7 +318,8 @@ class Clock:
 
 
 def test_speeds_leave_out_the_compilation(tmp_path, monkeypatch):
-    clock, notes = Clock(), []
+    clock = Clock()
+    notes = []
     monkeypatch.setattr("rationalyst_jax.train.loop.time", clock)
     monkeypatch.setattr("rationalyst_jax.train.reports.time", clock)
     slowly = SimpleNamespace(lower=clock.compiling(train_step.lower))
@@ -393,7 +395,8 @@ def test_a_bad_config_value_is_named(key, value, message):
 def events(file: Path) -> list[Any]:
     """The records of a file of TensorBoard's, their checksums verified."""
     protos: Any = import_module("tensorboardX.proto.event_pb2")
-    data, found = file.read_bytes(), []
+    data = file.read_bytes()
+    found = []
     while data:
         (length,) = struct.unpack("<Q", data[:8])
         assert struct.unpack("<I", data[8:12])[0] == masked_crc32c(data[:8])
@@ -437,7 +440,9 @@ def test_weights_and_biases_get_the_same_numbers(tmp_path, monkeypatch):
 
     class Run:
         def __init__(self, **given):
-            self.given, self.rows, self.finished = given, [], False
+            self.given = given
+            self.rows = []
+            self.finished = False
             runs.append(self)
 
         def log(self, row, step):
@@ -481,13 +486,15 @@ def test_a_trained_export_gives_the_same_logits_in_transformers(tied, tmp_path):
 
     model = tiny_model()
     if tied:
-        model.config, model.head_VD = replace(model.config, tie_embeddings=True), None
+        model.config = replace(model.config, tie_embeddings=True)
+        model.head_VD = None
     result = fit_examples(model, random_examples(60), replace(FAST, steps=3), tmp_path / "run")
     save_llama(result.model, tmp_path / "hf", max_shard_bytes=8_000)
     assert len(list((tmp_path / "hf").glob("*.safetensors"))) > 1
     token_BT = np.random.default_rng(0).integers(2, 64, (2, 40))
     place_BT = np.broadcast_to(np.arange(40), token_BT.shape)
-    ours, causal = (jnp.asarray(token_BT), jnp.asarray(place_BT)), tree_attend(jnp.asarray(40 - place_BT))
+    ours = (jnp.asarray(token_BT), jnp.asarray(place_BT))
+    causal = tree_attend(jnp.asarray(40 - place_BT))
     hidden_BTD, _ = result.model(*ours, causal)
     with torch.no_grad():
         theirs = LlamaForCausalLM.from_pretrained(tmp_path / "hf")(torch.from_numpy(token_BT)).logits

@@ -112,7 +112,8 @@ def exported(run_dir: Path) -> bytes:
 @pytest.mark.slow
 def test_a_run_killed_three_times_ends_in_the_same_bits(folder):
     finish(start(folder, "whole", 120, 1, ""))
-    draws, run_dir = np.random.default_rng(), folder / "killed"
+    draws = np.random.default_rng()
+    run_dir = folder / "killed"
     done = [0]
     for _ in range(3):
         (process,) = start(folder, "killed", 120, 1, "")
@@ -130,7 +131,8 @@ def test_a_run_killed_three_times_ends_in_the_same_bits(folder):
 @pytest.mark.slow
 def test_sigterm_to_one_process_stops_both_at_one_step_and_they_go_on_in_the_same_bits(folder):
     finish(start(folder, "straight", 400, 2, ""))
-    both, run_dir = start(folder, "stopped", 400, 2, ""), folder / "stopped"
+    both = start(folder, "stopped", 400, 2, "")
+    run_dir = folder / "stopped"
     wait_for(run_dir, 5, both)
     both[1].send_signal(signal.SIGTERM)
     finish(both, code=75)
@@ -177,7 +179,8 @@ def test_sigterm_at_any_time_ends_a_short_run_which_goes_on(where, act, steps, f
 
 @pytest.mark.slow
 def test_sigterm_while_two_processes_resume_stops_both(folder):
-    both, run_dir = start(folder, "resumed", 100, 2, ""), folder / "resumed"
+    both = start(folder, "resumed", 100, 2, "")
+    run_dir = folder / "resumed"
     wait_for(run_dir, 5, both)
     both[1].send_signal(signal.SIGTERM)
     finish(both, code=75)

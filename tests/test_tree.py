@@ -17,7 +17,8 @@ sequences_of_one_tree = st.lists(
 def test_walking_up_from_each_place_spells_the_sequence(sequences):
     tree, paths = build_tree(sequences)
     for sequence, path in zip(sequences, paths, strict=True):
-        place, spelled = path[-1], []
+        place = path[-1]
+        spelled = []
         for _ in sequence:
             spelled.append(tree.token[place])
             place -= tree.parent_distance[place]
@@ -37,7 +38,8 @@ def test_a_tree_has_one_node_per_distinct_prefix(sequences):
 def test_the_one_comparison_is_the_ancestor_relation(sequences):
     tree, _ = build_tree(sequences)
     for i in range(len(tree)):
-        ancestors, place = {i}, i
+        ancestors = {i}
+        place = i
         while tree.parent_distance[place]:
             place -= tree.parent_distance[place]
             ancestors.add(place)

@@ -56,7 +56,10 @@ def test_every_step_of_right_and_flawed_solutions_is_correct_arithmetic_within_r
 
 def test_people_fall_for_traps_as_often_as_the_recipe_says():
     rng = random.Random(0)
-    steps, errors, right, traps = Counter(), Counter(), 0, 0
+    steps = Counter()
+    errors = Counter()
+    right = 0
+    traps = 0
     for _ in range(4000):
         problem, misread = draw(rng, "pretrain")
         for relation, flag in zip(problem.relations, misread, strict=True):

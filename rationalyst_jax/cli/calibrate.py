@@ -16,8 +16,9 @@ def run(scored: Path, labels: Path, precision: float = 0.8) -> None:
 
     Args:
         scored: Parquet file that `rationalyst filter` wrote.
-        labels: JSONL of labels: document_id, index (of the rationale in it), good (true or false).
-        precision: Wanted share of good rationales among the kept ones.
+        labels: JSONL file of labels. Each row has document_id, index (of the rationale in the document) and
+            good (true or false).
+        precision: Share of good rationales that is wanted among the kept ones.
     """
     from rationalyst_jax.mine.calibrate import LabeledGain, calibrate
     from rationalyst_jax.mine.store import read_filtered

@@ -14,13 +14,16 @@ def run(
     dtype: Literal["float32", "bfloat16"] | None = None,
     tokenizer: Path | None = None,
 ) -> None:
-    """Convert a checkpoint: Hugging Face to Orbax; Orbax, or the latest of a training run, to Hugging Face.
+    """Convert a checkpoint.
+
+    A Hugging Face checkpoint becomes an Orbax one. An Orbax checkpoint, or the latest one of a training run,
+    becomes a Hugging Face one.
 
     Args:
         source: Checkpoint folder, or the run directory of a training.
         target: New folder to write.
-        dtype: Of the weights written; by default as they are stored (float32 in a training run).
-        tokenizer: Folder with the tokenizer files that go along; the source by default.
+        dtype: Type of the weights to write; by default as they are stored (float32 in a training run).
+        tokenizer: Folder with the tokenizer files to copy; by default the source.
     """
     import jax
     from flax import nnx

@@ -20,7 +20,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         type=Path,
         nargs="+",
         required=True,
-        help="JSONL files of traces; the others are compared with the first.",
+        help="JSONL files of traces that `rationalyst reason` wrote. Each is compared with the first.",
     )
 
 
@@ -30,12 +30,13 @@ def run(
     traces: list[Path],
     limit: PositiveInt | None = None,  # pyright: ignore[reportInvalidTypeForm]
 ) -> None:
-    """Grade traces.
+    """Grade traces, with intervals, and compare each file of them with the first on the same questions.
 
     Args:
-        task: The benchmark, which knows how questions are read and answers are graded (gsm8k).
-        questions: Its file of questions.
-        limit: Only so many questions, the first ones; traces of the others are left out.
+        task: Name of the benchmark (gsm8k). It decides how questions are read and answers are graded.
+        questions: File of the benchmark's questions, in its own format (gsm8k: JSONL of question and answer).
+        limit: Number of questions to use, from the first on; by default all. Traces of the others are left
+            out.
     """
     from rationalyst_jax.pipeline.evaluate import evaluate
     from rationalyst_jax.tasks.task import task_named

@@ -16,13 +16,13 @@ def run(
     """Keep the rationales that make the text after them more likely.
 
     Args:
-        triples: Parquet file of triples.
-        model: Checkpoint folder of the scoring model ("world": the one shipped).
-        prompts: A shipped prompt set (llama3, world) or a YAML file.
-        out: Parquet file to write, with both log-likelihoods, gain, and why each was kept or not. Until it is
-            written, scores go to <out>.scores.jsonl, where a killed run continues.
+        triples: Parquet file of triples that `rationalyst mine` wrote.
+        model: Checkpoint folder of the scoring model, or "world" for the shipped one.
+        prompts: Prompt set: the name of a shipped one (llama3, world), or a YAML file.
+        out: Parquet file to write. Each row has both log-likelihoods, the gain, and why the rationale was
+            kept or not. Until it is written, scores are in <out>.scores.jsonl, where a killed run continues.
         filter: How rationales are judged.
-        mesh: Divides all devices; by default one is used.
+        mesh: How all devices divide the work; by default one device is used.
     """
     from rationalyst_jax.lm.engine.config import EngineConfig
     from rationalyst_jax.pipeline.filter import filter_rationales

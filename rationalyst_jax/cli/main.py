@@ -1,11 +1,12 @@
 """The entry point: finds the command, parses its arguments, and turns bad input into one line.
 
-The command `NAME` lives in `cli/NAME.py` (a space becomes an underscore) as a function `run`, whose signature
-is its options and whose docstring is their help. It imports what computes only when it runs, so that help and
-mistakes in options are quick.
+The command `NAME` lives in `cli/NAME.py` (a space becomes an underscore) as a function `run`. Its signature
+is the options; its docstring is the help of the command and of each option. It imports what computes only
+when it runs, so that help and mistakes in options are quick.
 """
 
 import importlib
+import inspect
 import io
 import logging
 import os
@@ -18,7 +19,11 @@ from types import ModuleType
 from typing import Any
 
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentParser  # pyright: ignore[reportPrivateImportUsage]
+from jsonargparse import (
+    ActionConfigFile,  # pyright: ignore[reportPrivateImportUsage]
+    ArgumentParser,
+    DefaultHelpFormatter,
+)
 
 from rationalyst_jax.files.interruption import EXIT_CODE, Interrupted
 
@@ -98,6 +103,14 @@ class ConfigFile(ActionConfigFile):
             raise ArgumentError(None, f"{values}: {_message(error)}") from error
 
 
+class Help(DefaultHelpFormatter):
+    """Names types as a person would, and leaves out choices that the option shows anyway."""
+
+    def _get_type_str(self, action):
+        name = super()._get_type_str(action)
+        return None if name is None or name.startswith("Literal[") else _without_classes(name)
+
+
 def config_path(name: str) -> str:
     """The path of the shipped config of that name; anything else, ./NAME too, is a path."""
     shipped = CONFIGS / f"{name}.yaml"
@@ -106,7 +119,12 @@ def config_path(name: str) -> str:
 
 def parser_of(name: str, command: ModuleType) -> ArgumentParser:
     """What knows the options of a command."""
-    parser = ArgumentParser(prog=f"rationalyst {name}", description=COMMANDS[name], exit_on_error=False)
+    parser = ArgumentParser(
+        prog=f"rationalyst {name}",
+        description=(inspect.getdoc(command.run) or "").partition("\n\nArgs:")[0],
+        formatter_class=Help,
+        exit_on_error=False,
+    )
     parser.add_argument(
         "--config", action=ConfigFile, help="YAML file of the options below, or the name of a shipped one."
     )
@@ -204,8 +222,12 @@ def _message(error: Exception) -> str:
     )
     lines = (line.strip() for line in str(error).splitlines())
     text = " ".join(line.removeprefix("- ") for line in lines if not re.match(noise, line))
-    text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
-    return re.sub(r'Parser key "([^"]*)":', r"--\1:", text).strip() or type(error).__name__
+    return re.sub(r'Parser key "([^"]*)":', r"--\1:", _without_classes(text)).strip() or type(error).__name__
+
+
+def _without_classes(text: str) -> str:
+    """A text of jsonargparse's, with the plain names of the classes in it."""
+    return re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
 
 
 if __name__ == "__main__":

@@ -8,11 +8,11 @@ from rationalyst_jax.report.tables import counts_table
 
 
 def run(model: str, adapters: Path, out: Path) -> None:
-    """Add LoRA adapters to the model they belong to; writes a plain Hugging Face checkpoint.
+    """Add LoRA adapters to the model they belong to, and write a plain Hugging Face checkpoint.
 
     Args:
-        model: Checkpoint folder of the model ("world": the one shipped).
-        adapters: Folder in PEFT's format, as a training run leaves it in adapters/.
+        model: Checkpoint folder of the model, or "world" for the shipped one.
+        adapters: Folder of adapters in PEFT's format, such as the folder adapters/ of a training run.
         out: New folder to write.
     """
     from rationalyst_jax.files.lock import locked

@@ -27,17 +27,19 @@ def run(
     """Annotate documents with a model, or import annotated ones, and cut them into triples.
 
     Args:
-        out: Folder for triples.parquet and, of own annotations, annotations.jsonl; a killed run continues.
-        prompts: A shipped prompt set (llama3, world) or a YAML file.
-        documents: JSONL of documents to annotate: text, and id and source where there are any.
-        annotations: JSONL of annotated documents to import instead: input, output.
+        out: Folder to write triples.parquet to, and annotations.jsonl where --model annotates. A killed run
+            continues there.
+        prompts: Prompt set: the name of a shipped one (llama3, world), or a YAML file.
+        documents: JSONL file of documents to annotate. Each row has text, and may have id and source.
+        annotations: JSONL file of documents that were annotated elsewhere, to import instead. Each row has
+            input (the document) and output (its annotated copy), and may have id and source.
         annotate: How documents are annotated.
-        engine: How a checkpoint generates.
-        endpoint: How an address is asked.
-        model: The annotator: a checkpoint folder ("world": the one shipped), or the address of an
-            OpenAI-compatible endpoint (http://host:port/v1); for an import only its name.
-        source: Of imported documents that name none; by default the file's name.
-        min_similarity: How similar a copy must be to its document (0 to 1) to be used.
+        engine: Models opened from checkpoint folders.
+        endpoint: Models behind an address.
+        model: Model that annotates: a checkpoint folder, "world" for the shipped model, or the address of an
+            OpenAI-compatible endpoint (http://host:port/v1). With --annotations it is only a name.
+        source: Source of imported documents that name none; by default the name of the file.
+        min_similarity: Smallest similarity of a copy to its document (0 to 1) with which the copy is used.
     """
     from rationalyst_jax.pipeline.mine import import_annotations, mine
     from rationalyst_jax.pipeline.models import Models

@@ -29,19 +29,21 @@ def run(
     slices: int = 1,
     mesh: MeshShape = BY_TENSOR,
 ) -> None:
-    """Compile a stage's own program for TPUs that need not be there, and say whether it fits.
+    """Compile the program of a stage for TPUs that need not be there, and say whether it fits.
 
-    Per chip: memory, exchanges with other chips, operations, and the time below which all that cannot be
-    done. Where it does not fit, changes are made, the mildest first, until it does; these are named, and the
-    exit status is 1. Nothing is run. The ready configs of `train` and `filter` are taken as they are.
+    Prints for each chip its memory, its exchanges with other chips, its operations, and the least time that
+    these take. Where the program does not fit, plan makes changes, the mildest first, until it does; it names
+    them, and the exit status is 1. Nothing is run. Configs of `train` and `filter` can be given as they are.
 
     Args:
-        model: A published shape (llama3-8b, llama3.1-8b, llama3.2-1b, ...) or a checkpoint folder, of which
-            only config.json is read.
+        model: Name of a published shape (llama3-8b, llama3.1-8b, llama3.2-1b, ...), or a checkpoint folder,
+            of which only config.json is read.
         topology: Kind and layout of the chips of a slice, such as v5e:4x4 or v5p:2x2x1.
-        stage: What is planned.
-        slices: How many such slices there are, connected by a network.
-        mesh: How the filter divides the chips; to be given to the filter too, which else uses one.
+        train: Settings of the training that is planned.
+        filter: Settings of the filter that is planned.
+        stage: Stage that is planned.
+        slices: Number of such slices, connected by a network.
+        mesh: How the chips divide the filter's work; the filter itself needs the same --mesh.
     """
     import jax
 

@@ -25,21 +25,22 @@ def run(
     scorer: str | None = None,
     limit: PositiveInt | None = None,  # pyright: ignore[reportInvalidTypeForm]
 ) -> None:
-    """Solve a task's questions with one strategy.
+    """Solve the questions of a benchmark with one strategy, and write a trace of each.
 
     Args:
-        task: The benchmark, which knows how questions are read and answers are found (gsm8k).
-        questions: Its file of questions.
-        agent: The model that proposes steps: a checkpoint folder ("world": the one shipped), or the address
-            of an OpenAI-compatible endpoint (http://host:port/v1); so for the other roles.
-        prompts: A shipped prompt set (llama3, world) or a YAML file.
-        out: JSONL file of traces, one per question; a killed run continues.
+        task: Name of the benchmark (gsm8k). It decides how questions are read and answers are found.
+        questions: File of the benchmark's questions, in its own format (gsm8k: JSONL of question and answer).
+        agent: Model that proposes steps: a checkpoint folder, "world" for the shipped model, or the address
+            of an OpenAI-compatible endpoint (http://host:port/v1).
+        prompts: Prompt set: the name of a shipped one (llama3, world), or a YAML file.
+        out: JSONL file to write, with one trace per question. A killed run continues there.
         reason: How questions are solved.
-        rationalyst: The model that writes rationales, where the strategy needs one.
-        scorer: The model that ranks steps; the agent's by default.
-        engine: How folders generate.
-        endpoint: How addresses are asked.
-        limit: Only so many questions, the first ones.
+        rationalyst: Model that writes rationales, where the strategy needs them: a folder or an address, as
+            for the agent.
+        scorer: Model that ranks steps: a folder or an address; by default the agent's.
+        engine: Models opened from checkpoint folders.
+        endpoint: Models behind an address.
+        limit: Number of questions to use, from the first on; by default all.
     """
     from rationalyst_jax.pipeline.models import Models
     from rationalyst_jax.pipeline.reason import Cast

@@ -23,14 +23,15 @@ def run(
     """Serve a model to clients of the OpenAI API.
 
     Args:
-        model: Checkpoint folder ("world": the one shipped).
-        engine: How it generates.
-        name: What clients call the model; by default the folder's name, or the one given for a shipped model.
+        model: Checkpoint folder, or "world" for the shipped model.
+        engine: How the model generates.
+        name: Name that clients call the model by; by default the name of its folder.
         host: Address to listen at; by default only this machine can connect.
         port: Port to listen at; 0 takes a free one.
-        api_key_from: Environment variable that holds the key clients must send.
-        seed: Makes the server repeatable: the n-th request has noise made of this number and n, where it
-            names no seed itself. By default its noise is another one at each start.
+        api_key_from: Environment variable that holds the key that clients must send. Without it no key is
+            asked for.
+        seed: Seed that makes the server repeatable: a request without a seed of its own has noise made of
+            this seed and of the number of the request. By default each start has other noise.
     """
     import uvicorn
 

@@ -11,10 +11,11 @@ def run(tokenizer: str, prompts: str, annotations: Path | None = None, triples: 
     """Count the tokens of separate sequences and of the token trees that share their prefixes.
 
     Args:
-        tokenizer: Folder of a tokenizer ("world": the shipped checkpoint's).
-        prompts: A shipped prompt set (llama3, world) or a YAML file.
-        annotations: JSONL of annotated documents: input, output.
-        triples: Parquet file of triples, instead.
+        tokenizer: Folder of a tokenizer, or "world" for that of the shipped model.
+        prompts: Prompt set: the name of a shipped one (llama3, world), or a YAML file.
+        annotations: JSONL file of annotated documents. Each row has input (the document) and output (its
+            annotated copy).
+        triples: Parquet file of triples that `rationalyst mine` wrote, instead of annotations.
     """
     from rationalyst_jax.lm.weights.tokenizer import load_tokenizer
     from rationalyst_jax.mine.documents import read_annotations

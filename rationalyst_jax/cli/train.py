@@ -23,20 +23,21 @@ def run(
     profile: int = 0,
     wandb: str | None = None,
 ) -> None:
-    """Fine-tune a model to write the kept rationales; exports Hugging Face format.
+    """Fine-tune a model to write the kept rationales, and export it in Hugging Face format.
 
     Args:
-        rationales: Parquet file of rationales, a folder of them, or JSONL; where it was filtered, only the
-            kept ones are used.
-        model: Checkpoint folder to start from ("world": the one shipped).
-        prompts: A shipped prompt set (llama3, world) or a YAML file.
-        run_dir: Folder for checkpoints, metrics.jsonl, tensorboard, loss.png and the trained model (hf/;
-            adapters also in PEFT's format in adapters/).
-        train: How it is trained.
-        distributed: Which other processes take part.
-        resume: "auto" continues from the latest whole checkpoint in run_dir, "never" refuses to.
-        profile: Trace so many steps of this start, into run_dir/profile.
-        wandb: Project of Weights & Biases that gets the metrics too.
+        rationales: Parquet file of rationales, a folder of such files, or a JSONL file. Of filtered
+            rationales only the kept ones are used.
+        model: Checkpoint folder to start from, or "world" for the shipped model.
+        prompts: Prompt set: the name of a shipped one (llama3, world), or a YAML file.
+        run_dir: Folder to write: checkpoints, metrics.jsonl, tensorboard, loss.png, and the trained model in
+            hf/. Trained adapters are also in adapters/, in PEFT's format.
+        train: How the model is trained.
+        distributed: How several processes find each other.
+        resume: What to do where run_dir has checkpoints: "auto" continues from the latest whole one, "never"
+            refuses to start.
+        profile: Number of steps of this start to trace, into run_dir/profile.
+        wandb: Project of Weights & Biases that the metrics are sent to as well.
     """
     end_at_sigterm()
     start(distributed)

@@ -18,9 +18,9 @@ def run(
     """Write unlabeled documents of the embedded world.
 
     Args:
-        out: JSONL file to write: id, text, source.
-        count: how many documents.
-        seed: equal seeds give equal documents.
+        out: JSONL file to write. Each row has id, text and source.
+        count: Number of documents.
+        seed: Seed of the documents: equal seeds give equal documents.
     """
     with locked(out):
         write_rows(out, documents(seed, count))

@@ -15,7 +15,8 @@ def run(run_dir: Path, **config: Any) -> None:
     """Train the embedded world's base model from scratch.
 
     Args:
-        run_dir: Folder of checkpoints, metrics.jsonl, loss.png and the model (hf/); a killed run continues.
+        run_dir: Folder to write: checkpoints, metrics.jsonl, loss.png, and the model in hf/. A killed run
+            continues there.
         config: Passed on.
     """
     from rationalyst_jax.files.settings import claimed

@@ -19,10 +19,11 @@ def run(
     """Write questions of the embedded world in GSM8K's format.
 
     Args:
-        out: JSONL file to write: id, question, answer.
-        count: how many questions.
-        split: test, phrasing (wordings the base model never saw) or longer (6 or 7 relations).
-        seed: equal seeds give equal questions.
+        out: JSONL file to write. Each row has id, question and answer.
+        count: Number of questions.
+        split: Kind of questions: test, phrasing (wordings that the base model has never seen) or longer (6 or
+            7 relations).
+        seed: Seed of the questions: equal seeds give equal questions.
     """
     with locked(out):
         write_rows(out, questions(seed, count, split))

@@ -46,10 +46,8 @@ def calibrate(labeled: Sequence[LabeledGain], precision: float) -> Calibration:
     for item in sorted(labeled, key=lambda item: -item.gain):
         kept += 1
         kept_good += item.good
-        counts[item.gain] = (
-            kept,
-            kept_good,
-        )  # of equal gains a threshold keeps all or none: the last count stays
+        # Of equal gains a threshold keeps all or none: the last count stays.
+        counts[item.gain] = (kept, kept_good)
     reached = [tau for tau, (kept, kept_good) in counts.items() if kept_good / kept >= precision]
     if not reached:
         tau, (kept, kept_good) = max(counts.items(), key=lambda item: item[1][1] / item[1][0])

@@ -25,15 +25,16 @@ class AnnotateConfig:
     """How documents are annotated.
 
     Attributes:
-        temperature: Of sampling; 0 is greedy. By default 1, because the greedy copy of a small model holds
-            only vacuous rationales.
-        top_p: Tokens are drawn among the likeliest with at least this share of the probability.
-        seed: Equal seeds give equal annotations.
-        block: Documents that are at work at once.
-        max_document_tokens: Longer documents are left out ("too_long"), as are those whose copy would not fit
-            in the model's positions.
-        length_factor: An output may have length_factor · document tokens + length_margin tokens.
-        length_margin: Tokens; see length_factor.
+        temperature: Temperature at which the model writes; 0 is greedy. The default is 1, because greedy
+            copies of a small model hold only vacuous rationales.
+        top_p: Each token is drawn from the likeliest ones that together have at least this probability.
+        seed: Seed of the model's noise: equal seeds give equal annotations.
+        block: Number of documents that are annotated at the same time.
+        max_document_tokens: Largest number of tokens in a document. A longer document is left out
+            ("too_long"), and so is one whose copy would not fit in the model's positions.
+        length_factor: An annotated copy may have up to length_factor times the document's tokens, plus
+            length_margin.
+        length_margin: Tokens that an annotated copy may have beyond length_factor times the document's.
 
     Raises ValueError naming the key and the value that is out of range.
     """
@@ -60,22 +61,22 @@ class FilterConfig:
     """How rationales are judged.
 
     Attributes:
-        reduction: How per-token log-probabilities become one number. The paper's is decayed_sum: token t of
-            the following text, from 0, counts decay^t.
-        decay: Weight of a token relative to the one before it, in the decayed reductions.
-        tau: Smallest gain (nats) that keeps a rationale.
-        tau_by_source: Thresholds (nats) of single sources, instead of tau. (The paper: 1.2 for GSM8K, 0.5 for
-            ECQA, 0 for The Pile.)
-        keep: "gain": those that reach their threshold. As ablations "all", or "random": as many of each
-            source as "gain" would keep, drawn by lot.
-        seed: Of the lot.
-        suppress: Marker strings, one token each, that get no probability while scoring. A model that has seen
-            rationales inside of text expects the next marker at the next line break, and charges what stands
-            there instead about 0.3 nats, for no fault of the rationale.
-        row_length: Tokens of a packed row, and so of the longest sequence: a text with one of its rationales.
-            The tree of a document may need several rows.
-        rows_per_batch: Rows that are computed at once.
-        block: Documents that are packed together; a killed run repeats at most two blocks.
+        reduction: How the log-probabilities of the following text's tokens become one number. The paper's is
+            decayed_sum: token t, counted from 0, has the weight decay^t.
+        decay: Weight of a token relative to the one before it, in decayed_sum and decayed_mean.
+        tau: Smallest gain (nats) with which a rationale is kept.
+        tau_by_source: Smallest gain (nats) for rationales of the sources named here, instead of tau. The
+            paper has 1.2 for GSM8K, 0.5 for ECQA and 0 for The Pile.
+        keep: Which rationales are kept. "gain" keeps those that reach their threshold. Two ablations: "all"
+            keeps every one, "random" draws as many of each source by lot as "gain" would keep.
+        seed: Seed of the lot that keep "random" draws.
+        suppress: Marker strings, one token each, that have no probability while scoring. A model that has
+            seen rationales inside of text expects the next marker at the next line break. It would score
+            what stands there instead about 0.3 nats lower, for no fault of the rationale.
+        row_length: Tokens of a packed row. A text with one of its rationales must fit in one row. The tree of
+            a document may need several rows.
+        rows_per_batch: Number of rows that are computed at the same time.
+        block: Number of documents that are packed together. A killed run repeats at most two blocks.
 
     Raises ValueError naming the key and the value that is out of range.
     """

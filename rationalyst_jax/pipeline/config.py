@@ -19,8 +19,8 @@ class WorldData:
     """Documents and questions to be made by the world's generator.
 
     Attributes:
-        documents: How many unlabeled documents.
-        questions: How many questions of each set.
+        documents: Number of unlabeled documents.
+        questions: Number of questions of each set.
     """
 
     documents: int = 1000
@@ -39,7 +39,7 @@ class Rationalyst:
     Attributes:
         keep: Which rationales it is trained on: those the filter keeps by "gain", "all", or as many "random"
             ones.
-        train: False is the model as it is, untuned.
+        train: Whether it is trained; if not, it is the model as it is.
     """
 
     keep: Literal["gain", "all", "random"] = "gain"
@@ -51,14 +51,14 @@ class Run:
     """One pass over a set of questions.
 
     Attributes:
-        strategy: One of those of `reason`.
-        rationalyst: A name among the experiment's rationalysts.
-        candidates: Instead of `reason`'s.
-        keep_rationales: Instead of `reason`'s.
-        guide: Instead of `reason`'s.
-        budget_of: An earlier run, whose FLOPs a question decide how many candidates this one has.
-        questions: The name of the set.
-        full: Only in full runs.
+        strategy: How the next step is chosen: a strategy of `rationalyst reason`.
+        rationalyst: Name of the rationale model, one of the experiment's rationalysts.
+        candidates: Number of candidates, instead of the one in `reason`.
+        keep_rationales: Whether explicit keeps rationales, instead of what `reason` says.
+        guide: What best_of_n and beam rank candidates by, instead of what `reason` says.
+        budget_of: Name of an earlier run. This run has as many candidates as take the FLOPs of that one.
+        questions: Name of the set of questions.
+        full: Whether the run is left out unless --full is given.
     """
 
     strategy: str
@@ -76,24 +76,24 @@ class ExperimentConfig:
     """One experiment, from documents to a table.
 
     Attributes:
-        run_dir: Folder of all that the experiment leaves; a run that was killed continues there.
-        model: Checkpoint folder of annotator, agent and scorer, where fine-tuning starts ("world": the one
-            shipped).
-        prompts: A shipped prompt set (llama3, world) or a YAML file.
-        task: The benchmark, which knows how questions are read and graded (gsm8k).
-        seed: Of everything: no stage may be given another.
-        documents: JSONL file of unlabeled documents; or none, where `world` makes them.
-        questions: JSONL files of questions, by the name of the set; or none, where `world` makes them.
-        world: Documents and questions made by the generator of the embedded world.
-        engine: How models generate.
-        mesh: How the filter divides all devices; by default it uses one.
+        run_dir: Folder for everything that the experiment writes. A killed run continues there.
+        model: Checkpoint folder, or "world" for the shipped model. It annotates, proposes steps and scores
+            them, and fine-tuning starts from it.
+        prompts: Prompt set: the name of a shipped one (llama3, world), or a YAML file.
+        task: Name of the benchmark (gsm8k). It decides how questions are read and graded.
+        seed: Seed of every stage; no stage may have another.
+        documents: JSONL file of unlabeled documents. Without one, `world` makes them.
+        questions: Files of the benchmark's questions by the name of the set. Without any, `world` makes them.
+        world: Documents and questions that the generator of the embedded world makes.
+        engine: How models generate and score.
+        mesh: How the filter divides all devices; by default it uses one device.
         annotate: How documents are annotated.
         filter: How rationales are judged.
         train: How each RATIONALYST is trained.
         reason: How questions are solved.
-        rationalysts: Rationale models by name.
-        strategies: Runs of the first table, by name.
-        ablations: Runs of the second table, by name.
+        rationalysts: Rationale models by name: how each is trained.
+        strategies: Runs of the first table by name: one strategy on one set of questions each.
+        ablations: Runs of the second table by name: one strategy on one set of questions each.
     """
 
     run_dir: str
@@ -158,9 +158,9 @@ class PretrainConfig:
     """The recipe of the world's base model: documents read once by a Llama.
 
     Attributes:
-        seed: Of the texts, the weights and the order.
-        texts: How many documents.
-        mixture: What they are.
+        seed: Seed of the texts, the first weights and the order.
+        texts: Number of texts that the model reads.
+        mixture: Kinds of text that the model reads, by their shares.
         train: How the model is trained.
 
     Raises ValueError naming the key and the value that is out of range.

@@ -26,24 +26,25 @@ class ReasonConfig:
     Attributes:
         strategy: How the next step is chosen: greedy, random, self_consistency, likelihood, implicit,
             explicit, rationale_confidence, judge, best_of_n or beam.
-        candidates: Next steps that the agent proposes; whole solutions of self_consistency and best_of_n.
-        temperature: Of the agent's proposals; 0 is greedy.
-        top_p: Proposals are drawn among the likeliest tokens with at least this share of the probability.
-        max_steps: A solution ends after so many.
-        max_step_tokens: The longest step.
-        max_rationale_tokens: The longest rationale.
-        reduction: How a candidate's log-probabilities become its score.
-        decay: Weight of a token relative to the one before it, in the decayed reductions.
-        rationale_temperature: Of RATIONALYST; 0 is greedy.
-        seed: Equal seeds give equal traces.
-        step_end: A step is a line, a sentence, or a whole turn of the agent.
-        suppress: Marker strings, one token each, that the agent never samples and the scorer counts as
-            impossible. A model that has seen inline rationales expects a marker at every line break and would
-            charge each step for its absence.
-        block: Questions that are at work at once; a killed run repeats at most one block.
-        keep_rationales: The strategy explicit shows the agent the rationales of earlier steps too.
-        guide: What best_of_n and beam rank by: likelihood, implicit, rationale_confidence or judge.
-        beams: Partial solutions that beam keeps.
+        candidates: Number of next steps that the agent proposes each time. For self_consistency and best_of_n
+            it is the number of whole solutions.
+        temperature: Temperature at which the agent proposes steps; 0 is greedy.
+        top_p: The agent draws tokens from the likeliest ones that together have at least this probability.
+        max_steps: Largest number of steps in a solution.
+        max_step_tokens: Largest number of tokens in a step.
+        max_rationale_tokens: Largest number of tokens in a rationale.
+        reduction: How the log-probabilities of a proposed step's tokens become its score.
+        decay: Weight of a token relative to the one before it, in decayed_sum and decayed_mean.
+        rationale_temperature: Temperature at which RATIONALYST writes rationales; 0 is greedy.
+        seed: Seed of all noise: equal seeds give equal traces.
+        step_end: What a step is: a line, a sentence, or a whole turn of the agent.
+        suppress: Marker strings, one token each, that the agent never writes and the scorer gives no
+            probability. A model that has seen rationales inside of text expects a marker at every line break,
+            and would score each step lower for its absence.
+        block: Number of questions that are at work at the same time. A killed run repeats at most one block.
+        keep_rationales: Whether the strategy explicit shows the agent the rationales of earlier steps too.
+        guide: What best_of_n and beam rank candidates by.
+        beams: Number of partial solutions that the strategy beam keeps.
 
     Raises ValueError naming the key and the value that is out of range.
     """

@@ -1,21 +1,20 @@
 """Pictures of a run, as PNG."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
+from rationalyst_jax.files.rows import read_rows
+
 
 def loss_curve(metrics: Path, png: Path) -> None:
     """Draws training and validation loss (nats per target token) over steps from a metrics.jsonl.
 
-    Raises ValueError for a file without rows.
+    Raises ValueError for a file without rows, or with a line that is no JSON object.
     """
-    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
-    if not rows:
-        raise ValueError(f"{metrics}: no rows to draw")
+    rows = [row for _, row in read_rows(metrics)]
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     axes.plot([row["step"] for row in rows], [row["loss"] for row in rows], linewidth=1, label="training")

@@ -10,14 +10,14 @@ class EndpointConfig:
     """How an endpoint is asked. The key, where one is needed, is in OPENAI_API_KEY.
 
     Attributes:
-        model: The name that the endpoint knows the model by.
-        tokenizer: Folder of the model's tokenizer: the endpoint is sent token ids. Without one it is sent
-            chat messages, and gives no log-probabilities of given texts.
-        continues: An unfinished message of the assistant is gone on with, as vLLM and `rationalyst serve` do;
-            else the model is asked for the next step in a message of its own.
-        concurrency: Requests at once.
-        retries: Of a request that timed out, was refused for a while (429), or met an error of the server's:
-            later each time, or when the server asks for it.
+        model: Name by which the endpoint knows the model.
+        tokenizer: Folder of the model's tokenizer. With it the endpoint is sent token ids, and can score
+            steps too. Without it the endpoint is sent chat messages, and cannot score.
+        continues: Whether the endpoint can continue an unfinished message of the assistant, as vLLM and
+            `rationalyst serve` can. If not, each next step is asked for in a new message.
+        concurrency: Largest number of requests that are under way at the same time.
+        retries: How often a request is sent again after a time-out, a broken answer, status 429 or a server
+            error, after growing pauses or when the server asks for it.
         timeout: Seconds that a request may take.
 
     Raises ValueError naming the key and the value that is out of range.

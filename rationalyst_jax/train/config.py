@@ -20,34 +20,37 @@ class TrainConfig:
     ValueError naming the key and the value that is out of range.
 
     Attributes:
-        epochs: Passes over the training examples.
-        steps: Optimizer steps of the whole run; by default as many as `epochs` asks for.
+        epochs: Number of passes over the training examples.
+        steps: Number of optimizer steps of the whole run; by default as many as `epochs` asks for.
         batch_examples: Examples of one optimizer step, counted before those of one document are merged.
         row_length: Tokens of a packed row; longer examples are dropped.
-        microbatch_rows: Rows that each row shard (replica times fsdp of these) computes at once. A step
-            accumulates over as many microbatches as its batch fills: this costs memory, not mathematics.
+        microbatch_rows: Rows that each row shard computes at the same time; there are replica times fsdp row
+            shards. A step adds up as many microbatches as its batch fills, so this setting decides memory
+            and speed, not what is learned.
         optimizer: AdamW, or Adafactor without momentum and without scaling by the parameters' size.
         peak_learning_rate: The learning rate after warm-up.
-        warmup_fraction: Part of the steps over which the learning rate rises from 0, linearly.
-        final_fraction: What the learning rate falls to along a cosine, as a part of its peak.
+        warmup_fraction: Fraction of the steps over which the learning rate rises from 0, linearly.
+        final_fraction: Learning rate after the last step, as a fraction of its peak; it falls along a cosine.
         b1: Decay of AdamW's first moment per step.
         b2: Decay of AdamW's second moment per step.
         eps: Added to the root of AdamW's second moment.
         weight_decay: Decay of matrices and embeddings, in units of the learning rate; norms do not decay.
         clip_norm: Largest global norm of the gradient of the mean loss (nats per target token).
-        dtype: What the model computes in, and what frozen weights beside adapters are kept in.
-        master_dtype: What the trained weights are kept in; bfloat16 is rounded stochastically.
-        moment_dtype: What AdamW's moments are kept in; bfloat16 is rounded stochastically.
-        lora: Train adapters alone, beside frozen weights, with this rank, scale and projections.
-        remat: What the backward pass finds of a layer; it computes the rest again. "none", all is kept;
-            "dots", the outputs of the projections; "full", a layer's input; "offload", that in the host's
-            memory.
+        dtype: Type that the model computes in, and that frozen weights beside adapters are kept in.
+        master_dtype: Type that the trained weights are kept in; bfloat16 is rounded stochastically.
+        moment_dtype: Type that AdamW's moments are kept in; bfloat16 is rounded stochastically.
+        lora: Adapters to train beside frozen weights: their rank, scale and projections. Without it all
+            weights are trained.
+        remat: What is kept of each layer for the backward pass, which computes the rest again: everything
+            ("none"), the outputs of the projections ("dots"), the layer's input ("full"), or that input in
+            the host's memory ("offload").
         mesh: How devices divide the work.
-        validation_fraction: Part of the documents that is held out; the hash of a document's id decides.
-        seed: Decides the order of examples, new adapters and stochastic rounding.
-        save_every: Steps from one checkpoint to the next; the last step has one too.
-        validate_every: Steps from one validation to the next; the last step is validated too.
-        keep: How many of the latest checkpoints stay; the one with the lowest validation loss stays too.
+        validation_fraction: Fraction of the documents that is held out for validation. The hash of a
+            document's id decides.
+        seed: Seed of the order of examples, of new adapters and of stochastic rounding.
+        save_every: Number of steps from one checkpoint to the next. The last step has a checkpoint too.
+        validate_every: Number of steps from one validation to the next. The last step is validated too.
+        keep: How many of the latest checkpoints stay. The one with the lowest validation loss stays too.
     """
 
     epochs: float = 1.0

@@ -6,6 +6,7 @@ from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import grain
 import jax
@@ -93,17 +94,12 @@ def fit(
 
     # ---- Build ----
     data = run_data(store, model.config, config, mesh)
-    run = {
-        **config.decides(),
-        "model": asdict(model.config),
-        "starts_from": starts_from,
-        "examples": store.digest,
-    }
+    identity = {"model": asdict(model.config), "starts_from": starts_from, "examples": store.digest}
     with knobs_named(config):
         parts = begin(model, config, mesh)
     with (
         Preemption() as preemption,  # the outermost: SIGTERM must not end the writing of the last checkpoint
-        Checkpoints(run_dir / "checkpoints", run, config.keep, note) as checkpoints,
+        Checkpoints(run_dir / "checkpoints", config.decides() | identity, config.keep, note) as checkpoints,
         knobs_named(config),
         closing(loader(data.training)) as batches,
     ):
@@ -126,24 +122,14 @@ def fit(
                     tick(metrics)
                     reports.read()  # of the step before, while this one runs
                     stop = preemption.heard() and step < data.steps
-                    if len(data.validation) and _due(step, config.validate_every, data.steps) and not stop:
+                    if not stop and len(data.validation) and _due(step, config.validate_every, data.steps):
                         with reports.paused(metrics):
                             metrics[VALIDATION_LOSS] = _validate(parts, state, config, data.validation)
                     reports.dispatched(step, metrics, data_before)
                     if stop or _due(step, config.save_every, data.steps):
-                        row = reports.read()
-                        with reports.paused():
-                            log.sync()
-                            checkpoints.save(step, state, batches.get_state(), row)
-                    if stop:
-                        checkpoints.wait()
-                        raise Interrupted(
-                            f"stopped by SIGTERM after step {step} of {data.steps}, which is saved"
-                        )
-            except NotFinite as error:  # neither its step nor any after it has changed the state
-                if error.step > 1:
-                    log.sync()
-                    checkpoints.save(error.step - 1, state, error.data_before, {})
+                        _save(checkpoints, reports, step, state, batches.get_state(), stop=stop)
+            except NotFinite as error:
+                _save_before(error, checkpoints, log, state)
                 raise
     if preemption.heard():
         raise Interrupted(f"stopped by SIGTERM after the last of {data.steps} steps, which is saved")
@@ -207,6 +193,29 @@ def _compiled(parts: Parts, state: TrainState, config: TrainConfig, data: RunDat
 
 def _due(step: int, every: int, steps: int) -> bool:
     return step % every == 0 or step == steps
+
+
+def _save(
+    checkpoints: Checkpoints, reports: Reports, step: int, state: TrainState, data_state: Any, *, stop: bool
+) -> None:
+    """Begins a checkpoint of the state after a step; the rows up to that step are on the disk before.
+
+    To `stop`, waits until the checkpoint is whole and raises Interrupted.
+    """
+    row = reports.read()
+    with reports.paused():
+        reports.log.sync()
+        checkpoints.save(step, state, data_state, row)
+    if stop:
+        checkpoints.wait()
+        raise Interrupted(f"stopped by SIGTERM after step {step} of {len(reports.batches)}, which is saved")
+
+
+def _save_before(error: NotFinite, checkpoints: Checkpoints, log: MetricsLog, state: TrainState) -> None:
+    """A checkpoint of the last good state: neither the error's step nor any after it has changed `state`."""
+    if error.step > 1:
+        log.sync()
+        checkpoints.save(error.step - 1, state, error.data_before, {})
 
 
 def _validate(parts: Parts, state: TrainState, config: TrainConfig, batches: Batches) -> float:

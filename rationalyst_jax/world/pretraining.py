@@ -29,9 +29,9 @@ class Mixture:
     """Shares of the three kinds of text, by number of documents.
 
     Attributes:
-        plain: Documents.
-        inline: Documents with thoughts between markers.
-        annotation: Documents followed by their annotated copy.
+        plain: Share of plain documents.
+        inline: Share of documents with thoughts between markers.
+        annotation: Share of documents that are followed by their annotated copy.
 
     Raises ValueError for a share below 0, and where all are 0.
     """

@@ -20,13 +20,13 @@ class DistributedConfig:
     and `process` go together. Raises ValueError naming what is missing, contradictory or out of range.
 
     Attributes:
-        mode: "auto" connects where the environment names several processes: a Slurm step of more than one
-            task, a TPU pod under GKE, several TPU slices. "on" leaves that to jax, which finds the hosts of a
-            Cloud TPU VM pod by asking the metadata server ("auto" never asks: in a notebook that hangs).
-            "off" never connects.
-        coordinator: HOST:PORT of process 0, where the environment does not say it.
-        processes: How many processes there are, with `coordinator`.
-        process: The number of this one, from 0, with `coordinator`.
+        mode: When to connect. "auto" connects where the environment names several processes: a Slurm step of
+            more than one task, a TPU pod under GKE, several TPU slices. "on" lets jax find the others. On a
+            Cloud TPU VM pod jax asks the metadata server; "auto" never does, because that hangs in a
+            notebook. "off" never connects.
+        coordinator: HOST:PORT of process 0, where the environment does not name it.
+        processes: Number of processes; needed with `coordinator`.
+        process: Number of this process, from 0; needed with `coordinator`.
     """
 
     mode: Literal["auto", "on", "off"] = "auto"

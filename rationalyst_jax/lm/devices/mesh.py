@@ -15,9 +15,10 @@ class MeshShape:
     Raises ValueError for more than one -1, and for a size below 1.
 
     Attributes:
-        replica: Copies of all weights; each takes its part of a batch's rows.
-        fsdp: Parts of the weights, gradients and moments; each takes its part of a batch's rows too.
-        tensor: Parts of the heads, the feed-forward layer and the vocabulary.
+        replica: Number of copies of all weights. Each copy takes its part of a batch's rows.
+        fsdp: Number of parts into which weights, gradients and moments are divided. Each part takes its part
+            of a batch's rows too.
+        tensor: Number of parts into which heads, the feed-forward layer and the vocabulary are divided.
     """
 
     replica: int = 1

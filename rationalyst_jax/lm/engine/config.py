@@ -10,10 +10,11 @@ class EngineConfig:
     """How a model generates and scores (`lm/engine/`).
 
     Attributes:
-        max_sequences: Candidates that are generated at once.
-        pages: Pages of 16 tokens that the cache has; by default what fits in the device's memory.
-        tensor: Devices among which the model is divided.
-        int8: The projections' weights are kept in eight bits (`lm/model/quantize.py`).
+        max_sequences: Largest number of sequences that are generated at the same time.
+        pages: Number of pages of the key-value cache, 16 tokens each. By default as many as fit in the
+            memory of the device.
+        tensor: Number of devices among which each model is divided.
+        int8: Whether the weights of the projections are rounded to eight bits.
 
     Raises ValueError naming the key and the value that is out of range.
     """

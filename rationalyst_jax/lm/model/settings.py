@@ -18,9 +18,9 @@ class LoraConfig:
     Raises ValueError for what cannot be.
 
     Attributes:
-        rank: Columns of A and rows of B.
+        rank: Rank of an adapter: columns of A and rows of B.
         alpha: Scale of what an adapter adds, before it is divided by the rank.
-        projections: Which projections of every layer have adapters; by default all seven.
+        projections: Projections of every layer that have adapters; by default all seven.
     """
 
     rank: int = 16

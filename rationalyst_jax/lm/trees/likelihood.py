@@ -69,8 +69,8 @@ class Scores:
         Waits for the device.
         """
         found: dict[tuple[int, int], np.ndarray] = {}
-        for strips, logprob_GP in zip(self._batches, jax.device_get(self._computed), strict=True):
-            for strip, logprob_P in zip(strips, logprob_GP, strict=True):
+        for strips, logprob_SP in zip(self._batches, jax.device_get(self._computed), strict=True):
+            for strip, logprob_P in zip(strips, logprob_SP, strict=True):
                 for pair, places in zip(strip.pairs, strip.places, strict=True):
                     found[pair] = logprob_P[np.searchsorted(strip.nodes, places)]
         return [[found[g, i] for i in range(size)] for g, size in enumerate(self._sizes)]
@@ -106,7 +106,7 @@ def score(
 
 
 # ---- The program ----
-# B rows of a batch, T places of a row; G shards of the rows, each with P slots for the nodes that are asked
+# B rows of a batch, T places of a row; S shards of the rows, each with P slots for the nodes that are asked
 # for.
 
 
@@ -119,18 +119,18 @@ class Batch(NamedTuple):
     token_BT: Array
     position_BT: Array
     subtree_size_BT: Array
-    place_GP: Array
-    target_GP: Array
+    place_SP: Array
+    target_SP: Array
 
 
 @partial(jax.jit, static_argnames=("graph", "suppress", "mesh"))
 def score_rows(graph, weights, batch: Batch, suppress: tuple[int, ...], mesh: Mesh | None) -> Array:
-    """Log-probabilities `[G, P]` (nats, float32) of what a batch asks for, 0 where it asks for nothing."""
+    """Log-probabilities `[S, P]` (nats, float32) of what a batch asks for, 0 where it asks for nothing."""
     model: Llama = nnx.merge(graph, weights)
     hidden_BTD, _ = model(batch.token_BT, batch.position_BT, tree_attend(batch.subtree_size_BT, mesh))
-    hidden_GND = hidden_BTD.reshape(len(batch.place_GP), -1, hidden_BTD.shape[2])
-    asked = batch.place_GP, batch.target_GP
-    return token_logprobs(hidden_GND, model.output_VD(), *asked, suppress=suppress, mesh=mesh)
+    hidden_SPD = hidden_BTD.reshape(len(batch.place_SP), -1, hidden_BTD.shape[2])
+    asked = batch.place_SP, batch.target_SP
+    return token_logprobs(hidden_SPD, model.output_VD(), *asked, suppress=suppress, mesh=mesh)
 
 
 # ---- From pairs to batches ----
@@ -201,15 +201,15 @@ def _batch(rows: Rows, strips: list[_Strip]) -> Any:
     """A `Batch` of NumPy arrays."""
     every = slice(strips[0].rows.start, strips[-1].rows.stop)
     token_BT = rows.token_RT[every]
-    G = len(strips)
-    P = token_BT.size // G
-    token_GP = token_BT.reshape(G, P)
-    distance_GP = rows.parent_distance_RT[every].reshape(G, P)
-    place_GP = np.zeros((G, P), np.int32)
-    target_GP = np.full((G, P), -1, np.int32)
-    for g, strip in enumerate(strips):
+    S = len(strips)
+    P = token_BT.size // S
+    token_SP = token_BT.reshape(S, P)
+    distance_SP = rows.parent_distance_RT[every].reshape(S, P)
+    place_SP = np.zeros((S, P), np.int32)
+    target_SP = np.full((S, P), -1, np.int32)
+    for s, strip in enumerate(strips):
         node = strip.nodes
-        place_GP[g, : len(node)] = node - distance_GP[g, node]
-        target_GP[g, : len(node)] = token_GP[g, node]
-    arrays: Any = (token_BT, rows.position_RT[every], rows.subtree_size_RT[every], place_GP, target_GP)
+        place_SP[s, : len(node)] = node - distance_SP[s, node]
+        target_SP[s, : len(node)] = token_SP[s, node]
+    arrays: Any = (token_BT, rows.position_RT[every], rows.subtree_size_RT[every], place_SP, target_SP)
     return Batch(*arrays)
