@@ -14,7 +14,7 @@ MAKE_VENV = $(PYTHON) -m venv .venv
 INSTALL = $(BIN)/python -m pip install --quiet -c constraints.txt
 endif
 
-.PHONY: install demo test aot lint bench wheels accelerator
+.PHONY: install demo test test-lowest aot lint bench wheels accelerator
 install: .venv/installed
 
 .venv/python:
@@ -38,6 +38,17 @@ demo: .venv/installed
 COMPILED = JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.pytest_cache/jax JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.3
 test: .venv/installed-test
 	$(COMPILED) JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(BIN)/pytest -q -rs -n 2 --dist loadfile
+
+# The lowest versions that pyproject.toml declares, with pip, in an environment of their own; without the oracles.
+LOWEST = .venv-lowest
+$(LOWEST)/installed: pyproject.toml
+	$(PYTHON) -m venv $(LOWEST)
+	sed -nE 's/^ *"([A-Za-z0-9_-]+)(\[.*\])?>=([0-9.]+),.*/\1==\3/p' pyproject.toml > $(LOWEST)/constraints.txt
+	$(LOWEST)/bin/python -m pip install --quiet -c $(LOWEST)/constraints.txt -e . pytest pytest-xdist hypothesis
+	@touch $@
+
+test-lowest: $(LOWEST)/installed
+	$(COMPILED) JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(LOWEST)/bin/pytest -q -rs -n 2 --dist loadfile $(ARGS)
 
 # Compilers for TPUs and GPUs that are not here. JAX then looks for a TPU, and says that there is none.
 .venv/installed-aot: .venv/installed-test
