@@ -47,7 +47,7 @@ def test_preempted_sequences_write_what_they_would_have_written(model, tokenizer
     ]
     sizes: dict[str, Any] = {
         "max_sequences": 12,
-        "prefill_chunks": 4,
+        "prefill_chunks": 1,
         "chunk_size": 8,
         "page_size": 4,
         "steps": 4,

@@ -29,7 +29,7 @@ from rationalyst_jax.roles.role import Role
 from rationalyst_jax.tasks.question import Question
 
 
-def test_no_page_is_lost_in_ten_thousand_random_operations(monkeypatch):
+def test_no_page_is_lost_in_thousands_of_random_operations(monkeypatch):
     """Requests with common beginnings come, are worked on, preempted and given up, in a cache that is too
     small."""
     monkeypatch.setattr(sequences, "PROMISED", 1)
@@ -38,7 +38,7 @@ def test_no_page_is_lost_in_ten_thousand_random_operations(monkeypatch):
         random_llama(257, layers=1),
         byte_tokenizer(),
         max_sequences=6,
-        prefill_chunks=3,
+        prefill_chunks=2,
         chunk_size=4,
         page_size=3,
         pages=25,
@@ -46,7 +46,7 @@ def test_no_page_is_lost_in_ten_thousand_random_operations(monkeypatch):
     open_: list[Handle] = []
     beginnings = [tuple(rng.integers(0, 256, 20).tolist()) for _ in range(3)]
     done = cancelled = 0
-    for _ in range(10_000):
+    for _ in range(3_000):
         what = rng.random()
         if what < 0.2 and len(open_) < 12:
             context = (*beginnings[rng.integers(3)][: rng.integers(1, 20)], int(rng.integers(256)))
@@ -72,7 +72,7 @@ def test_no_page_is_lost_in_ten_thousand_random_operations(monkeypatch):
         engine.cancel(handle)
     while engine.busy:
         engine.step()
-    assert done > 300 and cancelled > 100 and engine.preemptions > 100
+    assert done > 100 and cancelled > 40 and engine.preemptions > 40
     assert engine.prefix_cache.in_use == 0 and engine.prefix_cache.available == engine.prefix_cache.pages
     engine.forget()
     assert sorted(engine.prefix_cache._free) == list(range(1, engine.prefix_cache.pages + 1))
@@ -135,11 +135,11 @@ def test_a_guided_loop_computes_a_tenth_of_what_it_sends(shared, tmp_path, caplo
     path.write_text(
         yaml.safe_dump({"version": "8 examples", "document": shipped.document, "prompts": messages})
     )
-    lines = (shared / "gsm8k" / "test.jsonl").read_text(encoding="utf-8").splitlines()[:12]
+    lines = (shared / "gsm8k" / "test.jsonl").read_text(encoding="utf-8").splitlines()[:6]
     questions = [Question(str(i), json.loads(line)["question"]) for i, line in enumerate(lines)]
 
     shape = LlamaConfig(128256, 8, 8, 1, 2, 1, 4, max_position_embeddings=2048, eos_token_id=128001)
-    engine = Watched(Llama(shape, rngs=nnx.Rngs(0)), tokenizer, max_sequences=32)
+    engine = Watched(Llama(shape, rngs=nnx.Rngs(0)), tokenizer, max_sequences=18)
     engine.warm_up()
     role = Role(engine, tokenizer)
     config = ReasonConfig(
@@ -150,7 +150,7 @@ def test_a_guided_loop_computes_a_tenth_of_what_it_sends(shared, tmp_path, caplo
             questions, Roles(role, role, role), load_prompts(path), config, lambda text: None, tmp_path / "t"
         )
     assert not [r for r in caplog.records if r.getMessage().startswith("Compiling")]
-    assert len(traces) == 12 and all(len(trace.steps) == 6 for trace in traces)
+    assert len(traces) == 6 and all(len(trace.steps) == 6 for trace in traces)
     used = mean_ledger(traces)
     sent = used["prefilled"] + used["cached"]
     assert sent > 9000

@@ -70,6 +70,7 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
     command = [sys.executable, "-m", "rationalyst_jax.cli.main", "serve", "--model", "world", "--port", "0"]
+    command += ["--engine.max_sequences", "8"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         line = next(line for line in server.stdout if " at http://" in line)
@@ -77,43 +78,51 @@ def address() -> Iterator[str]:
         server.terminate()
 
 
-def evaluated(tasks: Path, out: Path, names: str, model: str, arguments: str, *more: str) -> dict[str, list]:
-    """What the harness got for each document of each task, in order."""
-    command = [sys.executable, "-m", "lm_eval", "--model", model, "--model_args", arguments]
-    command += [
-        "--tasks",
-        names,
-        "--include_path",
-        str(tasks),
-        "--output_path",
-        str(out),
-        "--log_samples",
-        *more,
-    ]
+# One process for both sides. The metrics' errors are not asked for: to bootstrap them takes long.
+EVALUATING = """
+import json, sys
+import lm_eval
+from lm_eval.tasks import TaskManager
+
+asked = json.loads(sys.argv[1])
+tasks = TaskManager(include_path=asked["include"])
+for side, how in asked["sides"].items():
+    found = lm_eval.simple_evaluate(
+        **how, tasks=asked["tasks"], task_manager=tasks, log_samples=True, bootstrap_iters=0
+    )
+    samples = {
+        name: [sample["filtered_resps"] for sample in sorted(samples, key=lambda one: one["doc_id"])]
+        for name, samples in found["samples"].items()
+    }
+    with open(f"{asked['out']}/{side}.json", "w") as file:
+        json.dump(samples, file)
+"""
+
+
+def evaluated(tasks: Path, out: Path, names: list[str], **sides: dict) -> list[dict[str, list]]:
+    """What the harness got, by each side, for each document of each task, in order."""
+    asked = {"include": str(tasks), "tasks": names, "out": str(out), "sides": sides}
     offline = {
         "HF_HOME": str(out),
         "HF_HUB_OFFLINE": "1",
         "HF_DATASETS_OFFLINE": "1",
         "OPENAI_API_KEY": "none",
     }
+    command = [sys.executable, "-c", EVALUATING, json.dumps(asked)]
     done = subprocess.run(command, env={**os.environ, **offline}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    found = {}
-    for name in names.split(","):
-        [path] = out.rglob(f"samples_{name}_*.jsonl")
-        samples = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        found[name] = [sample["filtered_resps"] for sample in sorted(samples, key=lambda one: one["doc_id"])]
-        assert len(found[name]) == 6
+    found = [json.loads((out / f"{side}.json").read_text(encoding="utf-8")) for side in sides]
+    assert all(len(samples[name]) == 6 for samples in found for name in names)
     return found
 
 
+THEIRS = {"model": "hf", "model_args": f"pretrained={FOLDER},dtype=float32", "device": "cpu"}
+
+
 def test_the_harness_measures_what_it_measures_with_transformers(tasks, address, tmp_path):
-    names = "choose,perplexity,write"
     remote = f"model=world,base_url={address}/completions,tokenizer={FOLDER},tokenizer_backend=huggingface"
-    ours = evaluated(tasks, tmp_path / "ours", names, "local-completions", f"{remote},num_concurrent=4")
-    theirs = evaluated(
-        tasks, tmp_path / "theirs", names, "hf", f"pretrained={FOLDER},dtype=float32", "--device", "cpu"
-    )
+    served = {"model": "local-completions", "model_args": f"{remote},num_concurrent=4"}
+    ours, theirs = evaluated(tasks, tmp_path, ["choose", "perplexity", "write"], ours=served, theirs=THEIRS)
     assert ours["write"] == theirs["write"]
     assert len({str(written) for written in ours["write"]}) > 1
     for mine, other in zip(ours["choose"], theirs["choose"], strict=True):
@@ -126,11 +135,11 @@ def test_the_harness_measures_what_it_measures_with_transformers(tasks, address,
 
 @pytest.mark.slow
 def test_the_harness_chats(tasks, address, tmp_path):
-    remote = f"model=world,base_url={address}/chat/completions"
-    chat = evaluated(
-        tasks, tmp_path / "ours", "write", "local-chat-completions", remote, "--apply_chat_template"
-    )
-    local = f"pretrained={FOLDER},dtype=float32"
-    how = "--apply_chat_template", "--device", "cpu"
-    assert len({str(written) for written in chat["write"]}) > 1
-    assert chat == evaluated(tasks, tmp_path / "theirs", "write", "hf", local, *how)
+    served = {
+        "model": "local-chat-completions",
+        "model_args": f"model=world,base_url={address}/chat/completions",
+    }
+    chat = {"apply_chat_template": True}
+    ours, theirs = evaluated(tasks, tmp_path, ["write"], ours=served | chat, theirs=THEIRS | chat)
+    assert len({str(written) for written in ours["write"]}) > 1
+    assert ours == theirs

@@ -5,7 +5,6 @@ after the other; a part has Y blocks of W words; X = U * Y blocks in all.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
@@ -26,10 +25,11 @@ def token_keys(seed_R: Array, candidate_R: Array, position_R: Array) -> Array:
     return jax.vmap(key)(seed_R, candidate_R, position_R)
 
 
-def likeliest(logits_RV: Array, top_k_R: Array, top_p_R: Array) -> Array:
-    """-inf but for the `top_k` likeliest tokens (0: all), and of these the fewest of mass >= `top_p`.
+def least_likely(logits_RV: Array, top_k_R: Array, top_p_R: Array) -> Array:
+    """The least logit, `[R, 1]`, among the `top_k` likeliest tokens (0: all), and of these the fewest of mass
+    >= `top_p`.
 
-    (Top-p: arXiv 1904.09751, section 3.1.) Tokens exactly as likely as the last of them stay too.
+    (Top-p: arXiv 1904.09751, section 3.1.)
     """
     V = logits_RV.shape[-1]
     sorted_RV = -jnp.sort(-logits_RV, axis=-1)
@@ -39,8 +39,7 @@ def likeliest(logits_RV: Array, top_k_R: Array, top_p_R: Array) -> Array:
     mass_RV = jax.nn.softmax(sorted_RV, axis=-1)
     before_RV = jnp.cumsum(mass_RV, axis=-1) - mass_RV
     kept_RV &= (before_RV < top_p_R[:, None]).at[:, 0].set(True)
-    least_R1 = jnp.min(jnp.where(kept_RV, sorted_RV, jnp.inf), axis=-1, keepdims=True)
-    return jnp.where(logits_RV >= least_R1, logits_RV, -jnp.inf)
+    return jnp.min(jnp.where(kept_RV, sorted_RV, jnp.inf), axis=-1, keepdims=True)
 
 
 def block_size(V: int) -> int:
@@ -100,7 +99,8 @@ class Logits:
         the same, and far fewer numbers are drawn. A difference in rounding changes the token only where two
         perturbed masses are that close.
 
-        Top-k and top-p are applied after the temperature, where a row asks for them.
+        Top-k and top-p are applied after the temperature, where a row asks for them. Tokens exactly as likely
+        as the last one they keep stay too.
         """
         _, R, _, W = self.parts_URYW.shape
         keys_R2 = jax.vmap(jax.random.split)(key_R)
@@ -109,18 +109,18 @@ class Logits:
             noise_RX = jax.vmap(lambda key: jax.random.gumbel(key, logits_RX.shape[1:]))(key_R)
             return jnp.argmax(logits_RX + noise_RX, axis=1)
 
-        def drawn(mass_RX: Array, words: Callable[[Array], Array]) -> Array:
-            block_R = likeliest_with_noise(mass_RX, keys_R2[:, 0])
-            return block_R * W + likeliest_with_noise(words(block_R), keys_R2[:, 1])
+        def of_likeliest() -> tuple[Array, Array]:
+            whole_RV = self.whole() / temperature_R[:, None]
+            least_R1 = least_likely(whole_RV, top_k_R, top_p_R)
+            kept_RV = jnp.where(whole_RV >= least_R1, whole_RV, -jnp.inf)
+            return jax.nn.logsumexp(kept_RV.reshape(R, -1, W), axis=2), least_R1
 
-        def of_all() -> Array:
-            return drawn(self.tempered_RX, lambda block_R: self.block(block_R) / temperature_R[:, None])
-
-        def of_likeliest() -> Array:
-            kept_RV = likeliest(self.whole() / temperature_R[:, None], top_k_R, top_p_R)
-            kept_RXW = kept_RV.reshape(R, -1, W)
-            mass_RX = jax.nn.logsumexp(kept_RXW, axis=2)
-            return drawn(mass_RX, lambda block_R: kept_RXW[jnp.arange(R), block_R])
+        def of_all() -> tuple[Array, Array]:
+            return self.tempered_RX, jnp.full((R, 1), -jnp.inf)
 
         restricted = (top_k_R > 0).any() | (top_p_R < 1).any()
-        return jax.lax.cond(restricted, of_likeliest, of_all).astype(jnp.int32)
+        mass_RX, least_R1 = jax.lax.cond(restricted, of_likeliest, of_all)
+        block_R = likeliest_with_noise(mass_RX, keys_R2[:, 0])
+        words_RW = self.block(block_R) / temperature_R[:, None]
+        words_RW = jnp.where(words_RW >= least_R1, words_RW, -jnp.inf)
+        return (block_R * W + likeliest_with_noise(words_RW, keys_R2[:, 1])).astype(jnp.int32)
