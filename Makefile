@@ -56,7 +56,7 @@ test-lowest: $(LOWEST)/installed
 	@touch $@
 
 aot: .venv/installed-aot
-	$(BIN)/pytest -q -rP -m "aot and not slow"
+	$(BIN)/pytest -q -rP -m "aot and not slow" $(ARGS)
 	$(BIN)/pytest -q tests/test_attention.py -k triton
 
 lint: .venv/installed-test

@@ -181,7 +181,7 @@ def test_a_candidate_has_at_most_its_own_max_tokens(engine):
 
 
 def test_generation_ends_where_the_positions_do(tokenizer):
-    engine = Engine(random_llama(257, max_position_embeddings=40), tokenizer, **SMALL | {"prefill_chunks": 1})
+    engine = Engine(random_llama(257, max_position_embeddings=40), tokenizer, **SMALL)
     inside, beyond = contexts(35, 40)
     ((result,),) = engine.generate([GenerateRequest(inside, max_tokens=20, suppress=(256,))])
     assert (len(result.tokens), result.finish) == (5, "length")
