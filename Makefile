@@ -38,7 +38,7 @@ demo: .venv/installed
 COMPILED = JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.pytest_cache/jax JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.3 \
 	JAX_DISABLE_MOST_OPTIMIZATIONS=1
 test: .venv/installed-test
-	$(COMPILED) $(BIN)/pytest -q -rs -n 2 --dist loadfile
+	$(COMPILED) $(BIN)/pytest -q -rs -n 2 --dist loadfile --no-loadscope-reorder
 
 # The lowest versions that pyproject.toml declares, with pip, in an environment of their own; without the oracles.
 LOWEST = .venv-lowest
@@ -49,7 +49,7 @@ $(LOWEST)/installed: pyproject.toml
 	@touch $@
 
 test-lowest: $(LOWEST)/installed
-	$(COMPILED) $(LOWEST)/bin/pytest -q -rs -n 2 --dist loadfile $(ARGS)
+	$(COMPILED) $(LOWEST)/bin/pytest -q -rs -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # Compilers for TPUs and GPUs that are not here. JAX then looks for a TPU, and says that there is none.
 .venv/installed-aot: .venv/installed-test

@@ -6,16 +6,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
 import pyarrow.parquet as pq
-from flax import nnx
+from random_model import random_llama
 
 from rationalyst_jax.cli.main import main
 from rationalyst_jax.lm.model.config import LlamaConfig
 from rationalyst_jax.lm.model.llama import Llama
 from rationalyst_jax.lm.weights.hf import save_llama
-from rationalyst_jax.lm.weights.orbax import abstract_llama
 from rationalyst_jax.mine.likelihood_filter import FilteredTriple
 from rationalyst_jax.mine.store import Provenance, write_filtered
 from rationalyst_jax.reason.traces import Trace, append_trace
@@ -31,12 +28,9 @@ def rationalyst(command: str) -> int:
     return main(shlex.split(command))
 
 
-def random_llama(vocab_size: int, dtype: str = "float32", **changes: Any) -> Llama:
+def small_llama(vocab_size: int, dtype: str = "float32", **changes: Any) -> Llama:
     config = LlamaConfig(vocab_size, 16, 32, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8, **changes)
-    graph, state = abstract_llama(config)
-    rng = np.random.default_rng(0)
-    state = jax.tree.map(lambda leaf: jax.numpy.asarray(rng.normal(size=leaf.shape), dtype), state)
-    return nnx.merge(graph, state)
+    return random_llama(config, dtype=dtype, deviation=1.0)
 
 
 def triple(document: str, index: int, gain: float, kept: bool = True) -> FilteredTriple:
@@ -89,7 +83,7 @@ def write_files(root: Path) -> None:
 def _write_models(root: Path) -> None:
     """One good checkpoint, and some that do not fit together or lack something."""
     tokenizer = make_tokenizer()
-    model = random_llama(
+    model = small_llama(
         len(tokenizer),
         tie_embeddings=True,
         bos_token_id=tokenizer.bos_token_id,

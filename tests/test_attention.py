@@ -92,15 +92,19 @@ def rows_of(*trees: list[list[int]], length: int = 300) -> np.ndarray:
     return pack([build_tree([[9, *tail] for tail in tails])[0] for tails in trees], length).subtree_size_RT
 
 
+@partial(jax.jit, static_argnames="attention")
+def outputs_and_gradients(attention: Attention, q, k, v, dout, size_BT) -> tuple[jax.Array, ...]:
+    out, vjp = jax.vjp(lambda q, k, v: attention(q, k, v, size_BT), q, k, v)
+    return out, *vjp(dout)
+
+
 def check(attention: Attention, size_BT: np.ndarray, N: int, K: int, H: int, dtype: str = "float32") -> None:
     rng = np.random.default_rng(0)
     B, T = size_BT.shape
     q, dout = rng.normal(size=(2, B, T, N, H))
     k, v = rng.normal(size=(2, B, T, K, H))
     q, k, v, dout = (np.asarray(jnp.asarray(x, dtype), np.float64) for x in (q, k, v, dout))
-    size = jnp.asarray(size_BT)
-    out, vjp = jax.vjp(lambda q, k, v: attention(q, k, v, size), *(jnp.asarray(x, dtype) for x in (q, k, v)))
-    made = (out, *vjp(jnp.asarray(dout, dtype)))
+    made = outputs_and_gradients(attention, *(jnp.asarray(x, dtype) for x in (q, k, v, dout)), size_BT)
     got: dict[str, jax.Array] = {name: x for name, x in zip(("out", "dq", "dk", "dv"), made, strict=True)}
     for name, value in exact(q, k, v, size_BT, dout).items():
         # Where nobody has an ancestor, dq and dk are exactly 0: compare with what they would otherwise be.

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cli_files import random_llama
+from cli_files import small_llama
 from flax import nnx
 from test_train import fit_examples
 
@@ -30,7 +30,7 @@ from rationalyst_jax.world.checkpoint import checkpoint_path
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 def test_orbax_checkpoints_keep_every_bit(tmp_path, dtype, tied):
-    model = random_llama(20, dtype, tie_embeddings=tied, eos_token_id=(2, 3))
+    model = small_llama(20, dtype, tie_embeddings=tied, eos_token_id=(2, 3))
     save_orbax(model, tmp_path / "orbax")
     loaded = load_orbax(tmp_path / "orbax")
     assert loaded.config == model.config
@@ -41,13 +41,13 @@ def test_orbax_checkpoints_keep_every_bit(tmp_path, dtype, tied):
 
 
 def test_a_checkpoint_is_never_overwritten(tmp_path):
-    save_orbax(random_llama(20), tmp_path)
+    save_orbax(small_llama(20), tmp_path)
     with pytest.raises(ValueError, match="already holds a checkpoint"):
-        save_orbax(random_llama(20), tmp_path)
+        save_orbax(small_llama(20), tmp_path)
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path):
-    save_orbax(random_llama(20), tmp_path / "good")
+    save_orbax(small_llama(20), tmp_path / "good")
     for part in ("manifest.ocdbt", "_METADATA", "ocdbt.process_0"):
         shutil.copytree(tmp_path / "good", tmp_path / part)
         damaged = tmp_path / part / "weights" / part
@@ -87,7 +87,7 @@ def test_what_ends_after_its_event_loop_is_closed_is_no_error(caplog):
 
 
 def test_every_parameter_that_does_not_fit_is_listed(tmp_path):
-    save_orbax(random_llama(20, tie_embeddings=False), tmp_path)
+    save_orbax(small_llama(20, tie_embeddings=False), tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     changed = {**config, "head_dim": 4, "tie_word_embeddings": True}
     (tmp_path / "config.json").write_text(json.dumps(changed))
@@ -104,7 +104,7 @@ def train_briefly(run_dir: Path) -> None:
     """Two steps and a checkpoint, or nothing where they are done."""
     config = TrainConfig(steps=2, batch_examples=2, row_length=8, microbatch_rows=1, validation_fraction=0.0)
     examples = [Example((1, 2, 3), (0, 1, 1), str(i)) for i in range(4)]
-    fit_examples(random_llama(20), examples, config, run_dir)
+    fit_examples(small_llama(20), examples, config, run_dir)
 
 
 @pytest.fixture(scope="module")

@@ -100,7 +100,7 @@ def server(monkeypatch):
 
     http = Server(Handler)
     lock = threading.Lock()
-    thread = threading.Thread(target=http.serve_forever)
+    thread = threading.Thread(target=http.serve_forever, args=(0.01,))
     thread.start()
     yield http
     release.set()

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -12,11 +13,12 @@ import pytest
 from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_model import random_llama
 from scipy.stats import chisquare
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from rationalyst_jax.lm.devices.sharding import created, make_mesh
+from rationalyst_jax.lm.devices.sharding import make_mesh, shard_weights
 from rationalyst_jax.lm.engine import sequences
 from rationalyst_jax.lm.engine.engine import Engine
 from rationalyst_jax.lm.engine.requests import GenerateRequest, Handle, ScoreRequest
@@ -25,7 +27,7 @@ from rationalyst_jax.lm.model.llama import Llama, tree_attend
 from rationalyst_jax.lm.weights.hf import load_llama
 
 # Most engines here have these sizes, so that they have the same compiled programs.
-SMALL: dict[str, Any] = {"max_sequences": 4, "steps": 4, "prefill_chunks": 4, "chunk_size": 8}
+SMALL: dict[str, Any] = {"max_sequences": 4, "steps": 4, "prefill_chunks": 1, "chunk_size": 24}
 PAGED: dict[str, Any] = SMALL | {"page_size": 4, "pages": 200}
 
 
@@ -38,16 +40,24 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>")
 
 
-def random_llama(vocab_size: int, layers: int = 2, **config) -> Llama:
+def small_llama(vocab_size: int, layers: int = 2, **config) -> Llama:
     """A random model whose next tokens are neither certain nor uniform."""
-    return Llama(LlamaConfig(vocab_size, 32, 48, layers, 4, 2, 8, **config), rngs=nnx.Rngs(0))
+    return random_llama(LlamaConfig(vocab_size, 32, 48, layers, 4, 2, 8, **config))
+
+
+@partial(jax.jit, static_argnames="graph")
+def plain_logits(graph: Any, weights: nnx.State, token_T: jax.Array) -> jax.Array:
+    model: Llama = nnx.merge(graph, weights)
+    place_1T = jnp.arange(len(token_T))[None]
+    hidden_1TD, _ = model(token_T[None], place_1T, tree_attend(len(token_T) - place_1T))
+    return hidden_1TD[0] @ model.output_VD().T
 
 
 def next_logprobs(model: Llama, tokens: tuple[int, ...], suppress: tuple[int, ...] = ()) -> np.ndarray:
     """Log-probabilities `[T, V]` after each token by one plain forward pass, the softmax in float64."""
-    T = len(tokens)
-    hidden_BTD, _ = model(jnp.array([tokens]), jnp.arange(T)[None], tree_attend(T - jnp.arange(T)[None]))
-    logits_TV = np.asarray(hidden_BTD[0] @ model.output_VD().T, np.float64)
+    token_T = np.zeros(-(-len(tokens) // 64) * 64, np.int32)  # few lengths, so few programs
+    token_T[: len(tokens)] = tokens
+    logits_TV = np.asarray(plain_logits(*nnx.split(model), token_T)[: len(tokens)], np.float64)
     logits_TV[:, list(suppress)] = -np.inf
     return logits_TV - np.log(np.exp(logits_TV).sum(axis=-1, keepdims=True))
 
@@ -64,7 +74,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 @pytest.fixture(scope="module")
 def model() -> Llama:
-    return random_llama(257)
+    return small_llama(257)
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +145,7 @@ def test_a_stop_string_that_spans_tokens_cuts_text_and_tokens(model, tokenizer):
     assert whole.finish == "length" and len(whole.text) == 40
     stop = whole.text[17:20]
     at = whole.text.index(stop)
-    for steps in (1, 8):
+    for steps in (1, 4):
         options: dict[str, Any] = SMALL | {"steps": steps}
         engine = Engine(model, tokenizer, **options)
         ((cut,),) = engine.generate([replace(free, stop=("never there", stop))])
@@ -160,9 +170,9 @@ def test_a_token_that_holds_a_stop_string_ends_its_candidate_only(engine, tokeni
 def test_end_of_sequence_ends_a_candidate_and_stays_out_of_the_text(tokenizer):
     (context,) = contexts(20)
     greedy = GenerateRequest(context, max_tokens=8, temperature=0)
-    ((whole,),) = Engine(random_llama(257), tokenizer, **SMALL).generate([greedy])
+    ((whole,),) = Engine(small_llama(257), tokenizer, **SMALL).generate([greedy])
     end = whole.tokens[3]
-    ending = Engine(random_llama(257, eos_token_id=(end, 256)), tokenizer, **SMALL)
+    ending = Engine(small_llama(257, eos_token_id=(end, 256)), tokenizer, **SMALL)
     ((ended,),) = ending.generate([greedy])
     count = whole.tokens.index(end) + 1
     assert ended.tokens == whole.tokens[:count]
@@ -181,7 +191,7 @@ def test_a_candidate_has_at_most_its_own_max_tokens(engine):
 
 
 def test_generation_ends_where_the_positions_do(tokenizer):
-    engine = Engine(random_llama(257, max_position_embeddings=40), tokenizer, **SMALL)
+    engine = Engine(small_llama(257, max_position_embeddings=40), tokenizer, **SMALL)
     inside, beyond = contexts(35, 40)
     ((result,),) = engine.generate([GenerateRequest(inside, max_tokens=20, suppress=(256,))])
     assert (len(result.tokens), result.finish) == (5, "length")
@@ -216,7 +226,7 @@ def test_logprobs_are_those_of_a_scoring_pass(engine, model):
 def test_samples_follow_the_exact_distribution(temperature, top_p, top_k):
     V, draws = 12, 20_000
     words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(V)}, unk_token="w0"))
-    model = random_llama(V, layers=1)
+    model = small_llama(V, layers=1)
     engine = Engine(model, PreTrainedTokenizerFast(tokenizer_object=words), max_sequences=500)
     request = GenerateRequest((3, 1, 4), 1, n=draws, temperature=temperature, top_p=top_p, top_k=top_k)
     counts_V = np.bincount([g.tokens[0] for g in engine.generate([request])[0]], minlength=V)
@@ -272,10 +282,13 @@ def test_heads_and_vocabulary_divided_among_devices_change_nothing(tokenizer, ca
         for t, k in ((0.0, 0), (1.0, 0), (0.7, 4))
     ]
     scores = [ScoreRequest(context, (5, 6, 7) * 9) for context in contexts(41, 70)]
-    sizes: dict[str, Any] = PAGED | {"prefill_chunks": 1, "alternatives": 2}
-    want = Engine(Llama(config, rngs=nnx.Rngs(0)), tokenizer, **sizes)
+    sizes: dict[str, Any] = PAGED | {"alternatives": 2}
+    model = random_llama(config)
+    want = Engine(model, tokenizer, **sizes)
     mesh = make_mesh(1, 1, 4, jax.devices()[:4])
-    got = Engine(created(lambda: Llama(config, rngs=nnx.Rngs(0)), mesh), tokenizer, mesh=mesh, **sizes)
+    graph, weights = nnx.split(model)
+    divided = nnx.merge(graph, jax.device_put(weights, shard_weights(weights, mesh)))
+    got = Engine(divided, tokenizer, mesh=mesh, **sizes)
     got.warm_up()
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
         mine = got.generate(requests), got.score(scores)

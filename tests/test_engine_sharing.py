@@ -9,8 +9,8 @@ import jax
 import numpy as np
 import pytest
 import yaml
-from flax import nnx
-from test_engine import byte_tokenizer, random_llama
+from random_model import random_llama
+from test_engine import byte_tokenizer, small_llama
 from test_engine_admission import Preempting
 
 from rationalyst_jax.lm.engine import sequences
@@ -18,7 +18,6 @@ from rationalyst_jax.lm.engine.engine import Engine
 from rationalyst_jax.lm.engine.requests import GenerateRequest, Handle, Request, ScoreRequest
 from rationalyst_jax.lm.engine.sequences import fitting_pages
 from rationalyst_jax.lm.model.config import LlamaConfig
-from rationalyst_jax.lm.model.llama import Llama
 from rationalyst_jax.lm.weights.tokenizer import load_tokenizer
 from rationalyst_jax.prompts.prompt import load_prompts
 from rationalyst_jax.reason.config import ReasonConfig
@@ -35,11 +34,11 @@ def test_no_page_is_lost_in_thousands_of_random_operations(monkeypatch):
     monkeypatch.setattr(sequences, "PROMISED", 1)
     rng = np.random.default_rng(0)
     engine = Preempting(
-        random_llama(257, layers=1),
+        small_llama(257, layers=1),
         byte_tokenizer(),
         max_sequences=6,
-        prefill_chunks=2,
-        chunk_size=4,
+        prefill_chunks=1,
+        chunk_size=8,
         page_size=3,
         pages=25,
     )
@@ -139,7 +138,7 @@ def test_a_guided_loop_computes_a_tenth_of_what_it_sends(shared, tmp_path, caplo
     questions = [Question(str(i), json.loads(line)["question"]) for i, line in enumerate(lines)]
 
     shape = LlamaConfig(128256, 8, 8, 1, 2, 1, 4, max_position_embeddings=2048, eos_token_id=128001)
-    engine = Watched(Llama(shape, rngs=nnx.Rngs(0)), tokenizer, max_sequences=18)
+    engine = Watched(random_llama(shape), tokenizer, max_sequences=18)
     engine.warm_up()
     role = Role(engine, tokenizer)
     config = ReasonConfig(
@@ -159,7 +158,7 @@ def test_a_guided_loop_computes_a_tenth_of_what_it_sends(shared, tmp_path, caplo
 
 
 def test_a_cache_takes_its_share_of_what_is_free(monkeypatch):
-    model = random_llama(257, max_position_embeddings=4096)
+    model = small_llama(257, max_position_embeddings=4096)
     page = 2 * 2 * 2 * 8 * 4 * 16  # bytes: keys and values, layers, heads, head size, float32, tokens
     used = {"bytes_limit": 1000 * page, "bytes_in_use": 200 * page}
     device = SimpleNamespace(memory_stats=lambda: used)

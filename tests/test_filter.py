@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from random_model import random_llama
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -74,7 +75,7 @@ def tiny_llama(vocab_size: int) -> Llama:
         head_dim=4,
         tie_embeddings=True,
     )
-    return Llama(config, rngs=nnx.Rngs(0))
+    return random_llama(config)
 
 
 @pytest.fixture(scope="module")

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 from flax import nnx
+from random_model import random_llama
 
 from rationalyst_jax.lm.devices.chips import CHIPS, chip_of
 from rationalyst_jax.lm.model.config import LlamaConfig
 from rationalyst_jax.lm.model.flops import forward_flops, training_flops
-from rationalyst_jax.lm.model.llama import Llama
 
 CONFIG = LlamaConfig(
     vocab_size=96, hidden_size=32, intermediate_size=56, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=6
@@ -44,7 +44,7 @@ def attend(q_BTNH, k_BTKH, v_BTKH, layer, cache):
 
 
 def loss_and_weights():
-    graph, weights = nnx.split(Llama(CONFIG, rngs=nnx.Rngs(0)))
+    graph, weights = nnx.split(random_llama(CONFIG))
     tokens = jnp.zeros((B, T), jnp.int32)
 
     def loss(weights):

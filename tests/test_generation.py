@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import transformers
-from cli_files import random_llama
+from cli_files import small_llama
 
 from rationalyst_jax.lm.engine.config import EngineConfig
 from rationalyst_jax.lm.engine.open import open_engines
@@ -28,7 +28,7 @@ def test_an_end_that_only_generation_config_names_ends_generation_as_in_transfor
     """As in the first Llama-3-8B-Instruct, whose turns end in <|eot_id|>."""
     torch = pytest.importorskip("torch", reason="torch is the oracle here")
     tokenizer = make_tokenizer()
-    save_llama(random_llama(len(tokenizer), eos_token_id=tokenizer.eos_token_id), tmp_path)
+    save_llama(small_llama(len(tokenizer), eos_token_id=tokenizer.eos_token_id), tmp_path)
     tokenizer.save_pretrained(tmp_path)
     prompt = (5, 6, 7)
 
@@ -42,7 +42,7 @@ def test_an_end_that_only_generation_config_names_ends_generation_as_in_transfor
         return found[0, len(prompt) :].tolist()
 
     def ours() -> list[int]:
-        [engine] = open_engines([open_checkpoint(tmp_path)], EngineConfig(max_sequences=2, pages=8))
+        [engine] = open_engines([open_checkpoint(tmp_path)], EngineConfig(max_sequences=1, pages=8))
         [[candidate]] = engine.generate([GenerateRequest(prompt, 12, temperature=0)])
         return list(candidate.tokens)
 
@@ -61,7 +61,7 @@ def test_no_file_takes_away_an_end_that_another_names(named, ends, tmp_path):
 
 
 def test_an_export_says_what_config_json_said(tmp_path):
-    save_llama(random_llama(50, eos_token_id=3), tmp_path)
+    save_llama(small_llama(50, eos_token_id=3), tmp_path)
     write(tmp_path, eos_token_id=[3, 9])
     save_llama(load_llama(tmp_path), tmp_path / "again")
     assert load_config(tmp_path / "again").eos_token_id == 3

@@ -10,23 +10,16 @@ import numpy as np
 import pytest
 import transformers
 from flax import nnx
+from random_model import random_llama
 from safetensors.numpy import load_file, save_file
 
 from rationalyst_jax.lm.model.config import LlamaConfig
-from rationalyst_jax.lm.model.llama import Llama
 from rationalyst_jax.lm.weights.hf import check_llama, load_config, load_llama, save_llama, stored_dtype
 
 torch = pytest.importorskip("torch", reason="torch is the oracle here")
 
 CONFIG = LlamaConfig(50, 16, 24, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=6, eos_token_id=(3, 4))
 TIED = LlamaConfig(50, 16, 24, num_layers=2, num_heads=2, num_kv_heads=2, head_dim=8, tie_embeddings=True)
-
-
-def random_llama(config: LlamaConfig, seed: int, dtype=np.float32) -> Llama:
-    """Numbers from numpy: `Llama`'s own initialisation would compile for seconds."""
-    rng = np.random.default_rng(seed)
-    graph, state = nnx.split(nnx.eval_shape(lambda: Llama(config, rngs=nnx.Rngs(0))))
-    return nnx.merge(graph, jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), dtype), state))
 
 
 def tensors(folder) -> dict[str, np.ndarray]:

@@ -15,9 +15,10 @@ import pytest
 import transformers
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from random_model import random_llama
 from safetensors.numpy import save_file
 from test_distributed import said
-from test_hf import assert_same_bits, random_llama, tensors
+from test_hf import assert_same_bits, tensors
 from test_llama import logits_BTV, tiny_hugging_face
 
 from rationalyst_jax.lm.devices.sharding import make_mesh, shard_weights

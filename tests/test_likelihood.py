@@ -12,6 +12,7 @@ import pytest
 from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_model import random_llama
 
 from rationalyst_jax.lm.devices.sharding import make_mesh, shard_weights
 from rationalyst_jax.lm.model.config import LlamaConfig
@@ -37,7 +38,7 @@ TINY = LlamaConfig(
 )
 
 
-TINY_MODEL = Llama(TINY, rngs=nnx.Rngs(0))
+TINY_MODEL = random_llama(TINY)
 
 
 @partial(jax.jit, static_argnames="graph")
@@ -89,7 +90,7 @@ def real_groups(shared, documents: int) -> list[list[Pair]]:
 def test_real_annotated_documents_score_like_separate_sequences(shared, documents, pairs):
     """Four layers and the real vocabulary of 128,256; separate sequences share nothing with their row."""
     groups = real_groups(shared, documents)
-    model = Llama(replace(TINY, vocab_size=128256, num_layers=4, rope_theta=500_000.0), rngs=nnx.Rngs(0))
+    model = random_llama(replace(TINY, vocab_size=128256, num_layers=4, rope_theta=500_000.0))
     scored = partial(score, model, row_length=1024, rows_per_batch=2)
     together = [logprobs for group in scored(groups).result() for logprobs in group]
     apart = scored([[pair] for group in groups for pair in group]).result()

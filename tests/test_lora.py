@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import transformers
 from flax import nnx
+from random_model import random_llama
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 from test_train import FAST, assert_same_weights, fit_examples, random_examples
@@ -32,9 +33,7 @@ EVERY = LoraConfig(rank=2, alpha=16.0)
 
 
 def tiny(dtype=jnp.float32) -> Llama:
-    rng = np.random.default_rng(0)
-    graph, shapes = nnx.split(nnx.eval_shape(lambda: Llama(CONFIG, rngs=nnx.Rngs(0))))
-    return nnx.merge(graph, jax.tree.map(lambda w: jnp.asarray(rng.normal(0, 0.2, w.shape), dtype), shapes))
+    return random_llama(CONFIG, dtype=dtype, deviation=0.2)
 
 
 def adapted(config: LoraConfig) -> Llama:

@@ -268,7 +268,7 @@ def test_a_real_model_annotates_and_a_killed_run_continues_with_the_same_bytes(t
     base = checkpoint_path("world")
     tokenizer = load_tokenizer(base)
     prompts = load_prompts("world")
-    role = Role(Engine(load_llama(base), tokenizer), tokenizer)
+    role = Role(Engine(load_llama(base), tokenizer, max_sequences=8, prefill_chunks=1), tokenizer)
     documents = [Document(row["id"], row["text"], row["source"]) for row in world_documents(7, 3)]
     config = AnnotateConfig(block=2)
     path = tmp_path / "a.jsonl"

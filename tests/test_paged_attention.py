@@ -71,7 +71,8 @@ def test_every_query_sees_its_own_tokens_and_those_before(
         monkeypatch.setattr(ragged, "TABLE", 4 * (P + 1))  # four rows a call
         got = np.asarray(ragged.attention(*inputs, on_device, "tpu"))
     else:
-        got = np.asarray(xla.attention(*inputs, on_device, implementation))
+        attention = jax.jit(xla.attention, static_argnames="platform")
+        got = np.asarray(attention(*inputs, on_device, platform=implementation))
     start = 0
     for position_Q, page_P in (
         (p, t) for r in queries for p, t in zip(r.position_RQ, r.page_RP, strict=True)
@@ -87,5 +88,6 @@ def test_a_filler_reads_nothing_and_is_no_nan():
     cache = jnp.full((3, SIZE, 2, 8), np.nan)
     nothing = SharedPrefix(jnp.zeros(2, jnp.int32), jnp.int32(0))
     fillers = Queries(jnp.full((2, 1), -1), jnp.ones((2, 2), jnp.int32), jnp.zeros(2, bool))
-    out = xla.attention(jnp.ones((2, 2, 8)), cache, nothing, [fillers], "cpu")
+    attention = jax.jit(xla.attention, static_argnames="platform")
+    out = attention(jnp.ones((2, 2, 8)), cache, nothing, [fillers], platform="cpu")
     assert np.isfinite(np.asarray(out)).all()

@@ -9,6 +9,7 @@ import jax
 import pytest
 from cli_files import rationalyst
 from flax import nnx
+from random_model import random_llama
 
 from rationalyst_jax.cli.main import CONFIGS
 from rationalyst_jax.lm.devices.chips import CHIPS, GIB
@@ -81,7 +82,7 @@ def test_what_is_kept_is_what_a_run_places_on_a_device(kind):
     config = KINDS[kind]
     mesh = make_mesh(2, 2, 2, jax.devices())
     step = training(TINY, config, mesh)
-    parts = begin(Llama(TINY, rngs=nnx.Rngs(0)), config, mesh)
+    parts = begin(random_llama(TINY), config, mesh)
     state = first_state(parts, config, 10, mesh)
     kept = dict(step.parts)
     assert kept.pop(f"parameters, {config.master_dtype}") == of_first_device(state.weights)

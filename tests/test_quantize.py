@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from random_model import random_llama
 
 from rationalyst_jax.lm.engine.config import EngineConfig
 from rationalyst_jax.lm.engine.engine import Engine
@@ -27,13 +28,13 @@ SHAPE = LlamaConfig(260, 32, 48, 3, 8, 4, 8)
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("model")
-    save_llama(Llama(SHAPE, rngs=nnx.Rngs(0)), path)
+    save_llama(random_llama(SHAPE), path)
     return path
 
 
 def dequantized(model: Llama) -> Llama:
     """A float32 model with the rounded weights."""
-    plain = Llama(model.config, rngs=nnx.Rngs(9))
+    plain = random_llama(model.config, 9)
     graph, state = nnx.split(plain)
     stored = dict(nnx.to_flat_state(nnx.state(model)))
     for path, parameter in (flat := dict(nnx.to_flat_state(state))).items():
@@ -65,10 +66,10 @@ def test_the_engine_computes_with_them(folder, tensor):
     tokenizer = load_tokenizer(checkpoint_path("world"))
     checkpoint = open_checkpoint(SHIPPED)
     checkpoint = type(checkpoint)(folder, "", tokenizer, SHAPE)
-    [engine] = open_engines([checkpoint], EngineConfig(max_sequences=4, pages=60, tensor=tensor, int8=True))
+    [engine] = open_engines([checkpoint], EngineConfig(max_sequences=1, pages=60, tensor=tensor, int8=True))
     placed = engine.model.layers.down_FD[...]
     assert {shard.data.shape[1] for shard in placed.addressable_shards} == {SHAPE.intermediate_size // tensor}
-    plain = Engine(dequantized(load_llama(folder, int8=True)), tokenizer, max_sequences=4, pages=60)
+    plain = Engine(dequantized(load_llama(folder, int8=True)), tokenizer, max_sequences=1, pages=60)
     requests = [GenerateRequest((1, 2, 3, i), 9, temperature=0) for i in range(3)]
     for [mine], [other] in zip(engine.generate(requests), plain.generate(requests), strict=True):
         assert mine.tokens == other.tokens

@@ -4,11 +4,10 @@ import json
 import re
 
 import pytest
-from flax import nnx
+from random_model import random_llama
 
 from rationalyst_jax.cli.main import main
 from rationalyst_jax.lm.model.config import LlamaConfig
-from rationalyst_jax.lm.model.llama import Llama
 from rationalyst_jax.lm.weights.hf import save_llama
 from rationalyst_jax.lm.weights.tokenizer import load_tokenizer
 
@@ -34,7 +33,7 @@ def test_imported_annotations_are_filtered_trained_on_and_guide_an_untrained_mod
         eos_token_id=tokenizer.eos_token_id,  # pyright: ignore[reportArgumentType]
     )
     base = tmp_path / "base"
-    save_llama(Llama(config, rngs=nnx.Rngs(0)), base)
+    save_llama(random_llama(config), base)
     tokenizer.save_pretrained(base)
     common = ["--prompts", "llama3"]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flax import nnx
+from random_model import random_llama
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -16,7 +16,6 @@ from rationalyst_jax.files.lock import locked
 from rationalyst_jax.lm.engine.engine import Engine
 from rationalyst_jax.lm.engine.requests import GenerateRequest, Generation, Handle
 from rationalyst_jax.lm.model.config import LlamaConfig
-from rationalyst_jax.lm.model.llama import Llama
 from rationalyst_jax.lm.trees.likelihood import Pair, score
 from rationalyst_jax.lm.weights.tokenizer import load_tokenizer
 from rationalyst_jax.pipeline.models import Known
@@ -738,8 +737,8 @@ def test_the_real_parts_take_a_real_question_together(shared, tmp_path):
     """A random Llama on the real tokenizer answers nothing, but each of its choices can be checked."""
     tokenizer = load_tokenizer(shared / "llama3_tokenizer")
     shape = LlamaConfig(128256, 8, 8, 1, 2, 1, 4, max_position_embeddings=1024, eos_token_id=128001)
-    model = Llama(shape, rngs=nnx.Rngs(0))
-    role = Role(Engine(model, tokenizer, max_sequences=8), tokenizer)
+    model = random_llama(shape)
+    role = Role(Engine(model, tokenizer, max_sequences=8, prefill_chunks=1, chunk_size=128), tokenizer)
     roles = Roles(role, role, role)
     prompts = load_prompts("llama3")
     with open(shared / "gsm8k" / "test.jsonl") as lines:

@@ -8,6 +8,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import jax
 import numpy as np
@@ -34,12 +35,13 @@ from rationalyst_jax.world.corpus import questions
 
 FOLDER = checkpoint_path("world")
 ROWS = list(questions(0, 6))
+SIZES: dict[str, Any] = {"max_sequences": 16, "prefill_chunks": 1, "chunk_size": 128, "alternatives": 20}
 LIMITS = Limits(body=100_000, at_work=64, contexts=8)
 
 
 @pytest.fixture(scope="module")
 def engine():
-    engine = Engine(load_llama(FOLDER), load_tokenizer(FOLDER), max_sequences=16, alternatives=20)
+    engine = Engine(load_llama(FOLDER), load_tokenizer(FOLDER), **SIZES)
     engine.warm_up()
     return engine
 
@@ -390,7 +392,7 @@ def test_an_endpoint_guides_as_the_engine_itself(port, engine, tokenizer, monkey
     """Roles behind HTTP take the same steps as roles in process: they are sent the same ids."""
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
     remote = Endpoint(f"http://127.0.0.1:{port}/v1", EndpointConfig("world", concurrency=4))
-    local = Engine(engine.model, tokenizer, max_sequences=16)
+    local = Engine(engine.model, tokenizer, **SIZES)
     asked = [Question(row["id"], row["question"]) for row in ROWS]
     config = ReasonConfig("implicit", max_steps=4, max_step_tokens=32, max_rationale_tokens=32)
     solved = []

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax.sharding import Mesh
+from random_model import random_llama
 from tensorboardX.record_writer import masked_crc32c
 
 from rationalyst_jax.lm.devices.sharding import make_mesh
@@ -43,14 +44,7 @@ FAST = TrainConfig(
 
 
 def tiny_model(dtype=jnp.float32) -> Llama:
-    """Random weights from NumPy: nothing to compile."""
-    rng = np.random.default_rng(0)
-    graph, shapes = nnx.split(nnx.eval_shape(lambda: Llama(TINY, rngs=nnx.Rngs(0))))
-
-    def fill(path, w):
-        return jnp.asarray(rng.normal("norm" in jax.tree_util.keystr(path), 0.1, w.shape), dtype)
-
-    return nnx.merge(graph, jax.tree.map_with_path(fill, shapes))
+    return random_llama(TINY, dtype=dtype, deviation=0.1)
 
 
 def random_examples(groups: int, seed: int = 0, whole_weights: bool = False) -> list[Example]:
@@ -503,7 +497,7 @@ def test_a_trained_export_gives_the_same_logits_in_transformers(tied, tmp_path):
 
 def test_a_trained_model_is_exported_with_its_tokenizer(shared, tmp_path):
     tokenizer = load_tokenizer(shared / "llama3_tokenizer")
-    model = Llama(LlamaConfig(len(tokenizer), 4, 4, 1, 1, 1, 2, tie_embeddings=True), rngs=nnx.Rngs(0))
+    model = random_llama(LlamaConfig(len(tokenizer), 4, 4, 1, 1, 1, 2, tie_embeddings=True))
     base = tmp_path / "base"
     copy_tokenizer(shared / "llama3_tokenizer", base)
     (base / "generation_config.json").write_text('{"eos_token_id": [3, 4]}')
@@ -551,7 +545,7 @@ def test_transformers_4_opens_an_export(name, transformers_4, tmp_path, request)
         base = request.getfixturevalue("shared") / "llama3_tokenizer"
         tokenizer = load_tokenizer(base)
         config = LlamaConfig(len(tokenizer), 8, 8, 2, 2, 1, 4, tie_embeddings=True, bos_token_id=128000)
-        model = Llama(config, rngs=nnx.Rngs(0))
+        model = random_llama(config)
     export(model, base, tmp_path / "hf")
     subprocess.run(
         [sys.executable, "-c", OLD, tmp_path / "hf", tmp_path / "found.npz"],

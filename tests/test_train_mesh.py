@@ -6,10 +6,10 @@ from functools import cache
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from random_model import random_llama
 from test_train import FAST, fit_examples, metrics_rows, random_examples
 
 from rationalyst_jax.lm.devices.mesh import MeshShape
@@ -25,14 +25,7 @@ RUN = replace(FAST, steps=20, save_every=10, validate_every=10)
 
 
 def model() -> Llama:
-    """Random weights from NumPy: nothing to compile."""
-    rng = np.random.default_rng(0)
-    graph, shapes = nnx.split(nnx.eval_shape(lambda: Llama(CONFIG, rngs=nnx.Rngs(0))))
-
-    def fill(path, w):
-        return jnp.asarray(rng.normal("norm" in jax.tree_util.keystr(path), 0.1, w.shape), jnp.float32)
-
-    return nnx.merge(graph, jax.tree.map_with_path(fill, shapes))
+    return random_llama(CONFIG, deviation=0.1)
 
 
 def losses(run_dir: Path) -> list[float]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cli_files import random_llama, triple
+from cli_files import small_llama, triple
 from safetensors.numpy import load_file
 
 from rationalyst_jax.lm.weights.hf import save_llama
@@ -33,7 +33,7 @@ def folder(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("multihost")
     tokenizer = make_tokenizer()
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    model = random_llama(len(tokenizer), tie_embeddings=True, bos_token_id=bos, eos_token_id=eos)
+    model = small_llama(len(tokenizer), tie_embeddings=True, bos_token_id=bos, eos_token_id=eos)
     save_llama(model, root / "model")
     tokenizer.save_pretrained(root / "model")
     rows = [triple(f"document {i // 2}", i, 1.0) for i in range(60)]

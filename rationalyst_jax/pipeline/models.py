@@ -121,8 +121,9 @@ class Models:
 
     def close(self) -> None:
         """Gives up all engines: their caches, and the weights that nobody else holds."""
-        self._engines.clear()
-        gc.collect()
+        if self._engines:
+            self._engines.clear()
+            gc.collect()
 
     def _role(self, place: Place) -> Role:
         if (address := _address(place)) is not None:
