@@ -114,6 +114,7 @@ def test_far_limits_do_not_keep_others_waiting(narrow):
     for handle in handles:
         narrow.cancel(handle)
     assert narrow.prefix_cache.in_use == 0
+    assert narrow.step() == handles
 
 
 # ---- Fairness ----

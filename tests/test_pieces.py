@@ -148,6 +148,17 @@ def test_special_tokens_are_shown_or_not():
         assert text == "".join(prompt_pieces(vocabulary, [a, begin, a], None, skip))
 
 
+def test_half_a_character_before_a_skipped_token_is_not_lost():
+    tokenizer, vocabulary = KINDS["byte level"], VOCABULARIES["byte level"]
+    first, second = tokenizer("€")["input_ids"][-2:]
+    begin, end = tokenizer.convert_tokens_to_ids(["<|begin|>", "<|end|>"])
+    for skip, own in ((True, ""), (False, "<|begin|>")):
+        done = generation([first, begin, second, end], f"\ufffd{own}\ufffd", "end")
+        pieces = [token.text for token in Candidate(vocabulary, (), skip).end(done)]
+        assert pieces == ["", f"\ufffd{own}", "\ufffd", ""]
+        assert prompt_pieces(vocabulary, [first, begin, second], None, skip) == pieces[:-1]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @given(text=TEXTS.filter(bool))
 def test_the_pieces_of_a_prompt_are_the_text_that_was_given(kind, text):

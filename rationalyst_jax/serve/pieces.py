@@ -48,16 +48,24 @@ class Token:
 
 
 class TextPieces:
-    """Tokens that become text. text: what is whole so far; ends: how long it was after each token."""
+    """Tokens that become text. text: what is whole so far; ends: how long it was after each token.
 
-    def __init__(self, vocabulary: Vocabulary):
+    Special tokens that are skipped are text (a stop string may be in it) but no part of a piece.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, skip_special: bool):
         self.text = ""
         self.ends: list[int] = []
         self._vocabulary = vocabulary
+        self._skipped = vocabulary.special if skip_special else set()
+        self._skipped_from: dict[int, int] = {}  # by place: where the own text of a skipped token begins
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def add(self, tokens: Sequence[int]) -> None:
         for token in tokens:
+            if token in self._skipped:  # half a character before it becomes U+FFFD, in this token's piece
+                self.text += self._decoder.decode(b"", final=True)
+                self._skipped_from[len(self.ends)] = len(self.text)
             self.text += self._decoder.decode(self._vocabulary.bytes[token])
             self.ends.append(len(self.text))
 
@@ -69,7 +77,8 @@ class TextPieces:
 
     def piece(self, place: int) -> str:
         """What the token at that place completes."""
-        return self.text[self.ends[place - 1] if place else 0 : self.ends[place]]
+        end = min(self.ends[place], self._skipped_from.get(place, self.ends[place]))
+        return self.text[self.ends[place - 1] if place else 0 : end]
 
 
 class Candidate:
@@ -79,8 +88,7 @@ class Candidate:
         self.given = 0
         self.length = 0
         self._stop = stop
-        self._skipped = vocabulary.special if skip_special else set()
-        self._pieces = TextPieces(vocabulary)
+        self._pieces = TextPieces(vocabulary, skip_special)
         self._tokens: list[tuple[int, float, Likeliest]] = []
 
     def add(self, tokens: Sequence[tuple[int, float, Likeliest]]) -> list[Token]:
@@ -115,7 +123,7 @@ class Candidate:
         given = []
         for place in range(self.given, count):
             token, logprob, likeliest = self._tokens[place]
-            text = "" if token in self._skipped else self._pieces.piece(place)
+            text = self._pieces.piece(place)
             given.append(Token(token, text, logprob, likeliest))
             self.length += len(text)
         self.given += len(given)
@@ -127,12 +135,11 @@ def prompt_pieces(
 ) -> list[str]:
     """The pieces of a prompt's tokens. They make the text `given`, of which a BOS that the tokenizer added is
     no part; where token ids were given, the text that these stand for."""
-    pieces = TextPieces(vocabulary)
+    pieces = TextPieces(vocabulary, skip_special)
     pieces.add(tokens)
     pieces.close()
     if given is None:
-        skipped = vocabulary.special if skip_special else set()
-        return ["" if token in skipped else pieces.piece(i) for i, token in enumerate(tokens)]
+        return [pieces.piece(place) for place in range(len(tokens))]
     added = len(pieces.text) - len(given)
     ends = [min(max(0, end - added), len(given)) for end in pieces.ends[:-1]]
     return [given[start:end] for start, end in pairwise([0, *ends, len(given)])]
