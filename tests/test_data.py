@@ -660,7 +660,7 @@ def test_training_filter_and_inference_render_the_same_bytes(shared, llama3, tmp
     rows = [row for row in real if row["preceeding"].startswith(head) and between in row["preceeding"]]
     assert prompts.document == document and len(rows) > 20
     role = Role(model=cast(Any, None), tokenizer=llama3)  # nothing is computed
-    setting = Setting(Roles(role, role, role), prompts, ReasonConfig(), lambda text: None)
+    setting = Setting(Roles(role, role, role), prompts, ReasonConfig(), lambda *_: None)
     stop = "\n"
 
     preceding, trajectories = [], []

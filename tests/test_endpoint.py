@@ -250,7 +250,7 @@ def test_a_question_whose_endpoint_fails_is_reported_alone(server, endpoint, fau
     assert not role.can_score
     arguments = questions, Roles(role, None, role), load_prompts("llama3"), ReasonConfig("greedy")
 
-    def extract(text):
+    def extract(text, _):
         return text.removeprefix("The answer is ").rstrip(".") or None
 
     with pytest.raises(

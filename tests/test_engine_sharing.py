@@ -146,7 +146,7 @@ def test_a_guided_loop_computes_a_tenth_of_what_it_sends(shared, tmp_path, caplo
     )
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
         traces = solve(
-            questions, Roles(role, role, role), load_prompts(path), config, lambda text: None, tmp_path / "t"
+            questions, Roles(role, role, role), load_prompts(path), config, lambda *_: None, tmp_path / "t"
         )
     assert not [r for r in caplog.records if r.getMessage().startswith("Compiling")]
     assert len(traces) == 6 and all(len(trace.steps) == 6 for trace in traces)

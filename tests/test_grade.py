@@ -8,8 +8,8 @@ import pytest
 
 from rationalyst_jax.evaluate.grade import Grade, compare, grade, summarize
 from rationalyst_jax.evaluate.statistics import mcnemar
+from rationalyst_jax.tasks.benchmarks import TASKS
 from rationalyst_jax.tasks.question import Question
-from rationalyst_jax.tasks.task import TASKS
 
 GSM8K = TASKS["gsm8k"]
 QUESTIONS = [Question("a", "?", "5"), Question("b", "?", "0.5"), Question("c", "?", "-1000")]
@@ -22,7 +22,10 @@ def traces(folder: Path, *rows: dict) -> Path:
 
 
 def grades(correct) -> list[Grade]:
-    return [Grade(str(i), "1", "1" if right else "2", bool(right)) for i, right in enumerate(correct)]
+    return [
+        Grade(str(i), "1", "1" if right else "2", "right" if right else "wrong")
+        for i, right in enumerate(correct)
+    ]
 
 
 def test_traces_are_graded_in_the_questions_order(tmp_path):

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rationalyst_jax.tasks.gsm8k import correct, extract, flexible, read
+from rationalyst_jax.tasks.benchmarks import TASKS, task_named
+from rationalyst_jax.tasks.gsm8k import TASK, correct, extract, flexible
 from rationalyst_jax.tasks.numbers import number
-from rationalyst_jax.tasks.task import TASKS, task_named
+from rationalyst_jax.tasks.question import Question
 
 CASES = Path(__file__).parent / "cases" / "gsm8k.jsonl"
 SHARED_CASES = Path(__file__).resolve().parents[2] / "shared" / "cases" / "gsm8k_extract.jsonl"
@@ -84,7 +85,7 @@ FLEXIBLE = {
 @pytest.mark.parametrize(("text", "answer"), FLEXIBLE.items())
 def test_the_flexible_answer_is_the_last_number_of_the_solution(text: str, answer: str | None):
     assert flexible(text) == answer
-    assert TASKS["gsm8k"].flexible(text) == answer
+    assert TASK.flexible(text, Question("q", "?")) == answer
 
 
 @given(st.text())
@@ -150,7 +151,7 @@ def test_decimals_are_not_cut():
 def test_all_gold_answers_are_accepted_and_their_neighbours_rejected(shared, file: str, count: int):
     path = shared / "gsm8k" / f"{file}.jsonl"
     rows = [json.loads(line) for line in path.read_bytes().splitlines()]
-    questions = read(path)
+    questions = TASK.read(path)
     assert len(questions) == len(rows) == count
     for i, (question, row) in enumerate(zip(questions, rows, strict=True)):
         assert question.text == row["question"]
@@ -164,7 +165,7 @@ def test_all_gold_answers_are_accepted_and_their_neighbours_rejected(shared, fil
 
 
 def test_real_solutions_are_graded_as_processbench_labelled_them(shared):
-    gold = {question.text: question.gold for question in read(shared / "gsm8k" / "test.jsonl")}
+    gold = {question.text: question.gold for question in TASK.read(shared / "gsm8k" / "test.jsonl")}
     solutions = json.loads((shared / "process_bench" / "processbench_gsm8k.json").read_text(encoding="utf-8"))
     stated = [
         (correct(answer, gold[solution["problem"]]), solution["final_answer_correct"])
@@ -184,7 +185,9 @@ def test_questions_are_named_by_their_id_or_their_line(tmp_path):
         {"id": "mine", "question": "b?", "answer": "so\n#### 1,000"},
     ]
     path.write_text("\n\n".join(map(json.dumps, rows)))
-    assert [(q.id, q.text, q.gold) for q in read(path)] == [("held-1", "a?", "1"), ("mine", "b?", "1000")]
+    held, mine = TASK.read(path)
+    assert (held.id, held.text, held.gold) == ("held-1", "a?", "1")
+    assert (mine.id, mine.text, mine.gold) == ("mine", "b?", "1000")
 
 
 @pytest.mark.parametrize(
@@ -205,7 +208,7 @@ def test_a_malformed_row_is_named_by_file_and_line(tmp_path, row: str, complaint
     path = tmp_path / "questions.jsonl"
     path.write_text('{"id": "x", "question": "a?", "answer": "#### 1"}\n' + row + "\n")
     with pytest.raises(ValueError, match=r"questions\.jsonl:2: ") as error:
-        read(path)
+        TASK.read(path)
     assert complaint in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -214,16 +217,16 @@ def test_bytes_that_are_no_text_and_files_without_rows_are_named(tmp_path):
     path = tmp_path / "questions.jsonl"
     path.write_bytes(b'{"question": "\xff"}\n')
     with pytest.raises(ValueError, match=r"questions\.jsonl:1: not JSON"):
-        read(path)
+        TASK.read(path)
     path.write_bytes(b"\n")
     with pytest.raises(ValueError, match=r"questions\.jsonl: holds no rows"):
-        read(path)
+        TASK.read(path)
     with pytest.raises(FileNotFoundError, match=r"none\.jsonl"):
-        read(tmp_path / "none.jsonl")
+        TASK.read(tmp_path / "none.jsonl")
 
 
 def test_tasks_are_found_by_name():
     assert all(task.name == name for name, task in TASKS.items())
-    assert task_named("gsm8k").extract("#### 3") == "3"
+    assert task_named("gsm8k").extract("#### 3", Question("q", "?")) == "3"
     with pytest.raises(ValueError, match="unknown task 'gsm9k': there are gsm8k"):
         task_named("gsm9k")

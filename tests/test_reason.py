@@ -27,8 +27,9 @@ from rationalyst_jax.reason.strategies import STRATEGIES
 from rationalyst_jax.reason.traces import UNRATED, Usage, count_unrated
 from rationalyst_jax.reason.trajectory import Roles
 from rationalyst_jax.roles.role import Role
+from rationalyst_jax.tasks.benchmarks import task_named
 from rationalyst_jax.tasks.question import Question
-from rationalyst_jax.tasks.task import task_named
+from rationalyst_jax.tasks.task import Task
 
 PROMPTS = """
 version: test-1
@@ -49,7 +50,7 @@ def noise(*parts) -> int:
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:4], "big")
 
 
-def extract(step: str) -> str | None:
+def extract(step: str, question: Question) -> str | None:
     said, _, answer = step.rpartition("The answer is ")
     return answer.removesuffix(".") if answer != step and not said else None
 
@@ -304,8 +305,8 @@ def test_an_empty_rationale_falls_back_to_none_and_a_cut_one_is_used_and_flagged
 def test_the_answer_is_looked_for_in_the_new_step_only(run):
     # Every question holds "The answer is"; only a step that says so ends the trajectory, and at once.
     for trace in run("random"):
-        assert not any(extract(step.text) for step in trace.steps[:-1])
-        assert trace.finish == "answer" and trace.answer == extract(trace.steps[-1].text)
+        assert not any(extract(step.text, QUESTIONS[0]) for step in trace.steps[:-1])
+        assert trace.finish == "answer" and trace.answer == extract(trace.steps[-1].text, QUESTIONS[0])
 
 
 def test_an_answer_that_cannot_be_read_stays_unanswered(run):
@@ -637,7 +638,12 @@ def stage(run, prompts, tmp_path):
 
     def stage(questions=QUESTIONS, roles=None, limit=None, **config):
         stage.models = ScriptedModels(roles or run.roles)
-        task = replace(task_named("gsm8k"), read=lambda path: [*questions], extract=extract)
+
+        class Asked(Task):
+            def read(self, path):
+                return [*questions]
+
+        task = Asked(**{**vars(task_named("gsm8k")), "extract": extract})
         cast = Cast("agent", "rationalyst", "scorer")
         models: Any = stage.models
         config = ReasonConfig("random", **config)

@@ -400,7 +400,7 @@ def test_an_endpoint_guides_as_the_engine_itself(port, engine, tokenizer, monkey
         role = Role(model, tokenizer)
         path = tmp_path / f"{number}.jsonl"
         roles = Roles(role, role, role)
-        solved.append(solve(asked, roles, load_prompts("world"), config, lambda text: None, path))
+        solved.append(solve(asked, roles, load_prompts("world"), config, lambda *_: None, path))
     remote.close()
     for there, here in zip(*solved, strict=True):
         assert [step.candidates for step in there.steps] == [step.candidates for step in here.steps]

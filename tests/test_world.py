@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from rationalyst_jax.files.whole import read_json
 from rationalyst_jax.lm.weights.tokenizer import save_tokenizer
-from rationalyst_jax.tasks.task import task_named
+from rationalyst_jax.tasks.benchmarks import task_named
+from rationalyst_jax.tasks.gsm8k import correct, extract
 from rationalyst_jax.world.checkpoint import SHIPPED
 from rationalyst_jax.world.corpus import QUESTION_SETS, RATIONALE_SORTS, document, documents, questions
 from rationalyst_jax.world.pretraining import (
@@ -96,8 +97,8 @@ def test_questions_are_read_and_graded_by_the_ordinary_task(tmp_path):
     task = task_named("gsm8k")
     for question, row in zip(task.read(path), rows, strict=True):
         gold = row["answer"].split("#### ")[1]
-        assert task.correct(task.extract(f"The answer is {gold}."), question.gold)
-        assert not task.correct(task.extract(f"The answer is {int(gold) + 1}."), question.gold)
+        assert correct(extract(f"The answer is {gold}."), question.gold)
+        assert not correct(extract(f"The answer is {int(gold) + 1}."), question.gold)
 
 
 @given(st.text())

@@ -39,7 +39,7 @@ def run(
             out.
     """
     from rationalyst_jax.pipeline.evaluate import evaluate
-    from rationalyst_jax.tasks.task import task_named
+    from rationalyst_jax.tasks.benchmarks import task_named
 
     names = {str(path): path for path in traces}
     first = next(iter(names))

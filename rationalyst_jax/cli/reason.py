@@ -46,7 +46,7 @@ def run(
     from rationalyst_jax.pipeline.reason import Cast
     from rationalyst_jax.pipeline.reason import reason as solve
     from rationalyst_jax.prompts.prompt import load_prompts
-    from rationalyst_jax.tasks.task import task_named
+    from rationalyst_jax.tasks.benchmarks import task_named
 
     console = Console()
     benchmark = task_named(task)

@@ -6,18 +6,22 @@ from pathlib import Path
 
 from rationalyst_jax.evaluate.statistics import mcnemar, mean_interval
 from rationalyst_jax.files.rows import id_field, read_rows
-from rationalyst_jax.tasks.question import Question
+from rationalyst_jax.tasks.question import Question, Verdict
 from rationalyst_jax.tasks.task import Task
 
 
 @dataclass(frozen=True)
 class Grade:
-    """One question's outcome; an answer of None was never given, and is wrong."""
+    """One question's outcome; an answer of None was never given."""
 
     id: str
     answer: str | None
     gold: str
-    correct: bool
+    verdict: Verdict
+
+    @property
+    def correct(self) -> bool:
+        return self.verdict == "right"
 
 
 @dataclass(frozen=True)
@@ -63,11 +67,11 @@ def grade(traces: Path, questions: Sequence[Question], task: Task, limit: int | 
     for question in questions[len(asked) :]:
         answers.pop(question.id, None)
     match_ids(str(traces), answers, "the questions", [question.id for question in asked])
-    return [grade_one(question, answers[question.id], task) for question in asked]
-
-
-def grade_one(question: Question, answer: str | None, task: Task) -> Grade:
-    return Grade(question.id, answer, question.gold, task.correct(answer, question.gold))
+    verdicts = task.grade([(answers[question.id], question) for question in asked])
+    return [
+        Grade(question.id, answers[question.id], question.gold, verdict)
+        for question, verdict in zip(asked, verdicts, strict=True)
+    ]
 
 
 def summarize(grades: Sequence[Grade], seed: int = 0) -> Summary:

@@ -1,5 +1,7 @@
-"""JSON lines: read with the place of every mistake, written in blocks so that a killed run can continue."""
+"""Rows of tables: read with the place of every mistake; JSON lines are also written, in blocks, so that a
+killed run can continue."""
 
+import csv
 import json
 import math
 import os
@@ -27,6 +29,24 @@ def read_rows(path: Path) -> Iterator[tuple[str, Row]]:
                 yield place, _parse(line, place)
     if empty:
         raise ValueError(f"{path}: holds no rows")
+
+
+def read_table(path: Path) -> Iterator[tuple[str, Row]]:
+    """The rows of a table in any of the formats that data sets come in, by the file's ending.
+
+    .json: a list of objects. .csv: with a header; all values are text. .parquet. Everything else is JSONL
+    (`read_rows`). The place of a row of a list or of Parquet is "file:n", its number from 1 on. Raises
+    ValueError naming the file for one that is not what it is called, or holds no rows.
+    """
+    match path.suffix:
+        case ".json":
+            yield from _numbered(path, _read_list(path))
+        case ".parquet":
+            yield from _numbered(path, _read_parquet(path))
+        case ".csv":
+            yield from _read_csv(path)
+        case _:
+            yield from read_rows(path)
 
 
 def text_field(row: Mapping[str, Any], key: str, place: str, default: str | None = None) -> str:
@@ -94,6 +114,54 @@ def kept_rows(path: Path, check: Callable[[str, Row], Hashable]) -> dict[Any, Ro
             kept[key] = row
     os.truncate(path, sum(len(line) + 1 for line in lines))
     return kept
+
+
+def _numbered(path: Path, rows: Iterable[Any]) -> Iterator[tuple[str, Row]]:
+    number = 0
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}:{number}: expected an object, found {json.dumps(row):.60}")
+        yield f"{path}:{number}", row
+    if not number:
+        raise ValueError(f"{path}: holds no rows")
+
+
+def _read_list(path: Path) -> list[Any]:
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8-sig"), parse_float=_finite, parse_constant=_finite)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not JSON: {error}") from None
+    if not isinstance(rows, list):
+        raise ValueError(f"{path}: expected a list of objects, found {json.dumps(rows):.60}")
+    return rows
+
+
+def _read_parquet(path: Path) -> Iterator[Row]:
+    import pyarrow
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        with ParquetFile(path) as file:
+            for batch in file.iter_batches():
+                yield from batch.to_pylist()
+    except pyarrow.ArrowException as error:
+        raise ValueError(f"{path}: not Parquet: {' '.join(str(error).split())}") from None
+
+
+def _read_csv(path: Path) -> Iterator[tuple[str, Row]]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        table = csv.DictReader(file, strict=True)
+        place = None
+        try:
+            for row in table:
+                place = f"{path}:{table.line_num}"
+                if None in row or None in row.values():
+                    raise ValueError(f"{place}: has another number of columns than the header")
+                yield place, row
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise ValueError(f"{path}: not CSV: {error}") from None
+    if place is None:
+        raise ValueError(f"{path}: holds no rows")
 
 
 def _parse(line: bytes, place: str) -> Row:

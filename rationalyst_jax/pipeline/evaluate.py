@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rationalyst_jax.evaluate.grade import Comparison, Summary, compare, grade, summarize
+from rationalyst_jax.tasks.sources import Source, read_questions
 from rationalyst_jax.tasks.task import Task
 
 
@@ -18,7 +19,7 @@ class Evaluation:
 
 def evaluate(
     task: Task,
-    questions: Path,
+    questions: Source,
     traces: Mapping[str, Path],
     baselines: Sequence[str] = (),
     *,
@@ -30,7 +31,7 @@ def evaluate(
     baselines: names among the runs. Raises ValueError for a malformed file, and where traces and questions
     are not about the same ids.
     """
-    known = task.read(questions)
+    known = read_questions(task, questions)
     grades = {name: grade(path, known, task, limit) for name, path in traces.items()}
     return {
         name: Evaluation(

@@ -32,7 +32,8 @@ from rationalyst_jax.reason.traces import mean_ledger, read_traces
 from rationalyst_jax.report.plots import accuracy_chart
 from rationalyst_jax.report.progress import track, track_steps
 from rationalyst_jax.report.tables import accuracy_table, counts_table, ledger_table
-from rationalyst_jax.tasks.task import task_named
+from rationalyst_jax.tasks.benchmarks import task_named
+from rationalyst_jax.tasks.sources import read_questions
 from rationalyst_jax.world.corpus import QUESTION_SETS, documents, questions
 
 PILOT = 50  # questions that tell what a candidate costs
@@ -173,7 +174,7 @@ class Experiment:
             for name in QUESTION_SETS:
                 write_rows(self.questions_path(name), questions(seed, world.questions, name))
         names = QUESTION_SETS if self.config.world else self.config.questions
-        counts = {name: len(self.task.read(self.questions_path(name))) for name in names}
+        counts = {name: len(read_questions(self.task, self.questions_path(name))) for name in names}
         return {"documents": len(read_documents(self.documents_path())), **counts}
 
     def mine(self) -> dict[str, Any]:

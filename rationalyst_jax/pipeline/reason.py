@@ -14,6 +14,7 @@ from rationalyst_jax.reason.solve import solve
 from rationalyst_jax.reason.strategies import check_strategy, guided_by, prompts_of
 from rationalyst_jax.reason.traces import count_unrated, mean_ledger
 from rationalyst_jax.reason.trajectory import Roles
+from rationalyst_jax.tasks.sources import Source, read_questions
 from rationalyst_jax.tasks.task import Task
 
 
@@ -45,7 +46,7 @@ class ReasonSummary:
 
 
 def reason(
-    questions: Path,
+    questions: Source,
     task: Task,
     cast: Cast,
     models: Models,
@@ -72,7 +73,7 @@ def reason(
     known = {role: models.known(place) for role, place in places.items()}
     can_score = known["scorer"].tokenizer is not None
     check_strategy(config, has_rationalyst="rationalyst" in known, can_score=can_score)
-    asked = task.read(questions)[:limit]
+    asked = read_questions(task, questions)[:limit]
     for role, names in prompts_of(config).items():
         models.check(places[role], prompts, names, () if role == "rationalyst" else config.suppress)
     settings = asdict(config) | {"prompts": prompts.version} | {role: k.name for role, k in known.items()}

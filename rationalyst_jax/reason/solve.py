@@ -44,7 +44,7 @@ def solve(
     for question in questions:
         if question.id in asked:
             raise ValueError(f"reason: question id {question.id!r} is given twice")
-        asked[question.id] = digest([question.text.encode()])
+        asked[question.id] = digest([question.asked.encode()])
 
     done = resume_traces(path, asked)
     setting = Setting(roles, prompts, config, extract)

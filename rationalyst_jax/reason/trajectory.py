@@ -18,8 +18,8 @@ from rationalyst_jax.roles.drive import Call, ask
 from rationalyst_jax.roles.role import Model, NotAnswered, Role, Sampling
 from rationalyst_jax.tasks.question import Question
 
-# Finds the answer in the text of one step; None where there is none, or none that can be read.
-Extract = Callable[[str], str | None]
+# Finds the answer to a question in the text of one step; None where there is none, or none that can be read.
+Extract = Callable[[str, Question], str | None]
 # One for each candidate, the higher the better: reduced log-likelihoods (nats), or ratings.
 Scores = tuple[float, ...]
 
@@ -219,7 +219,7 @@ class Trajectory:
         text, end = self._ended(chosen)
         step = Step(text, chosen.finish, texts, choice, scores, *wrote, guided, notes, end)
         self.steps.append(step)
-        self.answer = self.setting.extract(text)
+        self.answer = self.setting.extract(text, self.question)
         if self.answer is not None:
             self.finish = "answer"
         elif chosen.finish == "length" and not chosen.tokens:
@@ -244,7 +244,7 @@ class Trajectory:
     ) -> Mapping[str, Field]:
         """The values of a prompt's placeholders, with `after` as the last words of this trajectory."""
         prompts = self.setting.prompts
-        opening = prompts.document.replace("{question}", self.question.text)
+        opening = prompts.document.replace("{question}", self.question.asked)
         steps: Field = self.written + after
         preceding: Field = opening + steps
         if with_rationales:
@@ -254,7 +254,7 @@ class Trajectory:
                     steps += prompts["step_guided"].inserted("rationale", step.rationale)
                 steps.append((step.text + step.end, False))
             preceding = [(opening, False), *steps]
-        fields = {"question": self.question.text, "steps": steps, "preceding": preceding}
+        fields = {"question": self.question.asked, "steps": steps, "preceding": preceding}
         return fields if rationale is None else fields | {"rationale": rationale}
 
     def _count(self, role: str, model: Any, handle: Handle) -> None:

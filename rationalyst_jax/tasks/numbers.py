@@ -99,9 +99,10 @@ CALCULATION = re.compile(
 LITERAL = re.compile(rf"(?P<sign>(?<![\w)])-)?+{CURRENCY}?+(?P<digits>{DIGITS})")
 
 SENTENCE_END = re.compile(r"[.!?;][*_`\"'”’)$]*+(?=\s|$)")
+ANNOTATION = re.compile(r"<<[^<>]*+>>")  # of GSM8K's calculator, as in "48/2 = <<48/2=24>>24"
 # Ways of writing that have a plainer one, applied in this order.
 PLAINER = (
-    (re.compile(r"<<[^<>]*+>>"), ""),  # GSM8K's calculator annotations
+    (ANNOTATION, ""),
     (re.compile(r"(?<=[0-9])(?=\\[dt]?frac)"), " "),  # a mixed number
     (re.compile(r"\\[dt]?frac\s*+\{([^{}]*+)\}\s*+\{([^{}]*+)\}"), r"\1/\2"),
     (re.compile(r"\\[dt]?frac\s*+([0-9])\s*+([0-9])"), r"\1/\2"),

@@ -1,36 +1,74 @@
-"""The tasks there are: each is one small file with the functions that `Task` names, and an entry here."""
+"""What a benchmark is to the rest: how its rows are read, and how answers are found and graded.
 
-from collections.abc import Callable
+Each task is one file beside this one, with a `Task`; `benchmarks.py` lists them.
+"""
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rationalyst_jax.tasks import gsm8k
-from rationalyst_jax.tasks.question import Question
+from rationalyst_jax.files.rows import Row, read_table
+from rationalyst_jax.tasks.question import Question, Verdict
+
+
+@dataclass(frozen=True)
+class Paper:
+    """What the paper (arXiv 2410.01044) says of a task: accuracies in % of Llama-3-8B-Instruct alone (`base`)
+    and with RATIONALYST, and of its released scripts the number of demonstrations (None: not released)."""
+
+    base: float
+    rationalyst: float
+    shots: int | None
 
 
 @dataclass(frozen=True)
 class Task:
-    """What evaluation needs to know of a benchmark.
+    """What a benchmark is.
 
-    `read` raises ValueError naming file and line for a malformed row. `extract`, the strict reading, gives
-    the answer that a text states, or None; `flexible` gives the last thing in it that could be an answer, as
-    other harnesses do, or None. `correct(answer, gold)` compares what they gave with a gold answer.
+    question: one row (its place "file:line", and the id for a row without one) as a Question; ValueError
+    naming the place for a malformed row. extract, the strict reading, gives the answer that a text states, or
+    None; flexible gives the last thing in it that could be an answer, as other harnesses do, or None. grade
+    compares answers (None: unanswered) with the golds of their questions, all at once.
+    paper: None where the paper does not have the task.
+    size: questions of the split that is evaluated, `split`. references: splits that mining may learn from.
     """
 
     name: str
-    read: Callable[[Path], list[Question]]
-    extract: Callable[[str], str | None]
-    flexible: Callable[[str], str | None]
-    correct: Callable[[str | None, str], bool]
+    title: str
+    question: Callable[[Row, str, str], Question]
+    extract: Callable[[str, Question], str | None]
+    flexible: Callable[[str, Question], str | None]
+    grade: Callable[[Sequence[tuple[str | None, Question]]], list[Verdict]]
+    split: str
+    size: int
+    references: tuple[str, ...]
+    homepage: str
+    license: str
+    paper: Paper | None = None
+
+    def read(self, path: Path) -> list[Question]:
+        """The questions of a file in the benchmark's own format (JSONL, a JSON list, CSV or Parquet).
+
+        A row without an id gets the file's name and its line number. Raises ValueError naming file and line
+        for a malformed row, and for an id that is there twice.
+        """
+        found: dict[str, Question] = {}
+        for place, row in read_table(path):
+            question = self.question(row, place, f"{path.stem}-{place.rpartition(':')[2]}")
+            if question.id in found:
+                raise ValueError(f"{place}: id {question.id!r} is there twice")
+            found[question.id] = question
+        return list(found.values())
 
 
-TASKS = {
-    task.name: task for task in (Task("gsm8k", gsm8k.read, gsm8k.extract, gsm8k.flexible, gsm8k.correct),)
-}
+def grade_each(
+    correct: Callable[[str, str], bool],
+) -> Callable[[Sequence[tuple[str | None, Question]]], list[Verdict]]:
+    """A `Task.grade` that compares answer by answer: `correct(answer, gold)`."""
 
+    def verdict(answer: str | None, question: Question) -> Verdict:
+        if answer is None:
+            return "unanswered"
+        return "right" if correct(answer, question.gold) else "wrong"
 
-def task_named(name: str) -> Task:
-    """The task of that name; ValueError listing the names there are otherwise."""
-    if name not in TASKS:
-        raise ValueError(f"unknown task {name!r}: there are {', '.join(sorted(TASKS))}")
-    return TASKS[name]
+    return lambda answers: [verdict(answer, question) for answer, question in answers]

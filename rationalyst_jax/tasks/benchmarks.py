@@ -1,0 +1,13 @@
+"""The tasks there are."""
+
+from rationalyst_jax.tasks import gsm8k
+from rationalyst_jax.tasks.task import Task
+
+TASKS = {task.name: task for task in (gsm8k.TASK,)}
+
+
+def task_named(name: str) -> Task:
+    """The task of that name; ValueError listing the names there are otherwise."""
+    if name not in TASKS:
+        raise ValueError(f"unknown task {name!r}: there are {', '.join(TASKS)}")
+    return TASKS[name]

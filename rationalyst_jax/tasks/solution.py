@@ -1,0 +1,36 @@
+"""Where a model's solution ends, and what stands in its boxes."""
+
+import re
+
+# Where a model that does not stop goes on with a question of its own, or another turn of the chat.
+RUN_ON = re.compile(
+    r"""<\|[a-z_]+\|> | </s> | <end_of_turn>
+      | (?: ^ | (?<=[.!?:>*0-9])[ \t] )
+        [#>*_ \t]{0,12}
+        (?:(?:Next|New|Another|Follow-?up)\s)?
+        (?:[Qq]uestion|QUESTION|Q|[Pp]roblem|PROBLEM|Exercise|Instruction|Human|User|user)
+        (?:\ ?\#?[0-9]{1,3})?
+        [*_]{0,3} (?: : | (?<=[0-9])\.(?=\s) | [ \t]{0,3}$ )""",
+    re.VERBOSE | re.MULTILINE,
+)
+
+
+def solution(text: str) -> str:
+    """The text up to the first question that the model asks itself, and up to the end of its turn.
+
+    A text may open with "Question:": that one is the question asked, and stays.
+    """
+    for cut in RUN_ON.finditer(text):
+        if before := text[: cut.start()].strip():
+            return before
+    return text
+
+
+def braced(text: str) -> str:
+    """Text up to the brace that closes the one already open; empty where it never closes."""
+    depth = 1
+    for place, character in enumerate(text):
+        depth += (character == "{") - (character == "}")
+        if depth == 0:
+            return text[:place]
+    return ""
