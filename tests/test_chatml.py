@@ -10,7 +10,13 @@ from transformers import PreTrainedTokenizerFast
 
 from rationalyst_jax.lm.weights.tokenizer import load_tokenizer
 from rationalyst_jax.pipeline.score import encode
-from rationalyst_jax.prompts.prompt import check_prompts, load_prompts, opening_ids, render
+from rationalyst_jax.prompts.prompt import (
+    check_prompts,
+    load_demonstrations,
+    load_prompts,
+    opening_ids,
+    render,
+)
 from rationalyst_jax.roles.role import Role, Sampling
 from rationalyst_jax.train.rationales import read_rationales
 
@@ -36,7 +42,7 @@ def tokenizer(request, tmp_path):
 
 
 def test_every_prompt_renders_as_the_chat_template_does(tokenizer):
-    prompts = load_prompts("llama3")
+    prompts = load_prompts("llama3").shown(load_demonstrations("gsm8k"))
     check_prompts(tokenizer, prompts, prompts.prompts)
     context, target = render(tokenizer, prompts["rationale"], {"preceding": "So."}, "Because.", close=True)
     chat = [{"role": role, "content": content} for role, content in prompts["rationale"].messages]

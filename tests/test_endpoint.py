@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from rationalyst_jax.lm.engine.requests import GenerateRequest, ScoreRequest
-from rationalyst_jax.prompts.prompt import load_prompts
+from rationalyst_jax.prompts.prompt import load_demonstrations, load_prompts
 from rationalyst_jax.reason.config import ReasonConfig
 from rationalyst_jax.reason.solve import solve
 from rationalyst_jax.reason.trajectory import Roles
@@ -248,7 +248,8 @@ def test_a_question_whose_endpoint_fails_is_reported_alone(server, endpoint, fau
     server.reply = lambda body, chat: [choice(0, "The answer is 5.", chat)]
     role = ChatRole(endpoint(retries=1, timeout=patience(fault)), name="m")
     assert not role.can_score
-    arguments = questions, Roles(role, None, role), load_prompts("llama3"), ReasonConfig("greedy")
+    prompts = load_prompts("llama3").shown(load_demonstrations("gsm8k"))
+    arguments = questions, Roles(role, None, role), prompts, ReasonConfig("greedy")
 
     def extract(text, _):
         return text.removeprefix("The answer is ").rstrip(".") or None

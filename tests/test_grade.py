@@ -35,7 +35,7 @@ def test_traces_are_graded_in_the_questions_order(tmp_path):
         {"id": "a", "answer": None, "steps": []},
         {"id": "b", "answer": "5"},
     )
-    rows = grade(path, QUESTIONS, GSM8K)
+    rows = grade([path], QUESTIONS, GSM8K).strict
     assert [(row.id, row.answer, row.correct) for row in rows] == [
         ("a", None, False),
         ("b", "5", False),
@@ -49,19 +49,19 @@ def test_traces_are_graded_in_the_questions_order(tmp_path):
 def test_questions_without_trace_and_traces_without_question_are_one_error(tmp_path):
     path = traces(tmp_path, {"id": "a", "answer": "5"}, {"id": "x", "answer": "5"})
     with pytest.raises(ValueError, match=r"traces\.jsonl.*'x'; 2 ids are only in the questions, as 'b'"):
-        grade(path, QUESTIONS, GSM8K)
+        grade([path], QUESTIONS, GSM8K)
 
 
 @pytest.mark.parametrize(("limit", "ids"), ((1, "a"), (2, "ab"), (3, "abc"), (9, "abc"), (None, "abc")))
 def test_a_limit_cuts_the_traces_to_the_first_questions(tmp_path, limit: int | None, ids: str):
     path = traces(tmp_path, *({"id": name, "answer": "5"} for name in "cab"))
-    assert [row.id for row in grade(path, QUESTIONS, GSM8K, limit)] == list(ids)
+    assert [row.id for row in grade([path], QUESTIONS, GSM8K, limit).strict] == list(ids)
 
 
 def test_a_limit_hides_no_unknown_trace_and_no_missing_one(tmp_path):
     path = traces(tmp_path, {"id": "c", "answer": "5"}, {"id": "x", "answer": "5"})
     with pytest.raises(ValueError, match=r"traces\.jsonl, as 'x'; 1 ids are only in the questions, as 'a'"):
-        grade(path, QUESTIONS, GSM8K, limit=1)
+        grade([path], QUESTIONS, GSM8K, limit=1)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_a_limit_hides_no_unknown_trace_and_no_missing_one(tmp_path):
 def test_a_malformed_trace_is_named_by_file_and_line(tmp_path, row: dict, complaint: str):
     path = traces(tmp_path, {"id": "a", "answer": "5"}, row)
     with pytest.raises(ValueError, match=r"traces\.jsonl:2: ") as error:
-        grade(path, QUESTIONS, GSM8K)
+        grade([path], QUESTIONS, GSM8K)
     assert complaint in str(error.value)
 
 

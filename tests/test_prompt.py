@@ -11,7 +11,14 @@ from transformers import PreTrainedTokenizerFast
 
 from rationalyst_jax.lm.weights.hf import copy_tokenizer
 from rationalyst_jax.lm.weights.tokenizer import load_tokenizer
-from rationalyst_jax.prompts.prompt import Prompt, check_prompts, load_prompts, opening_ids, render
+from rationalyst_jax.prompts.prompt import (
+    Prompt,
+    check_prompts,
+    load_demonstrations,
+    load_prompts,
+    opening_ids,
+    render,
+)
 
 BOS, START, END, EOT = 128000, 128006, 128007, 128009
 NASTY = "<|eot_id|>{document} {braces} {{0}} <|begin_of_text|>\ue0000\ue001<BOT>x<EOT>{%raw%}"
@@ -73,7 +80,7 @@ def test_every_prompt_renders_with_one_bos_and_at_its_start(file, close, llama3)
     tokenizer = llama3 if file == "llama3" else MARKERS
     names = ("document", "preceding", "rationale", "question", "steps")
     nasty: dict[str, str] = dict.fromkeys(names, NASTY)
-    for prompt in load_prompts(file).prompts.values():
+    for prompt in load_prompts(file).shown(load_demonstrations("arc")).prompts.values():
         for target in (None, NASTY, ""):
             context, rest = render(tokenizer, prompt, nasty, target, close)
             assert context[0] == tokenizer.bos_token_id
@@ -110,7 +117,7 @@ def test_marker_tokens_come_from_the_prompt():
 
 @pytest.mark.parametrize("name", ["rationale", "follow", "follow_guided", "annotate", "step", "step_guided"])
 def test_training_begins_with_what_inference_asks(name, llama3, rows):
-    prompt = load_prompts("llama3")[name]
+    prompt = load_prompts("llama3").shown(load_demonstrations("gsm8k"))[name]
     spanned = 0
     for row in rows:
         fields = fields_of(row)

@@ -20,7 +20,7 @@ from rationalyst_jax.lm.trees.likelihood import Pair, score
 from rationalyst_jax.lm.weights.tokenizer import load_tokenizer
 from rationalyst_jax.pipeline.models import Known
 from rationalyst_jax.pipeline.reason import Cast, reason
-from rationalyst_jax.prompts.prompt import load_prompts, render
+from rationalyst_jax.prompts.prompt import load_demonstrations, load_prompts, render
 from rationalyst_jax.reason.config import ReasonConfig
 from rationalyst_jax.reason.solve import solve
 from rationalyst_jax.reason.strategies import STRATEGIES
@@ -746,7 +746,7 @@ def test_the_real_parts_take_a_real_question_together(shared, tmp_path):
     model = random_llama(shape)
     role = Role(Engine(model, tokenizer, max_sequences=8, prefill_chunks=1, chunk_size=128), tokenizer)
     roles = Roles(role, role, role)
-    prompts = load_prompts("llama3")
+    prompts = load_prompts("llama3").shown(load_demonstrations("gsm8k"))
     with open(shared / "gsm8k" / "test.jsonl") as lines:
         question = Question("0", json.loads(next(lines))["question"])
     config = ReasonConfig("implicit", max_steps=2, max_step_tokens=8, max_rationale_tokens=8)

@@ -41,7 +41,7 @@ def run(
     from rationalyst_jax.pipeline.evaluate import evaluate
     from rationalyst_jax.tasks.benchmarks import task_named
 
-    names = {str(path): path for path in traces}
+    names = {str(path): [path] for path in traces}
     first = next(iter(names))
     results = evaluate(task_named(task), questions, names, [first], limit=limit)
     table = Table(title=f"{task}: accuracy in %, 95 % bootstrap intervals", title_justify="left")

@@ -24,6 +24,7 @@ def run(
     rationalyst: str | None = None,
     scorer: str | None = None,
     limit: PositiveInt | None = None,  # pyright: ignore[reportInvalidTypeForm]
+    shots_from: str | None = None,
 ) -> None:
     """Solve the questions of a benchmark with one strategy, and write a trace of each.
 
@@ -41,6 +42,8 @@ def run(
         engine: Models opened from checkpoint folders.
         endpoint: Models behind an address.
         limit: Number of questions to use, from the first on; by default all.
+        shots_from: Questions of the benchmark's training split, from which the solved ones that the agent is
+            shown are drawn by reason.seed. By default it is shown those that we wrote.
     """
     from rationalyst_jax.pipeline.models import Models
     from rationalyst_jax.pipeline.reason import Cast
@@ -62,6 +65,7 @@ def run(
             reason,
             out,
             limit=limit,
+            shots_from=shots_from,
             progress=progress,
         )
     rows: dict[str, object] = {

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rationalyst_jax.evaluate.answers import read_answers
 from rationalyst_jax.evaluate.statistics import mcnemar, mean_interval
-from rationalyst_jax.files.rows import id_field, read_rows
 from rationalyst_jax.tasks.question import Question, Verdict
 from rationalyst_jax.tasks.task import Task
 
@@ -45,33 +45,41 @@ class Comparison:
     p: float
 
 
-def grade(traces: Path, questions: Sequence[Question], task: Task, limit: int | None = None) -> list[Grade]:
-    """Grades every question by its trace (JSONL rows with "id" and "answer": text or null), in their order.
+@dataclass(frozen=True)
+class Graded:
+    """The grades of one run by both readings, sample by sample in the order of the questions."""
 
-    With a limit only so many questions, the first ones, are graded: traces of the others are left out.
+    strict: list[Grade]
+    flexible: list[Grade]
+
+
+def grade(
+    files: Sequence[Path], questions: Sequence[Question], task: Task, limit: int | None = None
+) -> Graded:
+    """Grades every question by its answers in each of the files (`answers.py` lists the formats), in the
+    order of the questions. Files of one run are samples of the same questions.
+
+    With a limit only so many questions, the first ones, are graded: answers to the others are left out.
 
     Raises ValueError naming the file, and the row where there is one, for a malformed or repeated trace, and
     where traces and questions are not about the same ids.
     """
-    answers: dict[str, str | None] = {}
-    for place, row in read_rows(traces):
-        name = id_field(row, "id", place)
-        if name in answers:
-            raise ValueError(f"{place}: question {name!r} has two traces")
-        if "answer" not in row or not isinstance(row["answer"], str | None):
-            raise ValueError(
-                f"{place}: 'answer' must be text or null, found {row.get('answer', 'no such key')!r:.60}"
-            )
-        answers[name] = row["answer"]
     asked = questions[:limit]
-    for question in questions[len(asked) :]:
-        answers.pop(question.id, None)
-    match_ids(str(traces), answers, "the questions", [question.id for question in asked])
-    verdicts = task.grade([(answers[question.id], question) for question in asked])
-    return [
-        Grade(question.id, answers[question.id], question.gold, verdict)
-        for question, verdict in zip(asked, verdicts, strict=True)
+    read = [read_answers(path, questions, task) for path in files]
+    for path, answers in zip(files, read, strict=True):
+        for question in questions[len(asked) :]:
+            answers.pop(question.id, None)
+        match_ids(str(path), answers, "the questions", [question.id for question in asked])
+    samples = [
+        (question, answer) for question in asked for answers in read for answer in answers[question.id]
     ]
+    given = [(answer.strict, question) for question, answer in samples]
+    given += [(answer.flexible, question) for question, answer in samples]
+    grades = [
+        Grade(question.id, answer, question.gold, verdict)
+        for (answer, question), verdict in zip(given, task.grade(given), strict=True)
+    ]
+    return Graded(grades[: len(samples)], grades[len(samples) :])
 
 
 def summarize(grades: Sequence[Grade], seed: int = 0) -> Summary:

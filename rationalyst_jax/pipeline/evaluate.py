@@ -11,32 +11,34 @@ from rationalyst_jax.tasks.task import Task
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One run's accuracy, and its differences from each baseline but itself."""
+    """One run's accuracy by the strict and by the flexible reading, and its (strict) differences from each
+    baseline but itself."""
 
     accuracy: Summary
+    flexible: Summary
     versus: Mapping[str, Comparison]
 
 
 def evaluate(
     task: Task,
     questions: Source,
-    traces: Mapping[str, Path],
+    traces: Mapping[str, Sequence[Path]],
     baselines: Sequence[str] = (),
     *,
     limit: int | None = None,
 ) -> dict[str, Evaluation]:
-    """Grades each run's traces by the first `limit` questions of a task's file (None: all); traces of the
-    others are left out.
+    """Grades each run by the first `limit` questions of a source (None: all); answers to others are left out.
 
-    baselines: names among the runs. Raises ValueError for a malformed file, and where traces and questions
-    are not about the same ids.
+    traces: files of each run; several are samples of the same questions. baselines: names among the runs.
+    Raises ValueError for a malformed file, and where traces and questions are not about the same ids.
     """
     known = read_questions(task, questions)
-    grades = {name: grade(path, known, task, limit) for name, path in traces.items()}
+    grades = {name: grade(paths, known, task, limit) for name, paths in traces.items()}
     return {
         name: Evaluation(
-            summarize(graded),
-            {other: compare(graded, grades[other]) for other in baselines if other != name},
+            summarize(graded.strict),
+            summarize(graded.flexible),
+            {other: compare(graded.strict, grades[other].strict) for other in baselines if other != name},
         )
         for name, graded in grades.items()
     }

@@ -17,6 +17,7 @@ from rationalyst_jax.files.whole import file_name, write_json
 from rationalyst_jax.lm.devices.sharding import mesh_of
 from rationalyst_jax.lm.weights.tokenizer import marker_ids
 from rationalyst_jax.mine.documents import read_documents
+from rationalyst_jax.pipeline.budget import affordable
 from rationalyst_jax.pipeline.config import ExperimentConfig, Run
 from rationalyst_jax.pipeline.evaluate import evaluate
 from rationalyst_jax.pipeline.filter import decide_again, filter_rationales, mesh_for
@@ -25,10 +26,9 @@ from rationalyst_jax.pipeline.models import Models, Place
 from rationalyst_jax.pipeline.reason import Cast, ReasonSummary, reason
 from rationalyst_jax.pipeline.run_dir import RunDir
 from rationalyst_jax.pipeline.train import train
-from rationalyst_jax.prompts.prompt import load_prompts
+from rationalyst_jax.prompts.prompt import load_demonstrations, load_prompts
 from rationalyst_jax.reason.config import ReasonConfig
 from rationalyst_jax.reason.strategies import check_strategy
-from rationalyst_jax.reason.traces import mean_ledger, read_traces
 from rationalyst_jax.report.plots import accuracy_chart
 from rationalyst_jax.report.progress import track, track_steps
 from rationalyst_jax.report.tables import accuracy_table, counts_table, ledger_table
@@ -36,7 +36,6 @@ from rationalyst_jax.tasks.benchmarks import task_named
 from rationalyst_jax.tasks.sources import read_questions
 from rationalyst_jax.world.corpus import QUESTION_SETS, documents, questions
 
-PILOT = 50  # questions that tell what a candidate costs
 BASELINES = ("random", "likelihood")  # strategies that every run is compared with
 
 
@@ -113,7 +112,7 @@ class Experiment:
         self.prompts = load_prompts(config.prompts)
         base = models.checkpoint(config.model)
         needed = ("annotate", "follow", "follow_guided", "rationale", "step")
-        models.check(config.model, self.prompts, needed)
+        models.check(config.model, self.prompts.shown(load_demonstrations(self.task.demonstrations)), needed)
         base.check(mesh_of(config.train.mesh, jax.devices()))
         mesh_for(config.filter, config.mesh)
         marker_ids(base.tokenizer, (*config.filter.suppress, *config.reason.suppress))
@@ -251,11 +250,13 @@ class Experiment:
     def affordable(self, name: str, run: Run, config: ReasonConfig) -> int:
         """How many candidates take the operations of the run whose budget this one has, by a pilot."""
         assert run.budget_of is not None
-        path = self.path / "reason" / "pilot" / self.traces_path(name).name
-        pilot = self.solve(run, config, path, limit=PILOT)
-        ids = {trace.id for trace in read_traces(path)}
-        other = [trace for trace in read_traces(self.traces_path(run.budget_of)) if trace.id in ids]
-        return max(1, round(config.candidates * mean_ledger(other)["flops"] / pilot.ledger["flops"]))
+        model = self.traces_path(run.budget_of)
+        return affordable(
+            config.candidates,
+            lambda path, limit: self.solve(run, config, path, limit=limit),
+            self.traces_path(name),
+            model,
+        )
 
     def solve(self, run: Run, config: ReasonConfig, out: Path, **options: Any) -> ReasonSummary:
         rationalyst: Place | None = None
@@ -275,7 +276,7 @@ class Experiment:
         for file in dict.fromkeys(r.questions for r in runs.values()):
             own = {name: r for name, r in runs.items() if r.questions == file}
             first = {r.strategy: name for name, r in reversed(own.items()) if r.strategy in BASELINES}
-            traces = {name: self.traces_path(name) for name in own}
+            traces = {name: [self.traces_path(name)] for name in own}
             graded = evaluate(self.task, self.questions_path(file), traces, list(first.values()))
             for name, result in graded.items():
                 results[name] = {**asdict(result.accuracy), "ledger": ledgers[name]}

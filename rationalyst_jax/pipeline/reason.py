@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from rationalyst_jax.files.settings import claimed
@@ -10,6 +10,7 @@ from rationalyst_jax.files.whole import check_file
 from rationalyst_jax.pipeline.models import Models, Place
 from rationalyst_jax.prompts.prompt import PromptSet
 from rationalyst_jax.reason.config import ReasonConfig
+from rationalyst_jax.reason.demonstrations import shown
 from rationalyst_jax.reason.solve import solve
 from rationalyst_jax.reason.strategies import check_strategy, guided_by, prompts_of
 from rationalyst_jax.reason.traces import count_unrated, mean_ledger
@@ -55,12 +56,14 @@ def reason(
     out: Path,
     *,
     limit: int | None = None,
+    shots_from: Source | None = None,
     progress: Callable[[int, int, int], None] = lambda done, total, tokens: None,
 ) -> ReasonSummary:
     """Solves the first `limit` questions of a task's file (None: all); traces go to the JSONL file `out`.
 
     A killed run continues there; so does one with another limit, or with questions that were mended since,
-    which are solved again. `progress` is told how many questions are done (those of an earlier run
+    which are solved again. `shots_from`: questions from which the shots are drawn that an agent is shown;
+    without any it is shown our own. `progress` is told how many questions are done (those of an earlier run
     included), of how many, and the tokens computed by this one. Raises ValueError for a malformed file, a
     limit below 1, a strategy whose role is missing, traces made with other settings, and while another
     process writes them; all that before a model's weights are read.
@@ -74,13 +77,16 @@ def reason(
     can_score = known["scorer"].tokenizer is not None
     check_strategy(config, has_rationalyst="rationalyst" in known, can_score=can_score)
     asked = read_questions(task, questions)[:limit]
+    config = replace(config, step_end=config.step_end or task.step_end)
+    pool = None if shots_from is None else read_questions(task, shots_from)
+    prompts, by_subject = shown(prompts, task, config, asked, pool)
     for role, names in prompts_of(config).items():
         models.check(places[role], prompts, names, () if role == "rationalyst" else config.suppress)
     settings = asdict(config) | {"prompts": prompts.version} | {role: k.name for role, k in known.items()}
     with claimed(out.with_name(f"{out.name}.config.json"), settings, out):
         found = dict(zip(places, models.roles(*places.values()), strict=True))
         roles = Roles(found["agent"], found.get("rationalyst"), found["scorer"])
-        traces = solve(asked, roles, prompts, config, task.extract, out, progress)
+        traces = solve(asked, roles, prompts, config, task.extract, out, progress, by_subject)
     unrated, verdicts = count_unrated(traces) if guided_by(config) == "judge" else (0, 0)
     return ReasonSummary(
         questions=len(traces),

@@ -48,6 +48,9 @@ class RunDir:
             write_json(marker, {"seconds": round(time.perf_counter() - start, 2), "result": result})
         return read_json(marker)["result"]
 
+    def is_done(self, name: str) -> bool:
+        return self._marker(name).exists()
+
     def seconds(self, name: str) -> float:
         """How long a finished stage took; after a kill, what its last run took."""
         return read_json(self._marker(name))["seconds"]

@@ -9,7 +9,7 @@ import functools
 import itertools
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, cast
@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from rationalyst_jax.files.settings import digest
 
-_PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")
+_PLACEHOLDER = re.compile(r"\{([a-z_]+[0-9]*)\}")
 # What each prompt may ask for; the last one is what the model is to write (the target).
 _PLACEHOLDERS = {
     "annotate": ("document", "annotated"),
@@ -32,6 +32,9 @@ _PLACEHOLDERS = {
     "judge": ("question", "steps", "preceding", "rating"),
     "step_guided": ("question", "steps", "preceding", "rationale", "step"),
 }
+# What a prompt may ask of the demonstrations of a task. Messages with a shot stand once for each.
+_INSTRUCTION = "instruction"
+_SHOT = ("shot_question", "shot_solution")
 # Text, and whether it is the template's or the prompt's own, where names of added tokens count (no field).
 _Piece = tuple[str, bool]
 Field = str | list[_Piece]  # the value of a placeholder: a text, or the prompt's own words with texts between
@@ -39,10 +42,14 @@ Field = str | list[_Piece]  # the value of a placeholder: a text, or the prompt'
 
 @dataclass(frozen=True)
 class Prompt:
-    """Chat messages `(role, content)` with `{placeholders}`; the last one is the assistant's."""
+    """Chat messages `(role, content)` with `{placeholders}`; the last one is the assistant's.
+
+    given: values of placeholders that are the same whatever is asked: a task's instruction and shots.
+    """
 
     name: str
     messages: tuple[tuple[str, str], ...]
+    given: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def target(self) -> str:
@@ -68,6 +75,26 @@ class Prompt:
 
 
 @dataclass(frozen=True)
+class Shot:
+    """A solved question that is shown to a model before the one that it is asked."""
+
+    question: str
+    solution: str
+
+
+@dataclass(frozen=True)
+class Demonstrations:
+    """How a task is put to a model: what it is told, and the shots that it is shown.
+
+    version: names them; traces made with others are not continued.
+    """
+
+    version: str
+    instruction: str
+    shots: tuple[Shot, ...]
+
+
+@dataclass(frozen=True)
 class PromptSet:
     """The prompts of one file. `document` is how a `{question}` opens a document.
 
@@ -82,6 +109,13 @@ class PromptSet:
         if name not in self.prompts:
             raise ValueError(f"no prompt {name!r} among {', '.join(self.prompts)} (version {self.version})")
         return self.prompts[name]
+
+    def shown(self, demonstrations: Demonstrations) -> "PromptSet":
+        """These prompts with the instruction and the shots of a task, where they have places for them."""
+        prompts = {name: _shown(prompt, demonstrations) for name, prompt in self.prompts.items()}
+        if prompts == self.prompts:
+            return self
+        return replace(self, version=f"{self.version}+{demonstrations.version}", prompts=prompts)
 
 
 def load_prompts(name_or_path: str | Path) -> PromptSet:
@@ -98,12 +132,33 @@ def load_prompts(name_or_path: str | Path) -> PromptSet:
         file = resources.files("rationalyst_jax") / "prompts" / f"{name_or_path}.yaml"
         if not file.is_file():
             raise ValueError(f"no prompts named {str(name_or_path)!r} are shipped; a path must end in .yaml")
-    try:
-        text = file.read_text(encoding="utf-8")
-        raw = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date such as 2024-13-01
-        raise ValueError(f"{name_or_path}: not YAML: {' '.join(str(error).split())}") from error
-    return _prompt_set(str(name_or_path), raw, digest([text.encode()])[:8])
+    raw, fingerprint = _read_yaml(str(name_or_path), file)
+    return _prompt_set(str(name_or_path), raw, fingerprint)
+
+
+def load_demonstrations(name_or_path: str | Path) -> Demonstrations:
+    """A task's instruction and our own shots, by the task's name, or of a YAML file with keys `instruction`
+    and `shots`, a list of {question, solution}.
+
+    Raises FileNotFoundError, or ValueError naming the file and the entry that is malformed.
+    """
+    name = str(name_or_path)
+    path = Path(name_or_path)
+    is_path = path.suffix in (".yaml", ".yml")
+    file = path if is_path else resources.files("rationalyst_jax") / "prompts" / "tasks" / f"{name}.yaml"
+    if not file.is_file():
+        raise FileNotFoundError(f"{name}: no such file of demonstrations")
+    raw, fingerprint = _read_yaml(name, file)
+    if not isinstance(raw, dict) or set(raw) != {"instruction", "shots"}:
+        raise ValueError(f"{name}: demonstrations have exactly the keys instruction and shots")
+    shots = []
+    if not isinstance(raw["shots"], list):
+        raise ValueError(f"{name}: shots must be a list")
+    for number, shot in enumerate(raw["shots"], start=1):
+        if not isinstance(shot, dict) or set(shot) != {"question", "solution"}:
+            raise ValueError(f"{name}: shot {number} must have exactly the keys question and solution")
+        shots.append(Shot(str(shot["question"]).strip(), str(shot["solution"]).strip()))
+    return Demonstrations(f"{path.stem}-{fingerprint}", str(raw["instruction"]).strip(), tuple(shots))
 
 
 def render(
@@ -185,10 +240,10 @@ def _fill(prompt: Prompt, content: str, fields: Mapping[str, Field]) -> list[_Pi
     for i, part in enumerate(_PLACEHOLDER.split(content)):
         if i % 2 == 0:
             pieces.append((part, True))
-        elif part not in fields:
+        elif part not in fields and part not in prompt.given:
             raise ValueError(f"prompt {prompt.name!r} needs the field {part!r}")
         else:
-            value = fields[part]
+            value = fields[part] if part in fields else prompt.given[part]
             pieces += [(value, False)] if isinstance(value, str) else value
     return pieces
 
@@ -298,7 +353,36 @@ def _prompt(file: str, name: str, raw: Any) -> Prompt:
     *given, wanted = _PLACEHOLDERS[name]
     if not is_open or target != wanted or f"{{{wanted}}}" not in messages[-1][1]:
         raise ValueError(f"{file}: prompt {name!r} must end in an assistant message with {{{wanted}}} last")
-    if set(used) - set(given):
-        unknown = ", ".join(sorted(set(used) - set(given)))
-        raise ValueError(f"{file}: prompt {name!r} cannot use {unknown}, only {', '.join(given)}")
+    if unknown := sorted(set(used) - {*given, _INSTRUCTION, *_SHOT}):
+        may = ", ".join((*given, _INSTRUCTION, *_SHOT))
+        raise ValueError(f"{file}: prompt {name!r} cannot use {', '.join(unknown)}, only {may}")
     return Prompt(name, messages)
+
+
+def _shown(prompt: Prompt, demonstrations: Demonstrations) -> Prompt:
+    """A prompt whose run of messages with a shot stands once for each shot, numbered from 1."""
+    is_shot = [any(f"{{{name}}}" in content for name in _SHOT) for _, content in prompt.messages]
+    messages = []
+    for shows, run in itertools.groupby(zip(is_shot, prompt.messages, strict=True), lambda pair: pair[0]):
+        each = [message for _, message in run]
+        if not shows:
+            messages += each
+            continue
+        for number in range(1, len(demonstrations.shots) + 1):
+            for role, content in each:
+                messages.append((role, re.sub(f"{{({'|'.join(_SHOT)})}}", rf"{{\g<1>{number}}}", content)))
+    given = {_INSTRUCTION: demonstrations.instruction}
+    for number, shot in enumerate(demonstrations.shots, start=1):
+        given |= {f"shot_question{number}": shot.question, f"shot_solution{number}": shot.solution}
+    used = {name for _, content in messages for name in _PLACEHOLDER.findall(content)}
+    given = {name: value for name, value in given.items() if name in used}
+    return replace(prompt, messages=tuple(messages), given=given)
+
+
+def _read_yaml(name: str, file: Any) -> tuple[Any, str]:
+    """What a YAML file holds, and the fingerprint of its text."""
+    try:
+        text = file.read_text(encoding="utf-8")
+        return yaml.safe_load(text), digest([text.encode()])[:8]
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date such as 2024-13-01
+        raise ValueError(f"{name}: not YAML: {' '.join(str(error).split())}") from error

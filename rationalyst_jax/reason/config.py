@@ -5,7 +5,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from rationalyst_jax.files.ranges import ABOVE_0_TO_1, AT_LEAST_1, SEED, TEMPERATURE, require
+from rationalyst_jax.files.ranges import ABOVE_0_TO_1, AT_LEAST_0, AT_LEAST_1, SEED, TEMPERATURE, require
 from rationalyst_jax.lm.trees.reduction import Reduction, reduce_logprobs
 
 GuideName = Literal["likelihood", "implicit", "rationale_confidence", "judge"]
@@ -37,7 +37,10 @@ class ReasonConfig:
         decay: Weight of a token relative to the one before it, in decayed_sum and decayed_mean.
         rationale_temperature: Temperature at which RATIONALYST writes rationales; 0 is greedy.
         seed: Seed of all noise: equal seeds give equal traces.
-        step_end: What a step is: a line, a sentence, or a whole turn of the agent.
+        step_end: What a step is: a line, a sentence, or a whole turn of the agent. By default it is what the
+            task says (a line, but for MATH a sentence).
+        shots: Number of solved questions that the agent is shown before its own. By default it is shown all
+            that we wrote for the task; of drawn ones as many as the paper shows, or 5.
         suppress: Marker strings, one token each, that the agent never writes and the scorer gives no
             probability. A model that has seen rationales inside of text expects a marker at every line break,
             and would score each step lower for its absence.
@@ -60,7 +63,8 @@ class ReasonConfig:
     decay: float = 0.9
     rationale_temperature: float = 0.0
     seed: int = 0
-    step_end: Literal["line", "sentence", "turn"] = "line"
+    step_end: Literal["line", "sentence", "turn"] | None = None
+    shots: int | None = None
     suppress: tuple[str, ...] = ()
     block: int = 256
     keep_rationales: bool = False
@@ -73,9 +77,16 @@ class ReasonConfig:
         require("reason", self, SEED, "seed")
         require("reason", self, TEMPERATURE, "temperature", "rationale_temperature")
         require("reason", self, ABOVE_0_TO_1, "top_p", "decay")
+        if self.shots is not None:
+            require("reason", self, AT_LEAST_0, "shots")
         for key, known in (("step_end", STEP_ENDS), ("guide", get_args(GuideName))):
-            if getattr(self, key) not in known:
+            if getattr(self, key) not in (known if key == "guide" else (*known, None)):
                 raise ValueError(
                     f"reason: {key} must be one of {', '.join(known)}, got {getattr(self, key)!r}"
                 )
         reduce_logprobs(np.zeros(1), self.reduction)  # raises for a name it does not know
+
+    @property
+    def stop(self) -> tuple[str, ...]:
+        """The strings that end a step; a line's where neither config nor task says more."""
+        return STEP_ENDS[self.step_end or "line"]

@@ -1,7 +1,7 @@
 """A run: all questions with one strategy, in a file of traces that survives being killed."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from rationalyst_jax.files.settings import digest
@@ -22,6 +22,7 @@ def solve(
     extract: Extract,
     path: Path,
     progress: Callable[[int, int, int], None] = lambda done, total, tokens: None,
+    by_subject: Mapping[str, PromptSet] | None = None,
 ) -> list[Trace]:
     """Solves all questions with one strategy and returns their traces, which are also in the JSONL at `path`:
     each as soon as its question is finished, and in the end in the questions' order.
@@ -32,7 +33,7 @@ def solve(
     computed beside it. (Not where a model's results cannot be repeated anyway; then only what is missing is.)
     A question whose text has changed since is solved again; traces of questions that are not asked now stay
     in the file. `progress` is told how many questions are done (those of an earlier run included), of how
-    many, and how many tokens this one has computed.
+    many, and how many tokens this one has computed. `by_subject`: prompts for questions of some subjects.
 
     Raises ValueError for an unknown strategy, a strategy whose role is missing, an id given twice, a file at
     `path` that holds traces of other questions alone; and, when all others are done, if questions failed:
@@ -47,7 +48,7 @@ def solve(
         asked[question.id] = digest([question.asked.encode()])
 
     done = resume_traces(path, asked)
-    setting = Setting(roles, prompts, config, extract)
+    setting = Setting(roles, prompts, config, extract, by_subject or {})
     repeatable = all(model.repeatable for model in roles.models)
     failures: dict[str, Exception] = {}
 

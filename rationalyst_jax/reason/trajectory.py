@@ -12,7 +12,7 @@ import numpy as np
 from rationalyst_jax.lm.engine.requests import Generation, Handle
 from rationalyst_jax.lm.trees.reduction import reduce_logprobs
 from rationalyst_jax.prompts.prompt import Field, PromptSet
-from rationalyst_jax.reason.config import STEP_ENDS, ReasonConfig
+from rationalyst_jax.reason.config import ReasonConfig
 from rationalyst_jax.reason.traces import UNRATED, Step, Usage
 from rationalyst_jax.roles.drive import Call, ask
 from rationalyst_jax.roles.role import Model, NotAnswered, Role, Sampling
@@ -53,12 +53,16 @@ class Roles:
 
 @dataclass(frozen=True)
 class Setting:
-    """What all questions of a run have in common."""
+    """What all questions of a run have in common.
+
+    by_subject: prompts with the demonstrations of a subject, for questions that have that subject.
+    """
 
     roles: Roles
     prompts: PromptSet
     config: ReasonConfig
     extract: Extract
+    by_subject: Mapping[str, PromptSet] = field(default_factory=dict)
 
 
 @dataclass
@@ -88,6 +92,10 @@ class Trajectory:
         key = repr((self.setting.config.seed, self.question.id, len(self.steps), purpose, sample))
         return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=4).digest(), "big") >> 1
 
+    @property
+    def prompts(self) -> PromptSet:
+        return self.setting.by_subject.get(self.question.subject, self.setting.prompts)
+
     # ---- What can be asked ----
 
     def to_propose(self, n: int, temperature: float, rationale: str | None = None, sample: int = 0) -> Call:
@@ -100,18 +108,18 @@ class Trajectory:
             n,
             temperature,
             config.top_p,
-            stop=STEP_ENDS[config.step_end],
+            stop=config.stop,
             seed=self.seed("step", sample),
             suppress=config.suppress,
         )
         name = "step" if rationale is None else "step_guided"
         fields = self._fields(rationale=rationale, with_rationales=config.keep_rationales)
-        return agent.model, agent.to_generate(self.setting.prompts[name], fields, how)
+        return agent.model, agent.to_generate(self.prompts[name], fields, how)
 
     def to_rationalize(self, after: str = "", sample: int = 0) -> Call:
         """Asks RATIONALYST for the rationale of what comes next, `after` these words."""
         config = self.setting.config
-        prompt = self.setting.prompts["rationale"]
+        prompt = self.prompts["rationale"]
         rationalyst = self.setting.roles.rationalyst
         assert rationalyst is not None  # solve() refuses to start without
         how = Sampling(
@@ -155,7 +163,7 @@ class Trajectory:
         scorer = self.setting.roles.scorer
         written = [self._scored(candidate) for candidate in candidates]
         texts = list(dict.fromkeys(written))
-        prompt = self.setting.prompts["follow" if rationale is None else "follow_guided"]
+        prompt = self.prompts["follow" if rationale is None else "follow_guided"]
         fields = self._fields(rationale=rationale)
         calls = [(scorer.model, scorer.to_score(prompt, fields, text, config.suppress)) for text in texts]
         values = {}
@@ -179,7 +187,7 @@ class Trajectory:
         that was found wrong nor before one that was found right. Where none is rated all are equal.
         """
         scorer = self.setting.roles.scorer
-        prompt = self.setting.prompts["judge"]
+        prompt = self.prompts["judge"]
         how = Sampling(JUDGE_TOKENS, temperature=0, stop=("\n",), suppress=self.setting.config.suppress)
         calls = []
         for candidate in candidates:
@@ -243,7 +251,7 @@ class Trajectory:
         self, after: str = "", rationale: str | None = None, with_rationales: bool = False
     ) -> Mapping[str, Field]:
         """The values of a prompt's placeholders, with `after` as the last words of this trajectory."""
-        prompts = self.setting.prompts
+        prompts = self.prompts
         opening = prompts.document.replace("{question}", self.question.asked)
         steps: Field = self.written + after
         preceding: Field = opening + steps

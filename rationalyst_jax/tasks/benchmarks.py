@@ -1,9 +1,20 @@
 """The tasks there are."""
 
-from rationalyst_jax.tasks import gsm8k
+from rationalyst_jax.tasks import arc, ecqa, gsm8k, hellaswag, mmlu_pro, proofwriter
 from rationalyst_jax.tasks.task import Task
 
-TASKS = {task.name: task for task in (gsm8k.TASK,)}
+TASKS = {
+    task.name: task
+    for task in (
+        gsm8k.TASK,
+        ecqa.COMMONSENSE_QA,
+        ecqa.ECQA,
+        hellaswag.TASK,
+        proofwriter.TASK,
+        arc.TASK,
+        mmlu_pro.TASK,
+    )
+}
 
 
 def task_named(name: str) -> Task:

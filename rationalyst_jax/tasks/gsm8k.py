@@ -97,5 +97,6 @@ TASK = Task(
     references=("train",),
     homepage="https://github.com/openai/grade-school-math",
     license="MIT",
+    demonstrations="gsm8k",
     paper=Paper(base=77.6, rationalyst=81.6, shots=9),
 )

@@ -6,6 +6,7 @@ Each task is one file beside this one, with a `Task`; `benchmarks.py` lists them
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from rationalyst_jax.files.rows import Row, read_table
 from rationalyst_jax.tasks.question import Question, Verdict
@@ -29,8 +30,10 @@ class Task:
     naming the place for a malformed row. extract, the strict reading, gives the answer that a text states, or
     None; flexible gives the last thing in it that could be an answer, as other harnesses do, or None. grade
     compares answers (None: unanswered) with the golds of their questions, all at once.
-    paper: None where the paper does not have the task.
-    size: questions of the split that is evaluated, `split`. references: splits that mining may learn from.
+    split: the one that is evaluated, of `size` questions. references: splits that mining may learn from.
+    demonstrations: the file in `prompts/tasks` with the instruction and our own shots. step_end: what ends a
+    step of a solution. shots_by_subject: whether shots are drawn among questions of the same subject.
+    answer_form: how a solution states the answer `{gold}`. paper: None where the paper lacks the task.
     """
 
     name: str
@@ -44,7 +47,16 @@ class Task:
     references: tuple[str, ...]
     homepage: str
     license: str
+    demonstrations: str
+    step_end: Literal["line", "sentence"] = "line"
+    shots_by_subject: bool = False
+    answer_form: str = "The answer is {gold}."
     paper: Paper | None = None
+
+    def worked(self, question: Question) -> str:
+        """A question's solution, where the data has one, and then the statement of its answer."""
+        stated = self.answer_form.replace("{gold}", question.gold)
+        return "\n".join(filter(None, [question.solution, stated]))
 
     def read(self, path: Path) -> list[Question]:
         """The questions of a file in the benchmark's own format (JSONL, a JSON list, CSV or Parquet).
