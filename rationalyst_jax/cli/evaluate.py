@@ -26,7 +26,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(
     task: str,
-    questions: Path,
+    questions: str,
     traces: list[Path],
     limit: PositiveInt | None = None,  # pyright: ignore[reportInvalidTypeForm]
 ) -> None:
@@ -34,7 +34,8 @@ def run(
 
     Args:
         task: Name of the benchmark (gsm8k). It decides how questions are read and answers are graded.
-        questions: File of the benchmark's questions, in its own format (gsm8k: JSONL of question and answer).
+        questions: File of the benchmark's questions, in its own format (gsm8k: JSONL of question and answer),
+            or tfds:NAME[:SPLIT][@DIR], a set that `rationalyst data` or TensorFlow Datasets prepared in DIR.
         limit: Number of questions to use, from the first on; by default all. Traces of the others are left
             out.
     """

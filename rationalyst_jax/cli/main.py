@@ -36,6 +36,7 @@ COMMANDS = {
     "plan": "compile for TPUs that need not be there: does it fit, how fast can it be",
     "reason": "solve a task's questions with one strategy",
     "serve": "serve a model to clients of the OpenAI API",
+    "data": "prepare the rows of a benchmark, or rationales, for TensorFlow Datasets",
     "evaluate": "grade traces, with intervals and paired comparisons",
     "merge": "add LoRA adapters to the model they belong to",
     "convert": "Hugging Face to Orbax and back, training checkpoints too",

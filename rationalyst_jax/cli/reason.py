@@ -14,7 +14,7 @@ from rationalyst_jax.roles.config import EndpointConfig
 
 def run(
     task: str,
-    questions: Path,
+    questions: str,
     agent: str,
     prompts: str,
     out: Path,
@@ -30,7 +30,8 @@ def run(
 
     Args:
         task: Name of the benchmark (gsm8k). It decides how questions are read and answers are found.
-        questions: File of the benchmark's questions, in its own format (gsm8k: JSONL of question and answer).
+        questions: File of the benchmark's questions, in its own format (gsm8k: JSONL of question and answer),
+            or tfds:NAME[:SPLIT][@DIR], a set that `rationalyst data` or TensorFlow Datasets prepared in DIR.
         agent: Model that proposes steps: a checkpoint folder, "world" for the shipped model, or the address
             of an OpenAI-compatible endpoint (http://host:port/v1).
         prompts: Prompt set: the name of a shipped one (llama3, world), or a YAML file.

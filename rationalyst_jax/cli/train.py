@@ -13,7 +13,7 @@ from rationalyst_jax.train.config import TrainConfig
 
 
 def run(
-    rationales: Path,
+    rationales: str,
     model: str,
     prompts: str,
     run_dir: Path,
@@ -26,8 +26,9 @@ def run(
     """Fine-tune a model to write the kept rationales, and export it in Hugging Face format.
 
     Args:
-        rationales: Parquet file of rationales, a folder of such files, or a JSONL file. Of filtered
-            rationales only the kept ones are used.
+        rationales: Parquet file of rationales, a folder of such files, or a JSONL file, of which only the
+            kept ones are used; or tfds:rationalyst_rationales[:SPLIT][@DIR], a set that `rationalyst data`
+            prepared in DIR.
         model: Checkpoint folder to start from, or "world" for the shipped model.
         prompts: Prompt set: the name of a shipped one (llama3, world), or a YAML file.
         run_dir: Folder to write: checkpoints, metrics.jsonl, tensorboard, loss.png, and the trained model in

@@ -83,7 +83,8 @@ class ExperimentConfig:
         task: Name of the benchmark (gsm8k). It decides how questions are read and graded.
         seed: Seed of every stage; no stage may have another.
         documents: JSONL file of unlabeled documents. Without one, `world` makes them.
-        questions: Files of the benchmark's questions by the name of the set. Without any, `world` makes them.
+        questions: Files of the benchmark's questions, or prepared sets (tfds:NAME[:SPLIT][@DIR]), by the name
+            of the set. Without any, `world` makes them.
         world: Documents and questions that the generator of the embedded world makes.
         engine: How models generate and score.
         mesh: How the filter divides all devices; by default it uses one device.

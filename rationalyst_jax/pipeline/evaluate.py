@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rationalyst_jax.evaluate.grade import Comparison, Summary, compare, grade, summarize
-from rationalyst_jax.tasks.sources import Source, read_questions
+from rationalyst_jax.files.prepared import Source
+from rationalyst_jax.tasks.sources import read_questions
 from rationalyst_jax.tasks.task import Task
 
 

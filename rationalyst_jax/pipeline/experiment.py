@@ -11,6 +11,7 @@ from typing import Any
 import jax
 from rich.console import Console
 
+from rationalyst_jax.files.prepared import Source
 from rationalyst_jax.files.rows import write_rows
 from rationalyst_jax.files.settings import file_digest
 from rationalyst_jax.files.whole import file_name, write_json
@@ -33,7 +34,7 @@ from rationalyst_jax.report.plots import accuracy_chart
 from rationalyst_jax.report.progress import track, track_steps
 from rationalyst_jax.report.tables import accuracy_table, counts_table, ledger_table
 from rationalyst_jax.tasks.benchmarks import task_named
-from rationalyst_jax.tasks.sources import read_questions
+from rationalyst_jax.tasks.sources import questions_digest, read_questions
 from rationalyst_jax.world.corpus import QUESTION_SETS, documents, questions
 
 BASELINES = ("random", "likelihood")  # strategies that every run is compared with
@@ -140,7 +141,9 @@ class Experiment:
             "model": self.models.checkpoint(self.config.model).fingerprint,
             "prompts": self.prompts.version,
             "documents": file_digest(Path(documents)) if documents else None,
-            "questions": {name: file_digest(Path(path)) for name, path in self.config.questions.items()},
+            "questions": {
+                name: questions_digest(self.task, source) for name, source in self.config.questions.items()
+            },
         }
 
     # ---- Where things are ----
@@ -148,10 +151,11 @@ class Experiment:
     def documents_path(self) -> Path:
         return Path(self.config.documents or self.path / "data" / "documents.jsonl")
 
-    def questions_path(self, name: str) -> Path:
-        if self.config.world:
-            return self.path / "data" / f"{name}.jsonl"
-        return Path(self.config.questions[name])
+    def questions_source(self, name: str) -> Source:
+        return self.world_questions(name) if self.config.world else self.config.questions[name]
+
+    def world_questions(self, name: str) -> Path:
+        return self.path / "data" / f"{name}.jsonl"
 
     def rationales_path(self, name: str) -> Path:
         return self.path / "mine" / f"{file_name(name)}.parquet"
@@ -171,9 +175,9 @@ class Experiment:
             seed = self.config.seed
             write_rows(self.documents_path(), documents(seed, world.documents))
             for name in QUESTION_SETS:
-                write_rows(self.questions_path(name), questions(seed, world.questions, name))
+                write_rows(self.world_questions(name), questions(seed, world.questions, name))
         names = QUESTION_SETS if self.config.world else self.config.questions
-        counts = {name: len(read_questions(self.task, self.questions_path(name))) for name in names}
+        counts = {name: len(read_questions(self.task, self.questions_source(name))) for name in names}
         return {"documents": len(read_documents(self.documents_path())), **counts}
 
     def mine(self) -> dict[str, Any]:
@@ -263,7 +267,7 @@ class Experiment:
         if run.rationalyst is not None:
             trained = self.config.rationalysts[run.rationalyst].train
             rationalyst = self.train_dir(run.rationalyst) / "hf" if trained else self.config.model
-        file = self.questions_path(run.questions)
+        file = self.questions_source(run.questions)
         cast = Cast(self.config.model, rationalyst)
         return reason(file, self.task, cast, self.models, self.prompts, config, out, **options)
 
@@ -277,7 +281,7 @@ class Experiment:
             own = {name: r for name, r in runs.items() if r.questions == file}
             first = {r.strategy: name for name, r in reversed(own.items()) if r.strategy in BASELINES}
             traces = {name: [self.traces_path(name)] for name in own}
-            graded = evaluate(self.task, self.questions_path(file), traces, list(first.values()))
+            graded = evaluate(self.task, self.questions_source(file), traces, list(first.values()))
             for name, result in graded.items():
                 results[name] = {**asdict(result.accuracy), "ledger": ledgers[name]}
                 for strategy in BASELINES:

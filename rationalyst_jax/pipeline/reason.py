@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from rationalyst_jax.files.prepared import Source
 from rationalyst_jax.files.settings import claimed
 from rationalyst_jax.files.whole import check_file
 from rationalyst_jax.pipeline.models import Models, Place
@@ -15,7 +16,7 @@ from rationalyst_jax.reason.solve import solve
 from rationalyst_jax.reason.strategies import check_strategy, guided_by, prompts_of
 from rationalyst_jax.reason.traces import count_unrated, mean_ledger
 from rationalyst_jax.reason.trajectory import Roles
-from rationalyst_jax.tasks.sources import Source, read_questions
+from rationalyst_jax.tasks.sources import read_questions
 from rationalyst_jax.tasks.task import Task
 
 

@@ -7,7 +7,8 @@ from typing import Literal
 
 import jax
 
-from rationalyst_jax.files.settings import begun, claimed, file_digest
+from rationalyst_jax.files.prepared import Source
+from rationalyst_jax.files.settings import begun, claimed
 from rationalyst_jax.lm.devices.distributed import is_main
 from rationalyst_jax.lm.devices.sharding import mesh_of
 from rationalyst_jax.lm.weights.peft import save_adapters
@@ -20,7 +21,7 @@ from rationalyst_jax.train.examples import Example
 from rationalyst_jax.train.export import export
 from rationalyst_jax.train.loop import fit, knobs_named
 from rationalyst_jax.train.metrics import Metrics
-from rationalyst_jax.train.rationales import read_rationales
+from rationalyst_jax.train.rationales import rationales_digest, read_rationales
 from rationalyst_jax.train.store import open_store
 
 
@@ -42,7 +43,7 @@ class TrainSummary:
 
 
 def train(
-    rationales: Path,
+    rationales: Source,
     start: Place,
     models: Models,
     prompts: PromptSet,
@@ -68,10 +69,8 @@ def train(
     checkpoint = models.checkpoint(start)
     check_prompts(checkpoint.tokenizer, prompts, ["rationale"])
     mesh = mesh_of(config.mesh, jax.devices())
-    if not rationales.exists():
-        raise FileNotFoundError(f"{rationales}: no such file of rationales")
     made_of = {
-        "rationales": file_digest(rationales),
+        "rationales": rationales_digest(rationales),
         "model": checkpoint.fingerprint,
         "prompts": prompts.version,
     }

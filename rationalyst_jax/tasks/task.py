@@ -3,7 +3,7 @@
 Each task is one file beside this one, with a `Task`; `benchmarks.py` lists them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -64,13 +64,20 @@ class Task:
         A row without an id gets the file's name and its line number. Raises ValueError naming file and line
         for a malformed row, and for an id that is there twice.
         """
-        found: dict[str, Question] = {}
-        for place, row in read_table(path):
-            question = self.question(row, place, f"{path.stem}-{place.rpartition(':')[2]}")
-            if question.id in found:
+        return [question for _, question in self.placed(read_table(path), path.stem)]
+
+    def placed(self, rows: Iterable[tuple[str, Row]], name: str) -> Iterator[tuple[str, Question]]:
+        """The questions of rows with their places "file:line", each with its place.
+
+        A row without an id gets `name` and its line number. Raises as `read`.
+        """
+        seen: set[str] = set()
+        for place, row in rows:
+            question = self.question(row, place, f"{name}-{place.rpartition(':')[2]}")
+            if question.id in seen:
                 raise ValueError(f"{place}: id {question.id!r} is there twice")
-            found[question.id] = question
-        return list(found.values())
+            seen.add(question.id)
+            yield place, question
 
 
 def grade_each(

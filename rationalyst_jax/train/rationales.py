@@ -2,42 +2,100 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from transformers import PreTrainedTokenizerBase
 
-from rationalyst_jax.files.rows import read_rows
+from rationalyst_jax.files.prepared import (
+    PreparedSplit,
+    Source,
+    is_prepared,
+    prepared_split,
+    read_prepared,
+    split_digest,
+    wanted,
+)
+from rationalyst_jax.files.rows import Row, read_rows
+from rationalyst_jax.files.settings import file_digest
 from rationalyst_jax.prompts.prompt import PromptSet, render
 from rationalyst_jax.train.examples import Example
 
+if TYPE_CHECKING:  # it takes a second to import
+    from rationalyst_jax.files.preparing import DataSet
+
+SET_NAME = "rationalyst_rationales"
 _WANTED = {"document_id": str, "preceding": str, "rationale": str, "kept": bool}
 
 
 def read_rationales(
-    path: str | Path, tokenizer: PreTrainedTokenizerBase, prompts: PromptSet
+    source: Source, tokenizer: PreTrainedTokenizerBase, prompts: PromptSet
 ) -> Iterator[Example]:
-    """One example per kept row of rationales: preceding text -> rationale, closed.
+    """One example per row of `kept_rationales`: preceding text -> rationale, closed.
 
-    `path` is a Parquet file, a folder of them, or a JSONL file; rows are read as they are asked for. The
-    prompt has weight 0 and the rationale with its closing weight 1. Rows whose `kept` is false are skipped;
-    what has not been filtered has no `kept` and is read whole. An integer `document_id` is taken as text.
-    Raises FileNotFoundError for a missing file,
-    and ValueError for a column that is missing, a value of another type (naming file and row, or file:line),
-    and where no row is kept.
+    The prompt has weight 0 and the rationale with its closing weight 1. Raises as `kept_rationales`.
+    """
+    for row in kept_rationales(source):
+        yield _example(row, tokenizer, prompts)
+
+
+def kept_rationales(source: Source) -> Iterator[Row]:
+    """The kept rationales of a source: `document_id`, `preceding` and `rationale` of each.
+
+    `source` is a Parquet file, a folder of them, a JSONL file, or a set that `rationalyst data` prepared
+    (`tfds:rationalyst_rationales[:SPLIT][@DIR]`, by default its split train); rows are read as they are asked
+    for. Rows whose `kept` is false are skipped; what has not been filtered has no `kept` and is read whole.
+    An integer `document_id` is taken as text. Raises FileNotFoundError for a missing file, and ValueError for
+    a set that is not prepared, for a column that is missing, a value of another type (naming file and row, or
+    file:line), and where no row is kept.
     """
     empty = True
-    for file in _files(path):
-        for row in _jsonl_rows(file) if file.suffix == ".jsonl" else _parquet_rows(file):
-            if row.get("kept", True):
-                empty = False
-                yield _example(row, tokenizer, prompts)
+    for row in _rows(source):
+        if row.pop("kept", True):
+            empty = False
+            yield row
     if empty:
-        raise ValueError(f"{path}: no kept rationale to train on")
+        raise ValueError(f"{source}: no kept rationale to train on")
 
 
-def _files(path: str | Path) -> list[Path]:
+def rationales_digest(source: Source) -> str:
+    """A short fingerprint of the files, or the prepared set and its split, that `kept_rationales` reads;
+    raises as it does, but for the rows."""
+    if is_prepared(source):
+        return split_digest(_prepared(source))
+    if not Path(source).exists():
+        raise FileNotFoundError(f"{source}: no such file of rationales")
+    return file_digest(Path(source))
+
+
+def data_set() -> "DataSet":
+    """The data set in TFDS's form whose rows `kept_rationales` gives."""
+    from rationalyst_jax.files.preparing import DataSet
+
+    fields = {name: kind for name, kind in _WANTED.items() if name != "kept"}
+    description = (
+        "Mined rationales that were kept, with the text before each: what RATIONALYST is trained on."
+    )
+    return DataSet(SET_NAME, fields, description, homepage="", license="")
+
+
+def _prepared(source: Source) -> PreparedSplit:
+    asked = wanted(source)
+    if asked.name != SET_NAME:
+        raise ValueError(f"{source}: no rationales, which are in {SET_NAME}")
+    return prepared_split(asked, "train")
+
+
+def _rows(source: Source) -> Iterator[Row]:
+    if is_prepared(source):
+        yield from (row for _, row in read_prepared(_prepared(source)))
+        return
+    for file in _files(source):
+        yield from _jsonl_rows(file) if file.suffix == ".jsonl" else _parquet_rows(file)
+
+
+def _files(path: Source) -> list[Path]:
     """The file itself, or the Parquet files of a folder by their names.
 
     Raises FileNotFoundError where there is nothing, ValueError for a folder that holds none.
@@ -52,14 +110,14 @@ def _files(path: str | Path) -> list[Path]:
     return [path]
 
 
-def _example(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, prompts: PromptSet) -> Example:
+def _example(row: Row, tokenizer: PreTrainedTokenizerBase, prompts: PromptSet) -> Example:
     fields = {"preceding": row["preceding"]}
     context, target = render(tokenizer, prompts["rationale"], fields, target=row["rationale"], close=True)
     weights = (0.0,) * len(context) + (1.0,) * len(target)
     return Example((*context, *target), weights, row["document_id"])
 
 
-def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
+def _parquet_rows(path: Path) -> Iterator[Row]:
     """The columns that count, each value of the right type."""
     number = 0
     try:
@@ -75,14 +133,14 @@ def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
         raise ValueError(f"{path}: not Parquet: {error}") from None
 
 
-def _jsonl_rows(path: Path) -> Iterator[dict[str, Any]]:
+def _jsonl_rows(path: Path) -> Iterator[Row]:
     for place, row in read_rows(path):
         if missing := [name for name in _WANTED if name not in (*row, "kept")]:
             raise ValueError(f"{place}: no {', '.join(missing)}")
         yield _checked({name: row[name] for name in _WANTED if name in row}, f"{place}: ")
 
 
-def _checked(row: dict[str, Any], where: str) -> dict[str, Any]:
+def _checked(row: Row, where: str) -> Row:
     if type(row["document_id"]) is int:
         row["document_id"] = str(row["document_id"])
     for name, value in row.items():
