@@ -18,6 +18,7 @@ import tensorflow_datasets as tfds
 from cli_files import rationalyst
 from rich.console import Console
 from task_rows import original_rows
+from tensorflow_datasets.core.read_only_builder import builder_from_files
 
 from rationalyst_jax.files.lock import locked
 from rationalyst_jax.files.prepared import prepared_rows, prepared_split, read_prepared, wanted
@@ -104,7 +105,7 @@ def test_a_task_is_read_from_its_prepared_set_as_from_its_files(name, originals,
         assert len(questions) == 7
         assert read_questions(task, f"tfds:{set_name(task)}:{split}@{prepared}") == questions
         # and by TFDS alone
-        builder = tfds.builder_from_directory(str(prepared / set_name(task) / "1.0.0"))
+        builder: Any = tfds.builder_from_directory(str(prepared / set_name(task) / "1.0.0"))
         rows = list(builder.as_data_source(split))
         assert [row["id"].decode() for row in rows] == [question.id for question in questions]
         assert [row["text"].decode() for row in rows] == [question.text for question in questions]
@@ -172,6 +173,8 @@ def test_the_first_real_rows_come_back_equal(name, count, shared, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", REAL)
 def test_all_real_rows_come_back_equal(name, shared, tmp_path):
+    if name not in TASKS:
+        pytest.skip(f"there is no task {name}")
     task = TASKS[name]
     named = [file.replace("=", f"={shared}/") if "=" in file else f"{shared}/{file}" for file in REAL[name]]
     splits = sorted_into_splits(task, named)
@@ -267,7 +270,7 @@ def test_a_killed_run_leaves_nothing_that_looks_finished(held, originals, tmp_pa
     with pytest.raises(ValueError, match="no prepared set in"):
         read_questions(TASKS["gsm8k"], f"tfds:rationalyst_gsm8k@{tmp_path}/out")
     with pytest.raises(tfds.core.DatasetNotFoundError):
-        tfds.core.read_only_builder.builder_from_files("rationalyst_gsm8k", data_dir=tmp_path / "out")
+        builder_from_files("rationalyst_gsm8k", data_dir=tmp_path / "out")
     assert rationalyst(command) == 0
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "rationalyst_gsm8k",
