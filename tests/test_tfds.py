@@ -119,6 +119,8 @@ def test_the_split_that_is_evaluated_is_read_where_none_is_said(name, prepared, 
     assert read_questions(task, f"tfds:{set_name(task)}@{prepared}") == said
     monkeypatch.setenv("TFDS_DATA_DIR", str(prepared))
     assert read_questions(task, f"tfds:{set_name(task)}") == said
+    train = read_questions(task, f"tfds:{set_name(task)}:train")
+    assert read_questions(task, f"tfds:{set_name(task)}", "train") == train != said
 
 
 def test_questions_with_every_field_and_with_none_come_back_equal(tmp_path):

@@ -44,7 +44,8 @@ def run(
         endpoint: Models behind an address.
         limit: Number of questions to use, from the first on; by default all.
         shots_from: Questions of the benchmark's training split, from which the solved ones that the agent is
-            shown are drawn by reason.seed. By default it is shown those that we wrote.
+            shown are drawn by reason.seed: a file, or a prepared set. By default it is shown those that we
+            wrote.
     """
     from rationalyst_jax.pipeline.models import Models
     from rationalyst_jax.pipeline.reason import Cast

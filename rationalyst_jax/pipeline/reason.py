@@ -79,7 +79,7 @@ def reason(
     check_strategy(config, has_rationalyst="rationalyst" in known, can_score=can_score)
     asked = read_questions(task, questions)[:limit]
     config = replace(config, step_end=config.step_end or task.step_end)
-    pool = None if shots_from is None else read_questions(task, shots_from)
+    pool = None if shots_from is None else read_questions(task, shots_from, task.references[0])
     prompts, by_subject = shown(prompts, task, config, asked, pool)
     for role, names in prompts_of(config).items():
         models.check(places[role], prompts, names, () if role == "rationalyst" else config.suppress)

@@ -20,23 +20,23 @@ from rationalyst_jax.tasks.task import Task
 from rationalyst_jax.tasks.tfds_builders import row_question, set_name
 
 
-def read_questions(task: Task, source: Source) -> list[Question]:
+def read_questions(task: Task, source: Source, split: str | None = None) -> list[Question]:
     """The questions of a source: a file of the benchmark's own rows, or `tfds:NAME[:SPLIT][@DIR]`.
 
     NAME is rationalyst_<task>, what `rationalyst data` prepared, or gsm8k, hellaswag or ai2_arc (its config
-    ARC-Challenge) of TFDS's catalog. SPLIT is by default the one that the task is evaluated on, DIR the
-    environment's TFDS_DATA_DIR. Raises as `Task.read`, the place of a prepared row being "tfds:NAME:SPLIT:n",
-    and ValueError for a set that is not prepared, is another task's, or lacks that split.
+    ARC-Challenge) of TFDS's catalog. SPLIT is by default `split`, or the one that the task is evaluated on;
+    DIR the environment's TFDS_DATA_DIR. Raises as `Task.read`, the place of a prepared row being
+    "tfds:NAME:SPLIT:n", and ValueError for a set that is not prepared, is another task's, or lacks that split.
     """
     if not is_prepared(source):
         return task.read(Path(source))
     asked = _asked(task, source)
-    split = prepared_split(asked, split_called(task.split))
+    found = prepared_split(asked, split_called(split or task.split))
     if asked.name == set_name(task):
-        return [row_question(row, place) for place, row in read_prepared(split)]
+        return [row_question(row, place) for place, row in read_prepared(found)]
     original = CATALOG[asked.name].original
-    rows = ((place, original(row)) for place, row in read_prepared(split))
-    return [question for _, question in task.placed(rows, split.split)]
+    rows = ((place, original(row)) for place, row in read_prepared(found))
+    return [question for _, question in task.placed(rows, found.split)]
 
 
 def questions_digest(task: Task, source: Source) -> str:
