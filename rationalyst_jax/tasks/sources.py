@@ -26,7 +26,8 @@ def read_questions(task: Task, source: Source, split: str | None = None) -> list
     NAME is rationalyst_<task>, what `rationalyst data` prepared, or gsm8k, hellaswag or ai2_arc (its config
     ARC-Challenge) of TFDS's catalog. SPLIT is by default `split`, or the one that the task is evaluated on;
     DIR the environment's TFDS_DATA_DIR. Raises as `Task.read`, the place of a prepared row being
-    "tfds:NAME:SPLIT:n", and ValueError for a set that is not prepared, is another task's, or lacks that split.
+    "tfds:NAME:SPLIT:n", and ValueError for a set that is not prepared, is another task's, or lacks the
+    split.
     """
     if not is_prepared(source):
         return task.read(Path(source))
