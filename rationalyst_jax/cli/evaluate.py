@@ -44,13 +44,17 @@ def run(
     names = {str(path): [path] for path in traces}
     first = next(iter(names))
     results = evaluate(task_named(task), questions, names, [first], limit=limit)
-    table = Table(title=f"{task}: accuracy in %, 95 % bootstrap intervals", title_justify="left")
+    table = Table(title=f"{task}: accuracy in %, 95 % intervals", title_justify="left")
     table.add_column("traces", overflow="fold")
-    for heading in ("accuracy", "n", "answered", "− first", "p (McNemar)"):
+    for heading in ("accuracy", "n", "answered", "− first", "p", "p (Holm)", "shows"):
         table.add_column(heading, justify="right")
     for name, result in results.items():
-        compared = _compared(result.versus[first]) if name != first else ("", "")
+        compared = _compared(result.versus[first]) if name != first else ("",) * 4
         table.add_row(escape(name), *_accuracy(result.accuracy), *compared)
+    if len(names) > 1:
+        table.caption = (
+            "p: exact McNemar; Holm: for all these comparisons. shows: the difference seen 4 times in 5"
+        )
     console = Console()
     console.print(table)
     for name, result in results.items():
@@ -64,8 +68,10 @@ def _accuracy(s: "Summary") -> tuple[str, str, str]:
     return f"{_percent(s.accuracy)} [{_percent(s.low)}, {_percent(s.high)}]", str(s.n), str(s.answered)
 
 
-def _compared(c: "Comparison") -> tuple[str, str]:
-    return f"{_percent(c.difference, '+')} [{_percent(c.low, '+')}, {_percent(c.high, '+')}]", f"{c.p:.2g}"
+def _compared(c: "Comparison") -> tuple[str, ...]:
+    difference = f"{_percent(c.difference, '+')} [{_percent(c.low, '+')}, {_percent(c.high, '+')}]"
+    shows = "–" if c.smallest is None else _percent(c.smallest)
+    return difference, f"{c.p:.2g}", f"{c.p_holm:.2g}", shows
 
 
 def _percent(share: float, sign: str = "") -> str:
