@@ -268,7 +268,7 @@ def test_evaluate_grades_and_compares(capsys):
     assert "25.0 [" in random and re.search(r"│ +4 │ +4 │", random)
     assert "75.0 [" in guided and re.search(r"│ +4 │ +3 │ \+50.0 \[", guided) and " 0.5 │" in guided
     assert rationalyst(f"{EVALUATE} short.jsonl --limit 2") == 0
-    assert "100.0 [100.0, 100.0]" in capsys.readouterr().out
+    assert "100.0 [22.4, 100.0]" in capsys.readouterr().out
     assert rationalyst(f"{EVALUATE} random.jsonl short.jsonl --limit 2") == 0
     assert len(re.findall(r"│ +2 │ +2 │", capsys.readouterr().out)) == 2
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rationalyst_jax.evaluate.grade import Grade, compare, grade, summarize
+from rationalyst_jax.evaluate.grade import Grade, as_family, compare, grade, summarize
 from rationalyst_jax.evaluate.statistics import mcnemar
 from rationalyst_jax.tasks.benchmarks import TASKS
 from rationalyst_jax.tasks.question import Question
@@ -42,7 +42,7 @@ def test_traces_are_graded_in_the_questions_order(tmp_path):
         ("c", "-1,000", True),
     ]
     summary = summarize(rows)
-    assert (summary.accuracy, summary.n, summary.answered) == (1 / 3, 3, 2)
+    assert (summary.accuracy, summary.n, summary.unanswered) == (1 / 3, 3, 1)
     assert summary.low <= summary.accuracy <= summary.high
 
 
@@ -91,7 +91,36 @@ def test_comparison_pairs_by_id_and_not_by_order():
 
 def test_a_system_is_no_better_than_itself():
     comparison = compare(grades([1, 0, 1]), grades([1, 0, 1]))
-    assert (comparison.difference, comparison.low, comparison.high, comparison.p) == (0, 0, 0, 1)
+    assert (comparison.difference, comparison.p, comparison.smallest) == (0, 1, None)
+    assert comparison.low < -0.5 < 0.5 < comparison.high  # three questions show nothing
+
+
+def test_samples_of_one_question_count_as_one_question():
+    right, other = [1, 0, 1, 1, 1, 0, 1, 1], [0, 0, 1, 0, 0, 0, 0, 0]
+    alone, samples = grades(right), grades(right) * 5
+    ours = summarize(samples)
+    assert (ours.n, ours.accuracy) == (40, 0.75)
+    assert (ours.low, ours.high) == pytest.approx((summarize(alone).low, summarize(alone).high))
+    one = compare(alone, grades(other))
+    assert one.p == pytest.approx(2 / 2**5)
+    for many in (compare(samples, grades(other) * 5), compare(samples, grades(other) * 2)):
+        assert many.difference == one.difference == 5 / 8
+        assert many.p == pytest.approx(one.p)
+        assert (many.low, many.high, many.smallest) == pytest.approx((one.low, one.high, one.smallest))
+
+
+def test_samples_are_compared_by_the_share_of_them_that_is_right():
+    a = [grades([1])[0], grades([0])[0], grades([1])[0]]
+    b = [grades([0])[0], grades([1])[0]]
+    assert compare(a, b).difference == pytest.approx(2 / 3 - 1 / 2)
+
+
+def test_comparisons_of_a_family_are_adjusted_together():
+    base = grades([0] * 20)
+    runs = {"good": [1] * 9 + [0] * 11, "fair": [1] * 6 + [0] * 14, "same": [0] * 20}
+    family = as_family({name: compare(grades(right), base) for name, right in runs.items()})
+    assert [family[name].p for name in runs] == pytest.approx([2 / 2**9, 2 / 2**6, 1])
+    assert [family[name].p_holm for name in runs] == pytest.approx([3 * 2 / 2**9, 2 * 2 / 2**6, 1])
 
 
 def test_systems_graded_on_different_questions_cannot_be_compared():

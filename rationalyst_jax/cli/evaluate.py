@@ -20,7 +20,8 @@ def add_arguments(parser: ArgumentParser) -> None:
         type=Path,
         nargs="+",
         required=True,
-        help="JSONL files of traces that `rationalyst reason` wrote. Each is compared with the first.",
+        help="JSONL files of traces that `rationalyst reason` wrote, or of other programs' samples. Each is "
+        "compared with the first.",
     )
 
 
@@ -31,6 +32,8 @@ def run(
     limit: PositiveInt | None = None,  # pyright: ignore[reportInvalidTypeForm]
 ) -> None:
     """Grade traces, with intervals, and compare each file of them with the first on the same questions.
+
+    It also reads the sample files of lm-evaluation-harness (--log_samples) and of the released scripts.
 
     Args:
         task: Name of the benchmark (gsm8k). It decides how questions are read and answers are graded.
@@ -45,13 +48,22 @@ def run(
     names = {str(path): [path] for path in traces}
     first = next(iter(names))
     results = evaluate(task_named(task), questions, names, [first], limit=limit)
-    table = Table(title=f"{task}: accuracy in %, 95 % bootstrap intervals", title_justify="left")
+    table = Table(title=f"{task}: accuracy in %, 95 % intervals", title_justify="left")
     table.add_column("traces", overflow="fold")
-    for heading in ("accuracy", "n", "answered", "− first", "p (McNemar)"):
+    headings = ["strict", "flexible", "n", "unanswered", "undecided"]
+    if len(names) > 1:
+        headings += ["− first", "p", "p (Holm)", "shows"]
+        table.caption = (
+            "differences: strict. p: exact McNemar; Holm: for all these comparisons. shows: the difference "
+            "seen 4 times in 5"
+        )
+    for heading in headings:
         table.add_column(heading, justify="right")
     for name, result in results.items():
-        compared = _compared(result.versus[first]) if name != first else ("", "")
-        table.add_row(escape(name), *_accuracy(result.accuracy), *compared)
+        row = [_accuracy(result.accuracy), _accuracy(result.flexible), *_counts(result.accuracy)]
+        if name != first:
+            row += _compared(result.versus[first])
+        table.add_row(escape(name), *row)
     console = Console()
     console.print(table)
     for name, result in results.items():
@@ -61,12 +73,18 @@ def run(
             )
 
 
-def _accuracy(s: "Summary") -> tuple[str, str, str]:
-    return f"{_percent(s.accuracy)} [{_percent(s.low)}, {_percent(s.high)}]", str(s.n), str(s.answered)
+def _accuracy(s: "Summary") -> str:
+    return f"{_percent(s.accuracy)} [{_percent(s.low)}, {_percent(s.high)}]"
 
 
-def _compared(c: "Comparison") -> tuple[str, str]:
-    return f"{_percent(c.difference, '+')} [{_percent(c.low, '+')}, {_percent(c.high, '+')}]", f"{c.p:.2g}"
+def _counts(s: "Summary") -> tuple[str, ...]:
+    return str(s.n), str(s.unanswered), str(s.undecided)
+
+
+def _compared(c: "Comparison") -> tuple[str, ...]:
+    difference = f"{_percent(c.difference, '+')} [{_percent(c.low, '+')}, {_percent(c.high, '+')}]"
+    shows = "–" if c.smallest is None else _percent(c.smallest)
+    return difference, f"{c.p:.2g}", f"{c.p_holm:.2g}", shows
 
 
 def _percent(share: float, sign: str = "") -> str:

@@ -38,6 +38,7 @@ COMMANDS = {
     "serve": "serve a model to clients of the OpenAI API",
     "data": "prepare the rows of a benchmark, or rationales, for TensorFlow Datasets",
     "evaluate": "grade traces, with intervals and paired comparisons",
+    "benchmark": "every task with every checkpoint and approach, and the paper's table beside ours",
     "merge": "add LoRA adapters to the model they belong to",
     "convert": "Hugging Face to Orbax and back, training checkpoints too",
     "score": "log-likelihoods of continuations given contexts",

@@ -1,11 +1,17 @@
 """Traces against questions: who got what right, how often, and whether one system beats another."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import lcm
 from pathlib import Path
 
+import numpy as np
+
 from rationalyst_jax.evaluate.answers import read_answers
-from rationalyst_jax.evaluate.statistics import mcnemar, mean_interval
+from rationalyst_jax.evaluate.clusters import effective_size
+from rationalyst_jax.evaluate.power import smallest_difference
+from rationalyst_jax.evaluate.statistics import difference_interval, holm, mcnemar, proportion_interval
 from rationalyst_jax.tasks.question import Question, Verdict
 from rationalyst_jax.tasks.task import Task
 
@@ -26,23 +32,32 @@ class Grade:
 
 @dataclass(frozen=True)
 class Summary:
-    """The accuracy over n questions with its 95 % bootstrap interval, and how many were answered at all."""
+    """The accuracy over n answers with its exact 95 % interval, and how many there are without a verdict:
+    unanswered, and those that could not be compared with the gold answer. Neither is right."""
 
     accuracy: float
     low: float
     high: float
     n: int
-    answered: int
+    unanswered: int
+    undecided: int
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Accuracy of a minus b on the same questions: its 95 % paired bootstrap interval, McNemar's p."""
+    """Accuracy of a minus b on the same questions: its 95 % paired score interval, McNemar's exact p.
+
+    smallest: the smallest true difference that so many questions show with power 0.8 where a share of them as
+    large as here is discordant (None: they show none). p_holm: p adjusted for the family of comparisons that
+    it belongs to (None: of no family).
+    """
 
     difference: float
     low: float
     high: float
     p: float
+    smallest: float | None
+    p_holm: float | None = None
 
 
 @dataclass(frozen=True)
@@ -82,22 +97,59 @@ def grade(
     return Graded(grades[: len(samples)], grades[len(samples) :])
 
 
-def summarize(grades: Sequence[Grade], seed: int = 0) -> Summary:
-    """The accuracy of a list of grades; ValueError where it is empty."""
-    accuracy = mean_interval([row.correct for row in grades], seed)
-    answered = sum(row.answer is not None for row in grades)
-    return Summary(accuracy.mean, accuracy.low, accuracy.high, len(grades), answered)
+def summarize(grades: Sequence[Grade]) -> Summary:
+    """The accuracy of a list of grades; the samples of a question are one cluster. ValueError for none."""
+    accuracy = proportion_interval([row.correct for row in grades], [row.id for row in grades])
+    verdicts = Counter(row.verdict for row in grades)
+    return Summary(
+        accuracy.mean,
+        accuracy.low,
+        accuracy.high,
+        len(grades),
+        verdicts["unanswered"],
+        verdicts["undecided"],
+    )
 
 
-def compare(a: Sequence[Grade], b: Sequence[Grade], seed: int = 0) -> Comparison:
-    """How much better a is than b, question by question; ValueError where they graded different ids."""
-    correct_a = {row.id: row.correct for row in a}
-    correct_b = {row.id: row.correct for row in b}
+def compare(a: Sequence[Grade], b: Sequence[Grade]) -> Comparison:
+    """How much better a is than b, question by question; ValueError where they graded different ids.
+
+    The samples of a question are one cluster. They are paired in their order; where the two have not equally
+    many of a question, each side's are repeated until they are.
+    """
+    correct_a = _correct_by_id(a)
+    correct_b = _correct_by_id(b)
     match_ids("the first grades", correct_a, "the second", correct_b)
-    pairs = [(right, correct_b[name]) for name, right in correct_a.items()]
-    difference = mean_interval([int(right_a) - int(right_b) for right_a, right_b in pairs], seed)
-    p = mcnemar(*zip(*pairs, strict=True))
-    return Comparison(difference.mean, difference.low, difference.high, p)
+    pairs = [
+        (name, samples[i % len(samples)], correct_b[name][i % len(correct_b[name])])
+        for name, samples in correct_a.items()
+        for i in range(lcm(len(samples), len(correct_b[name])))
+    ]
+    ids = [name for name, _, _ in pairs]
+    right_a = np.array([right for _, right, _ in pairs], dtype=bool)
+    right_b = np.array([right for _, _, right in pairs], dtype=bool)
+    difference = difference_interval(right_a, right_b, ids)
+    size = effective_size(right_a.astype(float) - right_b, ids)
+    smallest = smallest_difference(int(size), float((right_a != right_b).mean()))
+    p = mcnemar(right_a, right_b, ids)
+    return Comparison(difference.mean, difference.low, difference.high, p, smallest)
+
+
+def as_family(comparisons: Mapping[str, Comparison]) -> dict[str, Comparison]:
+    """The same comparisons as one family: each with its p-value adjusted by Holm's procedure."""
+    adjusted = holm([comparison.p for comparison in comparisons.values()])
+    return {
+        name: replace(comparison, p_holm=p)
+        for (name, comparison), p in zip(comparisons.items(), adjusted, strict=True)
+    }
+
+
+def _correct_by_id(grades: Sequence[Grade]) -> dict[str, list[bool]]:
+    """Of each question, which of its samples are right."""
+    correct: dict[str, list[bool]] = {}
+    for row in grades:
+        correct.setdefault(row.id, []).append(row.correct)
+    return correct
 
 
 def match_ids(a_name: str, a: Sequence[str] | dict, b_name: str, b: Sequence[str] | dict) -> None:

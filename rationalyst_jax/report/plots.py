@@ -40,6 +40,6 @@ def accuracy_chart(results: Mapping[str, Mapping[str, Any]], png: Path) -> None:
     axes.barh(names, accuracy, xerr=[below, above], color="#7aa6c2", ecolor="#333333", capsize=3, height=0.65)
     for y, (value, up) in enumerate(zip(accuracy, above, strict=True)):
         axes.text(value + up + 1.5, y, f"{value:.1f}", va="center")
-    axes.set(xlabel="accuracy (%), 95 % bootstrap interval", xlim=(0, 100))
+    axes.set(xlabel="accuracy (%), 95 % interval", xlim=(0, 100))
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(png, dpi=120)

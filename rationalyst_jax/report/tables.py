@@ -31,7 +31,7 @@ def accuracy_table(title: str, results: Mapping[str, Mapping[str, Any]]) -> Tabl
     for name, r in results.items():
         interval = f"{100 * r['accuracy']:.1f} [{100 * r['low']:.1f}, {100 * r['high']:.1f}]"
         table.add_row(name, interval, *(_difference(r.get(key)) for key in ("vs_random", "vs_likelihood")))
-    table.caption = "differences on the same questions, with paired bootstrap intervals"
+    table.caption = "differences on the same questions, with paired score intervals"
     return table
 
 
