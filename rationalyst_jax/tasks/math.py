@@ -146,6 +146,9 @@ TASK = Task(
     references=("train",),
     homepage="https://github.com/hendrycks/math",
     license="MIT",
+    demonstrations="math",
+    step_end="sentence",
+    answer_form=r"The answer is $\boxed{{gold}}$.",
     # The released scripts draw nine demonstrations; the paper is said to have used five.
     paper=Paper(base=28.0, rationalyst=32.5, shots=9),
 )
