@@ -1,0 +1,236 @@
+"""Answers that are options: reading them from what a model wrote, and comparing letters."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from rationalyst_jax.tasks.choices import correct, extract, flexible
+from rationalyst_jax.tasks.question import Question
+from rationalyst_jax.tasks.task import grade_each
+
+FILES = ("arc", "ecqa", "hellaswag", "mmlu_pro", "proofwriter")
+LETTERS = "ABCDEFGHIJ"
+FIVE = Question("q", "?", gold="C", choices=("oak", "a birch", "The elm", "3.7", "ash and elm"))
+
+
+def cases(name: str) -> list[dict]:
+    path = Path(__file__).parent / "cases" / f"{name}.jsonl"
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+CASES = [case for name in FILES for case in cases(name)]
+
+
+def asked(case: dict) -> Question:
+    return Question("case", "?", gold=case["gold"], choices=tuple(case["choices"]))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case["text"])
+def test_the_stated_option_is_extracted_and_nothing_else(case: dict):
+    assert extract(case["text"], asked(case)) == case["answer"], case["fault"]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case["text"])
+def test_the_flexible_answer_is_the_last_option_that_is_mentioned(case: dict):
+    assert flexible(case["text"], asked(case)) == case["flexible"], case["fault"]
+
+
+def test_every_case_has_its_verdict():
+    questions = [asked(case) for case in CASES]
+    answers = [extract(case["text"], question) for case, question in zip(CASES, questions, strict=True)]
+    graded = grade_each(correct)(list(zip(answers, questions, strict=True)))
+    assert graded == [case["verdict"] for case in CASES]
+    assert {"right", "wrong", "unanswered"} == set(graded)
+
+
+def test_there_are_many_cases_and_none_is_there_twice():
+    assert len(CASES) >= 220
+    assert len({json.dumps(case, sort_keys=True) for case in CASES}) == len(CASES)
+
+
+def test_only_the_gold_letter_is_correct():
+    assert correct("C", "C")
+    assert correct("C", " C\n")
+    assert not correct("B", "C")
+    assert not correct("c", "C")
+    assert not correct(None, "C")
+    assert not correct(None, "")
+    assert not correct("", "C")
+
+
+@given(st.lists(st.text(max_size=12), max_size=10), st.text())
+def test_any_text_is_read_without_error_as_an_option_or_none(choices: list[str], text: str):
+    question = Question("q", "?", choices=tuple(choices))
+    for opening in ("", "The answer is ", "#### ", "\\boxed{", "Answer: (", "A "):
+        for reading in (extract, flexible):
+            assert reading(opening + text, question) in {None, *question.options}
+
+
+words = st.sampled_from(
+    (
+        *"ABCDEI",
+        "(A)",
+        "(c)",
+        "**B**",
+        "\\boxed{",
+        "}",
+        "the answer is",
+        "Answer:",
+        "####",
+        "not",
+        "or",
+        "and",
+    )
+    + (
+        "is correct",
+        ".",
+        ",",
+        "\n",
+        "oak",
+        "birch",
+        "elm",
+        "3.7",
+        "if",
+        "wrong",
+        "$",
+        "\\text{",
+        "option",
+        "it is",
+    )
+)
+
+
+@given(st.lists(words, max_size=14).map(" ".join))
+@example("the answer is A or the answer is B")
+def test_any_words_are_read_as_an_option_or_none_and_a_strict_answer_is_never_lost(text: str):
+    answer = extract(text, FIVE)
+    assert answer in {None, *FIVE.options}
+    assert answer is None or flexible(text, FIVE) is not None
+
+
+FORMS = ("The answer is {}.", "the answer is: ({})", "Answer: **{}**", "So \\boxed{{{}}}.", "#### {}")
+FORMS += (
+    "({}) is correct.",
+    "The correct option is $\\boxed{{\\text{{{}}}}}$",
+    "**({})**",
+    "The best choice is {})",
+)
+
+
+@given(st.integers(2, 10), st.data(), st.sampled_from(FORMS), st.text(alphabet="abc xyz,", max_size=30))
+def test_a_letter_survives_every_form_of_statement(number: int, data, form: str, before: str):
+    question = Question("q", "?", choices=tuple(f"number {i}" for i in range(number)))
+    first, last = (data.draw(st.sampled_from(LETTERS)) for _ in range(2))
+    text = f"The answer is {first}. {before}.\n{form.format(last)}"
+    assert extract(text, question) == (last if last in question.options else None)
+
+
+# Quadratic reading would take minutes for one of these, linear reading takes seconds for all of them.
+STUCK = r"""
+import sys
+from rationalyst_jax.tasks.choices import extract, flexible
+from rationalyst_jax.tasks.question import Question
+question = Question("q", "?", choices=("oak", "a birch", "aa", "3.7", "A"))
+loops = (" ", "\n", "A", "A ", "(A)", "(", "{", "}", "$", "*", "\\", "a ", "aa", "oak", "oak ", "or ", "A or ", "is ", "if ")
+loops += ("#### ", "answer is ", "answer is A ", "answer: ", "A is correct ", "not ", "but ", ", ", "A, ", "- ", "3.7 ")
+for loop in (*loops, r"\boxed{", r"\boxed{A}", r"\text{", "the ", "then ", "then, ", ": "):
+    for opening in ("", "The answer is ", "The answer is A", r"\boxed{"):
+        for ending in ("", " is correct", "."):
+            text = opening + loop * (50_000 // len(loop)) + ending
+            extract(text, question)
+            flexible(text, question)
+"""
+
+
+def test_a_model_caught_in_a_loop_is_read_in_linear_time():
+    subprocess.run([sys.executable, "-c", STUCK], check=True, timeout=180)
+
+
+def real_questions(shared: Path, name: str) -> Iterator[Question]:
+    """The rows of a benchmark, read plainly."""
+    match name.split():
+        case ["arc", file]:
+            for row in json_lines(shared / "arc" / f"{file}.jsonl"):
+                yield Question(row["id"], row["question"], row["answerKey"], tuple(row["choices"]["text"]))
+        case ["ecqa", "ecqa_train"]:
+            for row in json_lines(shared / "ecqa" / "ecqa_train.jsonl"):
+                yield Question(row["id"], row["question"], row["answerKey"], tuple(row["choices"]["text"]))
+        case ["ecqa", "cqa_dev"]:
+            for row in json_lines(shared / "ecqa" / "cqa_dev.jsonl"):
+                texts = tuple(choice["text"] for choice in row["question"]["choices"])
+                yield Question(row["id"], row["question"]["stem"], row["answerKey"], texts)
+        case ["hellaswag", file]:
+            for row in json_lines(shared / "hellaswag" / f"{file}.jsonl"):
+                yield Question(str(row["ind"]), row["ctx"], LETTERS[row["label"]], tuple(row["endings"]))
+        case ["proofwriter", file]:
+            path = shared / "proofwriter" / f"logic_llm_{file}.json"
+            for row in json.loads(path.read_text(encoding="utf-8")):
+                texts = tuple(option[3:] for option in row["options"])
+                yield Question(row["id"], row["question"], row["answer"], texts)
+        case ["mmlu_pro", file]:
+            for row in pq.read_table(shared / "mmlu_pro" / f"{file}.parquet").to_pylist():
+                yield Question(str(row["question_id"]), row["question"], row["answer"], tuple(row["options"]))
+
+
+def json_lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_bytes().splitlines()]
+
+
+REAL = {
+    **{"arc train": 1056, "arc test": 1172, "ecqa ecqa_train": 7112, "ecqa cqa_dev": 1221},
+    **{
+        "hellaswag val_1000": 1000,
+        "proofwriter train": 3000,
+        "proofwriter dev": 600,
+        "proofwriter test": 600,
+    },
+    **{"mmlu_pro validation": 70, "mmlu_pro test": 12032},
+}
+
+
+@pytest.mark.parametrize(("name", "count"), REAL.items())
+def test_the_gold_letter_of_every_row_is_right_and_the_next_one_wrong(shared, name: str, count: int):
+    questions = list(real_questions(shared, name))
+    assert len(questions) == count
+    for i, question in enumerate(questions):
+        letters = list(question.options)
+        wrong = letters[(letters.index(question.gold) + 1) % len(letters)]
+        form = FORMS[i % len(FORMS)]
+        assert correct(extract(form.format(question.gold), question), question.gold)
+        assert correct(flexible(form.format(question.gold), question), question.gold)
+        assert extract(form.format(wrong), question) == wrong
+        # A letter with another option's text is no answer, unless both texts are the same.
+        told = extract(f"The answer is ({wrong}) {question.options[question.gold]}", question)
+        assert told is None or not correct(told, question.gold)
+
+
+@pytest.mark.parametrize(
+    "name", ("arc test", "ecqa cqa_dev", "hellaswag val_1000", "proofwriter test", "mmlu_pro test")
+)
+def test_the_text_of_an_option_names_it_alone(shared, name: str):
+    named = []
+    for question in real_questions(shared, name):
+        answer = extract(f"The answer is {question.options[question.gold]}", question)
+        assert (
+            answer is None
+            or correct(answer, question.gold)
+            or len(question.options[question.gold].strip("$. ")) == 1
+        )
+        named.append(answer is not None)
+    print(name, sum(named), len(named))
+    assert sum(named) > 0.98 * len(named)
+
+
+def test_real_chains_of_thought_end_in_their_answer(shared):
+    rows = pq.read_table(shared / "mmlu_pro" / "validation.parquet").to_pylist()
+    questions = real_questions(shared, "mmlu_pro validation")
+    for row, question in zip(rows, questions, strict=True):
+        assert extract(row["cot_content"], question) == row["answer"]
+        assert flexible(row["cot_content"], question) == row["answer"]
