@@ -46,12 +46,12 @@ OPTION = re.compile(
     r"(?:[(\[]\s?(?P<bracketed>[A-Za-z])\s?[)\]]|(?P<half>[A-Za-z])\)|[(\[]?(?P<bare>[A-Z]))" + NO_NAME
 )
 # Where an option's text ends: not at the point of "3.7".
-END = re.compile(rf"[\s)\]]*+(?:$|[.!?;](?![^\s)\]]))|:(?=\s|$)|\s?—|\s\(|\s-\s(?![0-9])|\n|,?\s{REASON}")
+END = re.compile(rf"[\s)\]]*+(?:$|[.!?;]++(?![^\s)\]]))|:(?=\s|$)|\s?—|\s\(|\s-\s(?![0-9])|\n|,?\s{REASON}")
 # What may follow a capital alone: "A matter of taste" and "I think" name no option.
 ALONE = re.compile(
     rf"{END.pattern}|[.:,)\]/]|\s[-&]\s|\s(?:by|for|from|in)\b|\s(?:and|or)\s[(\[]?[A-Z]\b(?!\s\w)"
 )
-SEPARATOR = re.compile(r"[ .:,)\]—-]*+")
+SEPARATOR = re.compile(r"(?:[ .:,)\]—]|-(?=\s)){0,6}+")
 BRACKETED = re.compile(r"\s?[(\[]([A-Z])[)\]]")
 JOINED = re.compile(
     r"(?:\s?[,/&;]|\s(?:and|or|nor)\b)(?:[\s,/&]|\b(?:also|and|maybe|or|perhaps|possibly)\b)*+"
@@ -75,21 +75,21 @@ FILLER = re.compile(rf"(?:[\s:,]|\b{ADVERB}\b(?!-))*+", re.IGNORECASE)
 GOOD = "(?:appropriate|best|correct|final|likely|logical|plausible|right|suitable)"
 THING = "(?:answer|choice|completion|continuation|ending|letter|one|option|selection)"
 BE = r"(?:is|was|remains|(?:must|should|would|will|has\sto)\sbe)"
-NEVER = r"(?:(?:is|was|are)\snot|(?:isn|wasn|aren)'t|(?:cannot|can't|can\snot)\sbe)"
+NEVER = r"(?:(?:isn|wasn|aren)'t|(?:cannot|can't|can\snot)\sbe)"
 STATEMENT = re.compile(
     rf"""(?P<hashes>\#\#\#\#)
       | (?P<boxed>\\f?box(?:ed)?\s?\{{)
       | (?P<heading>\b(?:(?P<final>final\s)?answer|ans|{GOOD}\s{THING})\s?:)
       | (?P<says>\b(?:answer(?:\s(?:choice|letter|option))?|{GOOD}\s{THING})
           (?:\shere|\sto\s(?:the|this)\squestion)?
-          \s(?:(?P<never>{NEVER})|{BE})\b
-          (?!:?\s(?:based|consistent|correct|plausible|reasonable|right|supported|valid|verified)\b))
-      | (?P<judged>(?<=[\w)\]}}.,])\s(?:(?P<denied>{NEVER})|{BE}|are)(?:\s(?:{ADVERB}|the|our|my)){{0,3}}+
+          (?:\s(?P<never>{NEVER})|\s{BE})\b)
+      | (?P<judged>(?<=[\w)\]}}.,])\s(?P<denied>{NEVER}|(?:is|was|are)\snot)?+(?(denied)|(?:{BE}|are))(?:\s(?:{ADVERB}|the|our|my)){{0,3}}+
           \s(?:(?P<bad>incorrect|wrong)|best|correct|right|(?<=the\s)(?:answer|{GOOD}\s{THING}))
           (?:\s{THING}s?)?+
           (?=[\s)\]]*+(?:$|[.,;:!—])|\n|\s(?:and|for|to|{REASON})))""",
     re.VERBOSE | re.IGNORECASE,
 )
+ABOUT = re.compile(r"(?:based|consistent|correct|plausible|reasonable|right|supported|valid|verified)\b")
 SUPPOSED = re.compile(
     r"\b(?:assum(?:e|ing)|if|neither|none|suppose|unless|whether)\b[^.;:!?\n]*+$|\b(?:false|incorrect|wrong)\s$",
     re.IGNORECASE,
@@ -116,6 +116,9 @@ MENTION = re.compile(
       | (?<![\w.'-])(?P<word>[AI])(?=[.:}}](?!\w\b)|\n|$|(?<=\bis\s.),?\s{REASON})""",
     re.VERBOSE,
 )
+
+APART = re.compile(r"(?<![\w.+-])")
+GOES_ON = re.compile(r"\w|\.[0-9]|[%°]|['-]\w")
 
 
 def extract(text: str, question: Question) -> str | None:
@@ -173,7 +176,7 @@ def _plain(text: str) -> str:
 def _texts(choices: tuple[str, ...]) -> Mapping[str, str]:
     """The options' texts by their letters, as they are compared: without markup, article and last point."""
     plain = {
-        letter: _plain(text).translate(BRACES).rstrip(". ")
+        letter: _plain(text).translate(BRACES).rstrip(". ").lstrip(", ")
         for letter, text in zip(ascii_uppercase, choices, strict=False)
     }
     return {letter: text[_article(text) :] for letter, text in plain.items()}
@@ -196,12 +199,10 @@ def _inside(text: str, start: int, options: Mapping[str, str]) -> str:
 
 def _statements(text: str, options: Mapping[str, str]) -> Iterator[tuple[str, bool]]:
     """What each statement names: a letter, NOTHING, or letters of which it says that they are no answer."""
-    openings = list(STATEMENT.finditer(text))
-    ends = [opening.start() for opening in openings[1:]] + [len(text)]
     before = None
     previous = NOTHING
     start = 0
-    for opening, end in zip(openings, ends, strict=False):
+    for opening in STATEMENT.finditer(text):
         lead = text[max(start, opening.start() - _near(options)) : opening.start()]
         start = opening.end()
         if SUPPOSED.search(lead[-NEAR:]):
@@ -210,7 +211,7 @@ def _statements(text: str, options: Mapping[str, str]) -> Iterator[tuple[str, bo
             named = _subject(lead, options)
             denied = bool(opening["denied"] or opening["bad"])
         else:
-            named, denied = _stated(opening, text[start : min(end, start + _near(options))], text, options)
+            named, denied = _stated(opening, text[start : start + _near(options)], text, options)
         if named is None:
             continue
         if not denied and before and _beside(before, opening, lead) and named != previous:
@@ -234,16 +235,17 @@ def _stated(
         return _named(braced(rest), options) or NOTHING, False
     if opening["hashes"] and "\n" in text[opening.end() :].lstrip():
         return None, False
-    rest = _begun(rest)
+    rest = _begun(rest, options)
     not_it = NOT.match(rest)
-    denied = bool(opening["never"] or not_it)
-    if denied:
+    if opening["never"] or (not_it and not _text_at(rest, options)[0]):  # an option may be "not hungry"
         clause = re.split(r"[.;!?](?=\s|$)|\n", rest, maxsplit=1)[0]
         rather = RATHER.search(clause)
         denied = rather is None
         rest = rest[rather.end() if rather else not_it.end() if not_it else 0 :]
+    else:
+        denied = False
     named = _named(rest, options)
-    if named is None and (opening["says"] or opening["final"]):
+    if named is None and (opening["final"] or (opening["says"] and not ABOUT.match(rest))):
         named = NOTHING
     return named, denied and bool(named)
 
@@ -273,9 +275,11 @@ def _beside(before: re.Match[str], opening: re.Match[str], lead: str) -> bool:
     return not re.search(r"[.;!?\n]", lead) and bool(ALSO.search(lead))
 
 
-def _begun(rest: str) -> str:
-    """A clause without what may stand before the option."""
-    rest = rest.translate(BRACES)
+def _begun(rest: str, options: Mapping[str, str]) -> str:
+    """A clause without what may stand before the option: "then" is part of "then leaves", if that is one."""
+    rest = rest.translate(BRACES).lstrip(":, \n")
+    if _text_at(rest, options)[0]:
+        return rest
     filler = FILLER.match(rest)
     return rest[filler.end() :] if filler else rest
 
@@ -283,11 +287,11 @@ def _begun(rest: str) -> str:
 def _named(rest: str, options: Mapping[str, str]) -> str | None:
     """The letter that a clause begins by naming, of the row or not; NOTHING where it names several options or
     contradicts itself; None where it does not begin with an option."""
-    rest = _begun(rest)
+    rest = _begun(rest, options)
     letters, end = _text_at(rest, options)
     option = OPTION.match(rest)
     letter = _letter_of(option) if option and _alone(option, rest, options) else None
-    if end and (end > 1 or letter not in options):
+    if letters and (letter not in options or len(options[letters[0]]) > 1):
         bracketed = BRACKETED.match(rest, end)
         if bracketed and bracketed[1] in letters:
             return bracketed[1]
@@ -320,9 +324,11 @@ def _alone(option: re.Match[str], rest: str, options: Mapping[str, str]) -> bool
 def _text(after: str, options: Mapping[str, str]) -> tuple[str, str] | None:
     """The letters of the text that stands after a letter, and what follows it."""
     separator = SEPARATOR.match(after)
-    start = separator.end() if separator else 0
-    letters, end = _text_at(after[start:], options)
-    return (letters, after[start + end :]) if letters else None
+    for start in range(separator.end() + 1 if separator else 0):  # the point may be that of ".5"
+        letters, end = _text_at(after[start:], options)
+        if letters:
+            return letters, after[start + end :]
+    return None
 
 
 def _text_at(rest: str, options: Mapping[str, str]) -> tuple[str, int]:
@@ -367,8 +373,7 @@ def _last_end(text: str, option: str) -> int:
     """Where the last mention of an option's text ends, as words of their own; 0 without."""
     end = len(text)
     while option and (start := text.rfind(option, 0, end)) >= 0:
-        around = text[max(start - 1, 0) : start], text[start + len(option) : start + len(option) + 2]
-        if not re.match(r"[\w.+-]", around[0]) and not re.match(r"\w|[.]\d|[%°'-]\w?", around[1]):
+        if APART.match(text, start) and not GOES_ON.match(text, start + len(option)):
             return start + len(option)
         end = start + len(option) - 1
     return 0
