@@ -76,41 +76,24 @@ def test_any_text_is_read_without_error_as_an_option_or_none(choices: list[str],
         assert reading(opening + text, question) in {None, *question.options}
 
 
-words = st.sampled_from(
-    (
-        *"ABCDEI",
-        "(A)",
-        "(c)",
-        "**B**",
-        "\\boxed{",
-        "}",
-        "the answer is",
-        "Answer:",
-        "####",
-        "not",
-        "or",
-        "and",
-    )
-    + (
-        "is correct",
-        ".",
-        ",",
-        "\n",
-        "oak",
-        "birch",
-        "elm",
-        "3.7",
-        "if",
-        "wrong",
-        "$",
-        "\\text{",
-        "option",
-        "it is",
-    )
+WORDS = (*"ABCDEI", "(A)", "(c)", "**B**", "\\boxed{", "}", "$", "\\text{", "\n", ".", ",", "####", "Answer:")
+PHRASES = (
+    "the answer is",
+    "is correct",
+    "it is",
+    "not",
+    "or",
+    "and",
+    "if",
+    "wrong",
+    "option",
+    "oak",
+    "elm",
+    "3.7",
 )
 
 
-@given(st.lists(words, max_size=14).map(" ".join))
+@given(st.lists(st.sampled_from(WORDS + PHRASES), max_size=14).map(" ".join))
 @example("the answer is A or the answer is B")
 def test_any_words_are_read_as_an_option_or_none_and_a_strict_answer_is_never_lost(text: str):
     answer = extract(text, FIVE)
@@ -141,8 +124,8 @@ import sys
 from rationalyst_jax.tasks.choices import extract, flexible
 from rationalyst_jax.tasks.question import Question
 question = Question("q", "?", choices=("oak", "a birch", "aa", "3.7", "A"))
-loops = (" ", "A", "A ", "A or ", "A, ", "(A)", "{", "$", "if ", "is ", "then, ", "oak ", "#### ", "answer is ")
-for loop in (*loops, r"\boxed{", r"\text{"):
+loops = (" ", "A", "A ", "A or ", "A, ", "(A)", "{", "$", "if ", "is ", "then, ", "oak ", "#### ")
+for loop in (*loops, "answer is ", r"\boxed{", r"\text{"):
     text = "The answer is A" + loop * (100_000 // len(loop)) + " is correct"
     extract(text, question)
     flexible(text, question)

@@ -83,7 +83,8 @@ STATEMENT = re.compile(
       | (?P<says>\b(?:answer(?:\s(?:choice|letter|option))?|{GOOD}\s{THING})
           (?:\shere|\sto\s(?:the|this)\squestion)?
           (?:\s(?P<never>{NEVER})|\s{BE})\b)
-      | (?P<judged>(?<=[\w)\]}}.,])\s(?P<denied>{NEVER}|(?:is|was|are)\snot)?+(?(denied)|(?:{BE}|are))(?:\s(?:{ADVERB}|the|our|my)){{0,3}}+
+      | (?P<judged>(?<=[\w)\]}}.,])\s(?P<denied>{NEVER}|(?:is|was|are)\snot)?+(?(denied)|(?:{BE}|are))
+          (?:\s(?:{ADVERB}|the|our|my)){{0,3}}+
           \s(?:(?P<bad>incorrect|wrong)|best|correct|right|(?<=the\s)(?:answer|{GOOD}\s{THING}))
           (?:\s{THING}s?)?+
           (?=[\s)\]]*+(?:$|[.,;:!—])|\n|\s(?:and|for|to|{REASON})))""",
@@ -127,8 +128,8 @@ def extract(text: str, question: Question) -> str | None:
     Statements are "the answer is C", "answer: C", "C is correct", "\boxed{C}", "#### C" on the last line, and
     a last line that is a letter alone. The last one counts, even where it names no option of the row, or
     several; but "the answer is not C" only takes back a C. Where letter and text disagree ("(C) mall", and
-    mall is option B) there is no answer. An "Answer:" or "####" that opens a reasoning is no statement, nor is
-    a step that only mentions options. `text` is one step or a whole solution; what follows after it
+    mall is option B) there is no answer. An "Answer:" or "####" that opens a reasoning is no statement, nor
+    is a step that only mentions options. `text` is one step or a whole solution; what follows after it
     (`solution`) is not read.
     """
     options = _texts(question.choices)
@@ -332,7 +333,7 @@ def _text(after: str, options: Mapping[str, str]) -> tuple[str, str] | None:
 
 
 def _text_at(rest: str, options: Mapping[str, str]) -> tuple[str, int]:
-    """The letters of the longest option's text that `rest` begins with and where it ends; "" and 0 without."""
+    """The letters of the longest option's text that `rest` begins with, and where it ends; else "" and 0."""
     for same in (str, str.lower):  # "Rr" and "rr" may be two options
         for bracket in range(2 if rest[:1] in ("(", "[") else 1):
             start = bracket + _article(rest[bracket:])
