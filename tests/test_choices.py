@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -11,6 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from rationalyst_jax.tasks.benchmarks import TASKS
 from rationalyst_jax.tasks.choices import correct, extract, flexible
 from rationalyst_jax.tasks.question import Question
 from rationalyst_jax.tasks.task import grade_each
@@ -121,12 +121,13 @@ def test_a_letter_survives_every_form_of_statement(number: int, data, form: str,
 # Quadratic reading would take minutes for one of these, linear reading takes seconds for all of them.
 STUCK = r"""
 import sys
+from rationalyst_jax.tasks.benchmarks import TASKS
 from rationalyst_jax.tasks.choices import extract, flexible
 from rationalyst_jax.tasks.question import Question
 question = Question("q", "?", choices=("oak", "a birch", "aa", "3.7", "A"))
 loops = (" ", "A", "A ", "A or ", "A, ", "(A)", "{", "$", "if ", "is ", "then, ", "oak ", "#### ")
 for loop in (*loops, "answer is ", r"\boxed{", r"\text{"):
-    text = "The answer is A" + loop * (100_000 // len(loop)) + " is correct"
+    text = "The answer is A" + loop * (50_000 // len(loop)) + " is correct"
     extract(text, question)
     flexible(text, question)
 """
@@ -136,51 +137,27 @@ def test_a_model_caught_in_a_loop_is_read_in_linear_time():
     subprocess.run([sys.executable, "-c", STUCK], check=True, timeout=180)
 
 
-def real_questions(shared: Path, name: str) -> Iterator[Question]:
-    """The rows of a benchmark, read plainly."""
-    match name.split():
-        case ["arc", file]:
-            for row in json_lines(shared / "arc" / f"{file}.jsonl"):
-                yield Question(row["id"], row["question"], row["answerKey"], tuple(row["choices"]["text"]))
-        case ["ecqa", "ecqa_train"]:
-            for row in json_lines(shared / "ecqa" / "ecqa_train.jsonl"):
-                yield Question(row["id"], row["question"], row["answerKey"], tuple(row["choices"]["text"]))
-        case ["ecqa", "cqa_dev"]:
-            for row in json_lines(shared / "ecqa" / "cqa_dev.jsonl"):
-                texts = tuple(choice["text"] for choice in row["question"]["choices"])
-                yield Question(row["id"], row["question"]["stem"], row["answerKey"], texts)
-        case ["hellaswag", file]:
-            for row in json_lines(shared / "hellaswag" / f"{file}.jsonl"):
-                yield Question(str(row["ind"]), row["ctx"], LETTERS[row["label"]], tuple(row["endings"]))
-        case ["proofwriter", file]:
-            path = shared / "proofwriter" / f"logic_llm_{file}.json"
-            for row in json.loads(path.read_text(encoding="utf-8")):
-                texts = tuple(option[3:] for option in row["options"])
-                yield Question(row["id"], row["question"], row["answer"], texts)
-        case ["mmlu_pro", file]:
-            for row in pq.read_table(shared / "mmlu_pro" / f"{file}.parquet").to_pylist():
-                yield Question(str(row["question_id"]), row["question"], row["answer"], tuple(row["options"]))
-
-
-def json_lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_bytes().splitlines()]
-
-
+# By task and file; how many rows there are.
 REAL = {
-    **{"arc train": 1056, "arc test": 1172, "ecqa ecqa_train": 7112, "ecqa cqa_dev": 1221},
-    **{
-        "hellaswag val_1000": 1000,
-        "proofwriter train": 3000,
-        "proofwriter dev": 600,
-        "proofwriter test": 600,
-    },
-    **{"mmlu_pro validation": 70, "mmlu_pro test": 12032},
+    ("arc", "arc/train.jsonl"): 1056,
+    ("arc", "arc/test.jsonl"): 1172,
+    ("ecqa", "ecqa/ecqa_train.jsonl"): 7112,
+    ("commonsense_qa", "ecqa/cqa_dev.jsonl"): 1221,
+    ("hellaswag", "hellaswag/val_1000.jsonl"): 1000,
+    ("proofwriter", "proofwriter/logic_llm_dev.json"): 600,
+    ("proofwriter", "proofwriter/logic_llm_test.json"): 600,
+    ("proofwriter", "proofwriter/logic_llm_train.json"): 3000,
+    ("mmlu_pro", "mmlu_pro/validation.parquet"): 70,
+    ("mmlu_pro", "mmlu_pro/test.parquet"): 12032,
 }
+VALIDATION = ("mmlu_pro", "mmlu_pro/validation.parquet")
 
 
-@pytest.mark.parametrize(("name", "count"), REAL.items())
-def test_the_gold_letter_of_every_row_is_right_and_the_next_one_wrong(shared, name: str, count: int):
-    questions = list(real_questions(shared, name))
+@pytest.mark.parametrize(("task", "file", "count"), [(*real, count) for real, count in REAL.items()])
+def test_the_gold_letter_of_every_row_is_right_and_the_next_one_wrong(
+    shared, task: str, file: str, count: int
+):
+    questions = TASKS[task].read(shared / file)
     assert len(questions) == count
     for i, question in enumerate(questions):
         letters = list(question.options)
@@ -191,25 +168,24 @@ def test_the_gold_letter_of_every_row_is_right_and_the_next_one_wrong(shared, na
 
 
 def test_a_letter_with_another_options_text_is_not_right(shared):
-    for question in real_questions(shared, "mmlu_pro validation"):
+    task, file = VALIDATION
+    for question in TASKS[task].read(shared / file):
         for letter in question.options.keys() - {question.gold}:
             told = f"The answer is ({letter}) {question.options[question.gold]}"
             assert extract(told, question) is None
 
 
-@pytest.mark.parametrize(
-    "name", ("arc test", "ecqa cqa_dev", "hellaswag val_1000", "proofwriter test", "mmlu_pro validation")
-)
-def test_the_exact_text_of_an_option_names_it_unless_another_has_the_same(shared, name: str):
-    for question in real_questions(shared, name):
+@pytest.mark.parametrize(("task", "file"), [real for real, count in REAL.items() if count < 1250])
+def test_the_exact_text_of_an_option_names_it_unless_another_has_the_same(shared, task: str, file: str):
+    for question in TASKS[task].read(shared / file):
         text = question.options[question.gold]
         alone = question.choices.count(text) == 1
         assert extract(f"The answer is {text}", question) == (question.gold if alone else None)
 
 
 def test_real_chains_of_thought_end_in_their_answer(shared):
-    rows = pq.read_table(shared / "mmlu_pro" / "validation.parquet").to_pylist()
-    questions = real_questions(shared, "mmlu_pro validation")
-    for row, question in zip(rows, questions, strict=True):
+    task, file = VALIDATION
+    rows = pq.read_table(shared / file).to_pylist()
+    for row, question in zip(rows, TASKS[task].read(shared / file), strict=True):
         assert extract(row["cot_content"], question) == row["answer"]
         assert flexible(row["cot_content"], question) == row["answer"]
