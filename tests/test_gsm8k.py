@@ -44,7 +44,9 @@ decimals = st.decimals(min_value=-(10**9), max_value=10**9, places=4)
 
 @pytest.mark.parametrize("case", cases(CASES), ids=lambda case: case["text"])
 def test_the_stated_number_is_extracted_and_nothing_else(case: dict):
-    assert extract(case["text"]) == case["answer"], case["note"]
+    question = Question("case", "?", gold=case["gold"])
+    assert extract(case["text"]) == case["answer"], case["fault"]
+    assert TASK.grade([(case["answer"], question)]) == [case["verdict"]], case["fault"]
 
 
 @pytest.mark.skipif(not SHARED_CASES.exists(), reason="cases of others are looked for in ../shared/cases")
