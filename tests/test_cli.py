@@ -100,7 +100,7 @@ def test_training_mutes_no_error_of_other_threads(monkeypatch, capsys):
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.yaml")))
 def test_every_shipped_config_is_one_of_its_command(name, capsys):
-    command = next(part for part in name.split("-") if part in COMMANDS)
+    command = "ablate" if name == "ablations" else next(part for part in name.split("-") if part in COMMANDS)
     assert rationalyst(f"{command} --config {name} --print_config") == 0
     assert "prompts: " in capsys.readouterr().out
 
@@ -134,6 +134,18 @@ def test_demo_runs_the_experiment_of_its_config_with_overrides(monkeypatch):
     assert full and (config.seed, config.run_dir) == (1, "runs/one")
     assert (config.world.questions, config.reason.max_steps) == (7, 3)
     assert next(iter(config.strategies)) == "random" and not config.rationalysts["untuned"].train
+
+
+def test_ablate_runs_its_experiment_with_what_is_marked_full(monkeypatch):
+    from rationalyst_jax.pipeline import experiment
+
+    ran = []
+    monkeypatch.setattr(experiment, "run", lambda config, *, full, console: ran.append((config, full)))
+    assert rationalyst("ablate --run_dir x --world.questions 7") == 0
+    [(config, full)] = ran
+    assert full and config.world.questions == 7
+    assert config.baseline == "implicit" and set(config.curves) == {"share", "tau", "candidates"}
+    assert config.rationalysts["a tenth"].share == 0.1 and config.rationalysts["tau=-0.1"].tau == -0.1
 
 
 def test_an_unexpected_exception_is_not_hidden(monkeypatch):

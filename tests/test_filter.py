@@ -307,6 +307,30 @@ def test_keep_all_keeps_all_that_was_scored():
     assert [row.reason for row in filtered] == ["all", "all", "too_long"]
 
 
+@pytest.mark.parametrize("keep", ["gain", "all", "random"])
+def test_a_smaller_share_is_part_of_a_larger_one_and_of_what_would_be_kept(keep):
+    rows = scored({"web": [*np.random.default_rng(2).normal(size=300).tolist(), None]})
+    config = FilterConfig(keep=keep)
+    whole = [row.kept for row in decide(rows, config)]
+    smaller = [False] * len(rows)
+    for share in (0.003, 0.1, 0.3, 0.7, 1.0):
+        decided = decide(rows, replace(config, share=share))
+        kept = [row.kept for row in decided]
+        assert sum(kept) == max(1, round(share * sum(whole)))
+        assert all(more or not less for less, more in zip(smaller, kept, strict=True))
+        left_out = [row.reason == "not_in_share" for row in decided]
+        assert [k or out for k, out in zip(kept, left_out, strict=True)] == whole
+        smaller = kept
+    tenth = replace(config, share=0.1)
+    assert decide(rows, tenth) == decide(rows, tenth) != decide(rows, replace(tenth, seed=5))
+    drawn = [i for i, row in enumerate(decide(rows, tenth)) if row.kept]
+    assert max(drawn) > 150  # of all, not the first
+
+
+def test_a_share_of_nothing_is_nothing():
+    assert not any(row.kept for row in decide(scored({"web": [-1.0, None]}), FilterConfig(share=0.5)))
+
+
 def test_random_keeps_as_many_of_each_source_and_is_seeded():
     rng = np.random.default_rng(1)
     rows = scored({source: [*rng.normal(size=200).tolist(), None] for source in ("web", "gsm8k")})

@@ -14,6 +14,7 @@ from rationalyst_jax.cli.main import COMMANDS, parser_of
 # A command line that would do its work, were it not for the absurd number.
 LINES = {
     "demo": "demo --run_dir x",
+    "ablate": "ablate --run_dir x",
     "mine": "mine --documents documents.jsonl --model model --prompts world --out x",
     "filter": "filter --triples filtered.parquet --model model --prompts world --out x",
     "calibrate": "calibrate --scored filtered.parquet --labels labels.jsonl",

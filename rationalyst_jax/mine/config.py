@@ -69,7 +69,9 @@ class FilterConfig:
             paper has 1.2 for GSM8K, 0.5 for ECQA and 0 for The Pile.
         keep: Which rationales are kept. "gain" keeps those that reach their threshold. Two ablations: "all"
             keeps every one, "random" draws as many of each source by lot as "gain" would keep.
-        seed: Seed of the lot that keep "random" draws.
+        share: Fraction of the rationales so kept that stays, drawn by lot; the others are dropped. Equal
+            seeds give nested shares: what stays at 0.1 stays at 0.3.
+        seed: Seed of the lots that keep "random" and share draw.
         suppress: Marker strings, one token each, that have no probability while scoring. A model that has
             seen rationales inside of text expects the next marker at the next line break. It would score
             what stands there instead about 0.3 nats lower, for no fault of the rationale.
@@ -86,6 +88,7 @@ class FilterConfig:
     tau: float = 0.0
     tau_by_source: Mapping[str, float] = field(default_factory=dict)
     keep: Literal["gain", "all", "random"] = "gain"
+    share: float = 1.0
     seed: int = 0
     suppress: tuple[str, ...] = ()
     row_length: int = 1024
@@ -95,7 +98,7 @@ class FilterConfig:
     def __post_init__(self):
         require("filter", self, AT_LEAST_1, "row_length", "rows_per_batch", "block")
         require("filter", self, SEED, "seed")
-        require("filter", self, ABOVE_0_TO_1, "decay")
+        require("filter", self, ABOVE_0_TO_1, "decay", "share")
         require("filter", self, FINITE, "tau")
         for source, tau in self.tau_by_source.items():
             if not math.isfinite(tau):

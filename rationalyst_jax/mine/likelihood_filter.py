@@ -33,8 +33,10 @@ Reason = Literal[
     "drawn",  # kept by lot
     "below_tau",
     "not_drawn",
+    "not_in_share",  # would have been kept, but the lot left it out of the share that is
     "too_long",  # not scored: doesn't fit in a row, or in the model's positions
 ]
+_KEPT = ("gain", "all", "drawn")
 
 
 @dataclass(frozen=True)
@@ -202,11 +204,12 @@ def decide(scored: Iterable[ScoredTriple], config: FilterConfig) -> list[Filtere
             reasons.append("gain" if triple.gain >= _tau(triple, config) else "below_tau")
     if config.keep == "random":
         reasons = _by_lot(scored, reasons, config.seed)
+    reasons = _share(reasons, config.share, config.seed)
     return [
         FilteredTriple(
             **_fields(triple, ScoredTriple),
             tau=_tau(triple, config),
-            kept=reason in ("gain", "all", "drawn"),
+            kept=reason in _KEPT,
             reason=reason,
         )
         for triple, reason in zip(scored, reasons, strict=True)
@@ -240,6 +243,15 @@ def _by_lot(scored: Sequence[ScoredTriple], reasons: Sequence[Reason], seed: int
         reason if reason == "too_long" else "drawn" if i in drawn else "not_drawn"
         for i, reason in enumerate(reasons)
     ]
+
+
+def _share(reasons: Sequence[Reason], share: float, seed: int) -> list[Reason]:
+    """Leaves so large a share of what is kept, at least one: the first of an order that does not depend on
+    the share, so that a smaller one is part of a larger one."""
+    kept = [i for i, reason in enumerate(reasons) if reason in _KEPT]
+    order = np.random.default_rng((seed, 1)).permutation(kept)  # not the stream of `_by_lot`
+    left_out = set(order[max(1, round(share * len(kept))) :].tolist())
+    return ["not_in_share" if i in left_out else reason for i, reason in enumerate(reasons)]
 
 
 def _fields(triple: Triple, of: type[Triple]) -> dict[str, Any]:

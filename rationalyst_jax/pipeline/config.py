@@ -1,6 +1,7 @@
 """What an experiment is told (the whole method on one set of documents and questions), and pre-training."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -8,6 +9,7 @@ from rationalyst_jax.files.ranges import AT_LEAST_1, SEED, require
 from rationalyst_jax.files.whole import file_name
 from rationalyst_jax.lm.devices.mesh import MeshShape
 from rationalyst_jax.lm.engine.config import EngineConfig
+from rationalyst_jax.lm.trees.reduction import Reduction
 from rationalyst_jax.mine.config import AnnotateConfig, FilterConfig
 from rationalyst_jax.reason.config import GuideName, ReasonConfig
 from rationalyst_jax.train.config import TrainConfig
@@ -39,10 +41,16 @@ class Rationalyst:
     Attributes:
         keep: Which rationales it is trained on: those the filter keeps by "gain", "all", or as many "random"
             ones.
+        tau: Smallest gain (nats) with which a rationale is kept, whatever its source, instead of what
+            `filter` says.
+        share: Fraction of the kept rationales that it is trained on, drawn by lot, instead of what `filter`
+            says; a smaller share is part of a larger one.
         train: Whether it is trained; if not, it is the model as it is.
     """
 
     keep: Literal["gain", "all", "random"] = "gain"
+    tau: float | None = None
+    share: float | None = None
     train: bool = True
 
 
@@ -56,6 +64,10 @@ class Run:
         candidates: Number of candidates, instead of the one in `reason`.
         keep_rationales: Whether explicit keeps rationales, instead of what `reason` says.
         guide: What best_of_n and beam rank candidates by, instead of what `reason` says.
+        reduction: How the log-probabilities of a proposed step's tokens become its score, instead of what
+            `reason` says.
+        decay: Weight of a token relative to the one before it in that score, instead of what `reason` says.
+        scorer: Who scores and judges candidates: the "agent" (the paper), or the run's "rationalyst" itself.
         budget_of: Name of an earlier run. This run has as many candidates as take the FLOPs of that one.
         questions: Name of the set of questions.
         full: Whether the run is left out unless --full is given.
@@ -66,9 +78,28 @@ class Run:
     candidates: int | None = None
     keep_rationales: bool | None = None
     guide: GuideName | None = None
+    reduction: Reduction | None = None
+    decay: float | None = None
+    scorer: Literal["agent", "rationalyst"] = "agent"
     budget_of: str | None = None
     questions: str = "test"
     full: bool = False
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A picture of runs: how accuracy goes with one setting of theirs.
+
+    Attributes:
+        label: Words for the axis of the setting.
+        x: Values of the setting, in ascending order.
+        lines: Names of runs by the name of a line: one run for each value. A line that names one run again
+            and again is flat: what the others are to be compared with.
+    """
+
+    label: str
+    x: Sequence[float]
+    lines: Mapping[str, Sequence[str]]
 
 
 @dataclass(frozen=True)
@@ -95,6 +126,9 @@ class ExperimentConfig:
         rationalysts: Rationale models by name: how each is trained.
         strategies: Runs of the first table by name: one strategy on one set of questions each.
         ablations: Runs of the second table by name: one strategy on one set of questions each.
+        baseline: Name of the run that the tables compare every other one with, question by question. By
+            default they compare with the first run of the strategies random and likelihood.
+        curves: Pictures by name, each of some of the runs.
     """
 
     run_dir: str
@@ -114,6 +148,8 @@ class ExperimentConfig:
     rationalysts: Mapping[str, Rationalyst] = field(default_factory=lambda: {"rationalyst": Rationalyst()})
     strategies: Mapping[str, Run] = field(default_factory=dict)
     ablations: Mapping[str, Run] = field(default_factory=dict)
+    baseline: str | None = None
+    curves: Mapping[str, Curve] = field(default_factory=dict)
 
     def __post_init__(self):
         if (self.documents is None) == (self.world is None):
@@ -126,11 +162,19 @@ class ExperimentConfig:
                     f"experiment: {name}.seed is {stage.seed}, but the whole has seed {self.seed}"
                 )
             object.__setattr__(self, name, replace(stage, seed=self.seed))
-        for names in ((*self.strategies, *self.ablations), tuple(self.rationalysts)):
+        for names in ((*self.strategies, *self.ablations), tuple(self.rationalysts), tuple(self.curves)):
             files = [file_name(name) for name in names]  # one name, one file
             if twice := [name for name, file in zip(names, files, strict=True) if files.count(file) > 1]:
                 raise ValueError(f"experiment: {' and '.join(map(repr, twice))} would share their files")
+        for name, rationalyst in self.rationalysts.items():
+            _check_rationalyst(name, rationalyst)
         runs = {**self.strategies, **self.ablations}
+        if self.baseline is not None and self.baseline not in runs:
+            raise ValueError(
+                f"experiment: the baseline {self.baseline!r} is no run, there are {', '.join(runs)}"
+            )
+        for name, curve in self.curves.items():
+            _check_curve(name, curve, runs)
         for place, (name, run) in enumerate(runs.items()):
             if run.budget_of is not None:
                 if run.strategy in ("greedy", "explicit"):
@@ -152,6 +196,36 @@ class ExperimentConfig:
                     f"experiment: run {name!r} wants rationalyst {run.rationalyst!r}, "
                     f"there are {', '.join(self.rationalysts)}"
                 )
+            if run.scorer == "rationalyst" and run.rationalyst is None:
+                raise ValueError(f"experiment: run {name!r} wants its rationalyst as scorer, but has none")
+
+
+def _check_rationalyst(name: str, rationalyst: Rationalyst) -> None:
+    """Raises ValueError for a setting that would change nothing."""
+    given = [key for key in ("tau", "share") if getattr(rationalyst, key) is not None]
+    if given and not rationalyst.train:
+        raise ValueError(f"experiment: rationalyst {name!r} is not trained, its {given[0]} changes nothing")
+    if rationalyst.tau is not None and rationalyst.keep == "all":
+        raise ValueError(f"experiment: rationalyst {name!r} keeps all, its tau changes nothing")
+
+
+def _check_curve(name: str, curve: Curve, runs: Mapping[str, Run]) -> None:
+    """Raises ValueError for values out of order, and for a line that has not one known run for each."""
+    finite = all(map(math.isfinite, curve.x))
+    if not curve.x or not finite or list(curve.x) != sorted({*curve.x}):
+        raise ValueError(f"experiment: curve {name!r}: x must be finite and ascend, got {list(curve.x)}")
+    if not curve.lines:
+        raise ValueError(f"experiment: curve {name!r} has no lines")
+    for line, points in curve.lines.items():
+        if len(points) != len(curve.x):
+            raise ValueError(
+                f"experiment: curve {name!r}: line {line!r} has {len(points)} runs for {len(curve.x)} values"
+            )
+        if unknown := [point for point in points if point not in runs]:
+            raise ValueError(
+                f"experiment: curve {name!r}: line {line!r} wants run {unknown[0]!r}, "
+                f"there are {', '.join(runs)}"
+            )
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,10 @@ from rationalyst_jax.files.settings import file_digest
 from rationalyst_jax.files.whole import file_name, write_json
 from rationalyst_jax.lm.devices.sharding import mesh_of
 from rationalyst_jax.lm.weights.tokenizer import marker_ids
+from rationalyst_jax.mine.config import FilterConfig
 from rationalyst_jax.mine.documents import read_documents
 from rationalyst_jax.pipeline.budget import affordable
-from rationalyst_jax.pipeline.config import ExperimentConfig, Run
+from rationalyst_jax.pipeline.config import ExperimentConfig, Rationalyst, Run
 from rationalyst_jax.pipeline.evaluate import evaluate
 from rationalyst_jax.pipeline.filter import decide_again, filter_rationales, mesh_for
 from rationalyst_jax.pipeline.mine import mine
@@ -29,10 +30,10 @@ from rationalyst_jax.pipeline.run_dir import RunDir
 from rationalyst_jax.pipeline.train import train
 from rationalyst_jax.prompts.prompt import load_demonstrations, load_prompts
 from rationalyst_jax.reason.config import ReasonConfig
-from rationalyst_jax.reason.strategies import check_strategy
-from rationalyst_jax.report.plots import accuracy_chart
+from rationalyst_jax.reason.strategies import check_strategy, prompts_of
+from rationalyst_jax.report.plots import accuracy_chart, accuracy_curve
 from rationalyst_jax.report.progress import track, track_steps
-from rationalyst_jax.report.tables import accuracy_table, counts_table, ledger_table
+from rationalyst_jax.report.tables import accuracy_table, counts_table, ledger_table, training_table
 from rationalyst_jax.tasks.benchmarks import task_named
 from rationalyst_jax.tasks.sources import questions_digest, read_questions
 from rationalyst_jax.world.corpus import QUESTION_SETS, documents, questions
@@ -87,16 +88,23 @@ def _run(experiment: "Experiment", run_dir: RunDir, full: bool) -> dict[str, Any
         "mining": {**mined, **filtered},
         "training": training,
         "ablations": {name: results[name] for name in ablations},
+        "baseline": config.baseline,
+        "curves": {name: asdict(curve) for name, curve in config.curves.items()},
         "seconds": {stage: run_dir.seconds(stage) for stage in stages},
     }
     write_json(run_dir.path / "summary.json", summary)
-    accuracy_chart(results, run_dir.path / "accuracy.png")
+    pictures = experiment.draw(results)
+    against = BASELINES if config.baseline is None else (config.baseline,)
     for title in ("strategies", "ablations"):
         if summary[title]:
-            console.print(accuracy_table(title, summary[title]))
+            console.print(accuracy_table(title, summary[title], against))
+    if training:
+        console.print(training_table("training", training, config.train.batch_examples))
     console.print(ledger_table("ledger, means of a question", ledgers))
     console.print(
-        f"{sum(summary['seconds'].values()):.0f} s; all of it in {run_dir.path}/summary.json, accuracy.png"
+        f"{sum(summary['seconds'].values()):.0f} s; all of it in {run_dir.path}/summary.json, "
+        f"{', '.join(pictures)}",
+        highlight=False,
     )
     return summary
 
@@ -117,26 +125,50 @@ class Experiment:
         base.check(mesh_of(config.train.mesh, jax.devices()))
         mesh_for(config.filter, config.mesh)
         marker_ids(base.tokenizer, (*config.filter.suppress, *config.reason.suppress))
+        for name, rationalyst in config.rationalysts.items():
+            try:
+                self.filter_config(rationalyst)
+            except ValueError as error:
+                raise ValueError(f"experiment: rationalyst {name!r}: {error}") from None
         known = QUESTION_SETS if config.world else config.questions
         for name, wanted in {**config.strategies, **config.ablations}.items():
             try:
                 check_strategy(self.reason_config(wanted), has_rationalyst=wanted.rationalyst is not None)
             except ValueError as error:
                 raise ValueError(f"experiment: run {name!r}: {error}") from None
+            self._check_scoring(name, wanted)
             if wanted.questions not in known:
                 sets = ", ".join(known)
                 raise ValueError(f"experiment: run {name!r} wants questions {wanted.questions!r} of {sets}")
 
+    def _check_scoring(self, name: str, run: Run) -> None:
+        """Raises ValueError for a setting of the scores in a run that scores nothing."""
+        asked = prompts_of(self.reason_config(run)).get("scorer", ())
+        given = [key for key in ("reduction", "decay") if getattr(run, key) is not None]
+        if given and "follow" not in asked:
+            raise ValueError(f"experiment: run {name!r} scores no candidates, its {given[0]} changes nothing")
+        if run.scorer != "agent" and not asked:
+            raise ValueError(f"experiment: run {name!r} asks no scorer, its scorer changes nothing")
+
     def reason_config(self, run: Run) -> ReasonConfig:
-        own = {name: getattr(run, name) for name in ("candidates", "keep_rationales", "guide")}
-        own = {name: value for name, value in own.items() if value is not None}
+        names = ("candidates", "keep_rationales", "guide", "reduction", "decay")
+        own = {name: getattr(run, name) for name in names if getattr(run, name) is not None}
         return replace(self.config.reason, strategy=run.strategy, **own)
+
+    def filter_config(self, rationalyst: Rationalyst) -> FilterConfig:
+        own: dict[str, Any] = {"keep": rationalyst.keep}
+        if rationalyst.tau is not None:
+            own |= {"tau": rationalyst.tau, "tau_by_source": {}}
+        if rationalyst.share is not None:
+            own["share"] = rationalyst.share
+        return replace(self.config.filter, **own)
 
     def settings(self) -> dict[str, Any]:
         """All that decides the results, as JSON values: the config, and fingerprints of what it names."""
         config = asdict(self.config)
         documents = self.config.documents
         del config["run_dir"]  # a run may be moved and go on, as may its input
+        del config["baseline"], config["curves"]  # these only say how results are looked at
         return config | {
             "model": self.models.checkpoint(self.config.model).fingerprint,
             "prompts": self.prompts.version,
@@ -214,7 +246,7 @@ class Experiment:
             )
         for name, rationalyst in self.config.rationalysts.items():
             if rationalyst.train:
-                decide_again(scored, replace(config, keep=rationalyst.keep), self.rationales_path(name))
+                decide_again(scored, self.filter_config(rationalyst), self.rationales_path(name))
         counts = {"rationales": summary.rationales, "kept": summary.kept, **summary.reasons}
         self.console.print(counts_table("filtered", counts))
         return {"kept": summary.kept, "reasons": summary.reasons}
@@ -235,6 +267,7 @@ class Experiment:
         counts = {
             "rationales": summary.rationales + summary.validation + summary.too_long,
             "steps": summary.steps,
+            "passes": summary.steps * self.config.train.batch_examples / summary.rationales,
             "loss": summary.metrics["loss"],
         }
         if "val_loss" in summary.metrics:
@@ -268,7 +301,7 @@ class Experiment:
             trained = self.config.rationalysts[run.rationalyst].train
             rationalyst = self.train_dir(run.rationalyst) / "hf" if trained else self.config.model
         file = self.questions_source(run.questions)
-        cast = Cast(self.config.model, rationalyst)
+        cast = Cast(self.config.model, rationalyst, rationalyst if run.scorer == "rationalyst" else None)
         return reason(file, self.task, cast, self.models, self.prompts, config, out, **options)
 
     def evaluate(
@@ -280,11 +313,31 @@ class Experiment:
         for file in dict.fromkeys(r.questions for r in runs.values()):
             own = {name: r for name, r in runs.items() if r.questions == file}
             first = {r.strategy: name for name, r in reversed(own.items()) if r.strategy in BASELINES}
+            against = {f"vs_{strategy}": first.get(strategy, "") for strategy in BASELINES}
+            if self.config.baseline is not None:
+                against[f"vs_{self.config.baseline}"] = self.config.baseline
             traces = {name: [self.traces_path(name)] for name in own}
-            graded = evaluate(self.task, self.questions_source(file), traces, list(first.values()))
+            baselines = [name for name in dict.fromkeys(against.values()) if name in own]
+            graded = evaluate(self.task, self.questions_source(file), traces, baselines)
             for name, result in graded.items():
                 results[name] = {**asdict(result.accuracy), "ledger": ledgers[name]}
-                for strategy in BASELINES:
-                    compared = result.versus.get(first.get(strategy, ""))
-                    results[name][f"vs_{strategy}"] = compared and asdict(compared)
+                for key, baseline in against.items():
+                    compared = result.versus.get(baseline)
+                    results[name][key] = compared and asdict(compared)
         return {name: results[name] for name in runs}
+
+    def draw(self, results: Mapping[str, Mapping[str, Any]]) -> list[str]:
+        """Draws all accuracies, and each curve whose runs are all there.
+
+        Returns the pictures' names in the run directory.
+        """
+        accuracy_chart(results, self.path / "accuracy.png")
+        pictures = ["accuracy.png"]
+        for name, curve in self.config.curves.items():
+            if not {run for runs in curve.lines.values() for run in runs} <= results.keys():
+                continue
+            lines = {line: [results[run] for run in runs] for line, runs in curve.lines.items()}
+            pictures.append(f"curves/{file_name(name)}.png")
+            (self.path / "curves").mkdir(exist_ok=True)
+            accuracy_curve(curve.label, curve.x, lines, self.path / pictures[-1])
+        return pictures

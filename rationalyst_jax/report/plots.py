@@ -1,9 +1,10 @@
 """Pictures of a run, as PNG."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from rationalyst_jax.files.rows import read_rows
@@ -41,5 +42,34 @@ def accuracy_chart(results: Mapping[str, Mapping[str, Any]], png: Path) -> None:
     for y, (value, up) in enumerate(zip(accuracy, above, strict=True)):
         axes.text(value + up + 1.5, y, f"{value:.1f}", va="center")
     axes.set(xlabel="accuracy (%), 95 % interval", xlim=(0, 100))
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(png, dpi=120)
+
+
+def accuracy_curve(
+    label: str, x: Sequence[float], lines: Mapping[str, Sequence[Mapping[str, Any]]], png: Path
+) -> None:
+    """Draws accuracies over the values `x` of a setting, with their 95 % intervals as bars.
+
+    The values stand evenly apart, as sweeps are seldom even. lines: by name, one result (`accuracy`, `low`,
+    `high` in 0..1) for each value. One that has the same result everywhere is drawn flat, with its interval
+    as a band.
+    """
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for number, (name, results) in enumerate(lines.items()):
+        color = f"C{number}"
+        accuracy, low, high = ([100 * r[key] for r in results] for key in ("accuracy", "low", "high"))
+        if len(results) > 1 and all(result == results[0] for result in results):
+            axes.axhline(accuracy[0], linestyle="--", color=color, label=name)
+            axes.axhspan(low[0], high[0], color=color, alpha=0.12, linewidth=0)
+            continue
+        below = [value - end for value, end in zip(accuracy, low, strict=True)]
+        above = [end - value for value, end in zip(accuracy, high, strict=True)]
+        places = np.arange(len(x)) + 0.04 * number  # the bars of two lines must not hide each other
+        axes.errorbar(places, accuracy, yerr=[below, above], fmt="o-", color=color, capsize=3, label=name)
+    axes.set(xlabel=label, ylabel="accuracy (%), 95 % interval", ylim=(0, 100))
+    axes.set_xticks(range(len(x)), [f"{value:g}" for value in x])
+    figure.legend(frameon=False, loc="outside upper center", ncols=len(lines))
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(png, dpi=120)

@@ -1,6 +1,6 @@
 """Tables of a run, for a terminal."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -17,21 +17,42 @@ def counts_table(title: str, rows: Mapping[str, object]) -> Table:
     return table
 
 
-def accuracy_table(title: str, results: Mapping[str, Mapping[str, Any]]) -> Table:
-    """Accuracy with interval, and what is between it and the baselines, one run a line.
+def accuracy_table(title: str, results: Mapping[str, Mapping[str, Any]], baselines: Sequence[str]) -> Table:
+    """Accuracy with interval, and what is between it and each baseline, one run a line.
 
-    Each result has `accuracy`, `low`, `high`, `n` and, where the baseline ran on the same questions,
-    `vs_random` and `vs_likelihood`: `difference`, `low`, `high`.
+    Each result has `accuracy`, `low`, `high`, `n` and, where a baseline ran on the same questions, `vs_` and
+    the name of the baseline: `difference`, `low`, `high`.
     """
     numbers = sorted({r["n"] for r in results.values()})
     title += f" (n = {', '.join(map(str, numbers))})"
     table = _plain_table(title)
-    for heading in ("% right [95 %]", "− random [95 %]", "− likelihood [95 %]"):
+    for heading in ("% right [95 %]", *(f"− {name} [95 %]" for name in baselines)):
         table.add_column(heading, no_wrap=True)
     for name, r in results.items():
         interval = f"{100 * r['accuracy']:.1f} [{100 * r['low']:.1f}, {100 * r['high']:.1f}]"
-        table.add_row(name, interval, *(_difference(r.get(key)) for key in ("vs_random", "vs_likelihood")))
+        table.add_row(name, interval, *(_difference(r.get(f"vs_{key}")) for key in baselines))
     table.caption = "differences on the same questions, with paired score intervals"
+    return table
+
+
+def training_table(title: str, trained: Mapping[str, Mapping[str, float]], examples_of_a_step: int) -> Table:
+    """What each RATIONALYST learned from, and for how long, one a line; the caption says whether all took
+    equally many steps.
+
+    Each has `rationales`, `steps`, `passes`, `loss` and maybe `validation loss` (nats per target token).
+    """
+    table = _plain_table(title, "RATIONALYST")
+    for heading in ("rationales", "steps", "passes", "loss", "validation loss"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, counts in trained.items():
+        counted = (f"{counts['rationales']}", f"{counts['steps']}", f"{counts['passes']:.1f}")
+        losses = (f"{counts[key]:.3f}" if key in counts else "–" for key in ("loss", "validation loss"))
+        table.add_row(name, *counted, *losses)
+    steps = [counts["steps"] for counts in trained.values()]
+    budget = f"equal budgets: {steps[0]} steps"
+    if len(set(steps)) > 1:
+        budget = f"UNEQUAL budgets: {min(steps)} to {max(steps)} steps"
+    table.caption = f"{budget} of {examples_of_a_step} examples; losses: nats per target token"
     return table
 
 
@@ -57,10 +78,10 @@ def ledger_table(title: str, ledgers: Mapping[str, Mapping[str, float]]) -> Tabl
     return table
 
 
-def _plain_table(title: str) -> Table:
+def _plain_table(title: str, first: str = "run") -> Table:
     style: dict[str, Any] = {"box": box.SIMPLE, "padding": (0, 1, 0, 0), "caption_justify": "left"}
     table = Table(title=title, title_justify="left", **style)
-    table.add_column("run")
+    table.add_column(first)
     return table
 
 
