@@ -36,6 +36,7 @@ COMMANDS = {
     "plan": "compile for TPUs that need not be there: does it fit, how fast can it be",
     "reason": "solve a task's questions with one strategy",
     "serve": "serve a model to clients of the OpenAI API",
+    "locate": "find the wrong steps of given solutions, and measure how well",
     "evaluate": "grade traces, with intervals and paired comparisons",
     "merge": "add LoRA adapters to the model they belong to",
     "convert": "Hugging Face to Orbax and back, training checkpoints too",
@@ -43,6 +44,7 @@ COMMANDS = {
     "stats": "what sharing prefixes in token trees saves",
     "world documents": "write unlabeled documents of the embedded world",
     "world questions": "write questions of the embedded world",
+    "world errors": "write solutions of the embedded world with a known wrong step",
     "world pretrain": "train the embedded world's base model from scratch",
 }
 CONFIGS = Path(__file__).parents[1] / "configs"

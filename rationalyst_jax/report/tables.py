@@ -1,10 +1,14 @@
 """Tables of a run, for a terminal."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.table import Table
+
+if TYPE_CHECKING:  # it imports scipy, and help comes before that
+    from rationalyst_jax.evaluate.ranking import Estimate
+    from rationalyst_jax.evaluate.step_errors import StepErrors
 
 
 def counts_table(title: str, rows: Mapping[str, object]) -> Table:
@@ -57,10 +61,10 @@ def ledger_table(title: str, ledgers: Mapping[str, Mapping[str, float]]) -> Tabl
     return table
 
 
-def _plain_table(title: str) -> Table:
+def _plain_table(title: str, first: str = "run") -> Table:
     style: dict[str, Any] = {"box": box.SIMPLE, "padding": (0, 1, 0, 0), "caption_justify": "left"}
     table = Table(title=title, title_justify="left", **style)
-    table.add_column("run")
+    table.add_column(first)
     return table
 
 
@@ -69,3 +73,55 @@ def _difference(compared: Mapping[str, float] | None) -> str:
         return "–"
     difference, low, high = (100 * compared[key] for key in ("difference", "low", "high"))
     return f"{difference:+.1f} [{low:.1f}, {high:.1f}]"
+
+
+def step_errors_table(quality: "StepErrors") -> Table:
+    """What each score of steps is worth, a score a line."""
+    table = _plain_table("step errors", "score")
+    for heading in ("AUROC [95 %]", "AP [95 %]", "F1 % [95 %]", "wrong %", "right %", "threshold"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    tuned = {score.f1.tuned_on for score in quality.scores.values() if score.f1 is not None}
+    for name, score in quality.scores.items():
+        f1 = ("–",) * 4
+        if (found := score.f1) is not None:
+            accuracies = (f"{100 * share:.1f}" for share in (found.on_errors, found.on_right))
+            f1 = (_estimate(found.f1, 100, ".1f"), *accuracies, f"{found.threshold:.4g}")
+        ranked = (_estimate(value, 1, ".3f") for value in (score.auroc, score.average_precision))
+        table.add_row(name, *ranked, *f1)
+    share = quality.errors / quality.steps
+    table.caption = (
+        f"{quality.steps} steps, {quality.errors} errors: AUROC by chance 0.5, AP {share:.3f}; steps after "
+        "the first error are left out\n"
+        "F1 of the accuracies on solutions with an error (wrong %) and without (right %)"
+    )
+    if tuned:
+        table.caption += f"; threshold tuned on {tuned.pop()} other problems"
+    return table
+
+
+def comparisons_table(quality: "StepErrors") -> Table:
+    """The scores that are compared, a pair a line."""
+    table = _plain_table("compared on the same steps", "scores")
+    table.add_column("AUROC difference [95 %]", justify="right", no_wrap=True)
+    table.add_column("p", justify="right", no_wrap=True)
+    for (a, b), compared in quality.compared.items():
+        table.add_row(f"{a} − {b}", _estimate(compared.difference, 1, "+.3f"), f"{compared.p:.2g}")
+    table.caption = "p of the permutation test that swaps the scores of whole problems"
+    return table
+
+
+def generators_table(quality: "StepErrors") -> Table:
+    """AUROC by who wrote the solutions, a score a line where the generators are fewer."""
+    table = _plain_table("AUROC [95 %] by generator", "generator")
+    for name in quality.scores:
+        table.add_column(name, justify="right", no_wrap=True)
+    for generator, scores in quality.by_generator.items():
+        table.add_row(generator, *(_estimate(value, 1, ".2f") for value in scores.values()))
+    return table
+
+
+def _estimate(estimate: "Estimate | None", scale: float, form: str) -> str:
+    if estimate is None:
+        return "–"
+    value, low, high = (scale * end for end in (estimate.value, estimate.low, estimate.high))
+    return f"{value:{form}} [{low:{form}}, {high:{form}}]"
