@@ -9,7 +9,13 @@ from rich.console import Console
 from rationalyst_jax.lm.engine.config import EngineConfig
 from rationalyst_jax.reason.config import LocateConfig
 from rationalyst_jax.report.progress import track
-from rationalyst_jax.report.tables import comparisons_table, counts_table, generators_table, step_errors_table
+from rationalyst_jax.report.tables import (
+    comparisons_table,
+    counts_table,
+    error_f1_table,
+    generators_table,
+    step_errors_table,
+)
 from rationalyst_jax.roles.config import EndpointConfig
 
 
@@ -65,7 +71,7 @@ def run(
         "problems": quality.problems,
         "solutions": quality.solutions,
         "of these with an error": quality.erroneous,
-        "labeled steps": quality.steps,
+        "steps with a label": quality.steps,
         "of these errors": quality.errors,
         "verdicts that are no rating": f"{summary.unrated} of {summary.verdicts}",
     }
@@ -73,5 +79,7 @@ def run(
     console.print(step_errors_table(quality))
     if quality.compared:
         console.print(comparisons_table(quality))
+    if any(score.f1 is not None for score in quality.scores.values()):
+        console.print(error_f1_table(quality))
     if quality.by_generator:
         console.print(generators_table(quality))

@@ -95,15 +95,17 @@ def auroc_interval(
 
     Where all pairs are ordered alike (0 or 1) resampling shows no spread. Then the interval is the exact
     binomial one of as many pairs, an error and a right item, as can be made of different clusters: these are
-    independent trials, all with one outcome.
+    independent trials, all with one outcome. Errors of one cluster alone say nothing about others: 0 to 1.
     """
     if error_N.all() or not error_N.any():
         return None
     value = point(lambda weight_RN: auroc(score_N, error_N, weight_RN), len(score_N))
+    with_error = set(cluster_N[error_N])
+    with_right = set(cluster_N[~error_N])
+    if min(len(with_error), len(with_right)) == 1:
+        return Estimate(value, 0.0, 1.0)
     if value in (0.0, 1.0):
-        with_error = set(cluster_N[error_N])
-        with_right = set(cluster_N[~error_N])
-        pairs = min(len(with_error), len(with_right), max(1, len(with_error | with_right) // 2))
+        pairs = min(len(with_error), len(with_right), len(with_error | with_right) // 2)
         return Estimate(value, *one_outcome(value, pairs))
     values_R = resampled(lambda weight_RN: auroc(score_N, error_N, weight_RN), cluster_N, seed)
     return Estimate(value, *percentiles(values_R))
@@ -118,13 +120,15 @@ def one_outcome(share: float, trials: int) -> tuple[float, float]:
 def precision_interval(
     score_N: np.ndarray, error_N: np.ndarray, cluster_N: np.ndarray, seed: int = 0
 ) -> Estimate | None:
-    """Average precision with its percentile interval; None as for `auroc_interval`.
+    """Average precision with its percentile interval; None, and 0 to 1, as for `auroc_interval`.
 
     Where it is 1 resampling shows no spread: then the low end is that of chance, the share of errors.
     """
     if error_N.all() or not error_N.any():
         return None
     value = point(lambda weight_RN: average_precision(score_N, error_N, weight_RN), len(score_N))
+    if min(len(set(cluster_N[error_N])), len(set(cluster_N[~error_N]))) == 1:
+        return Estimate(value, 0.0, 1.0)
     if value == 1:
         return Estimate(value, float(error_N.mean()), 1.0)
     values_R = resampled(lambda weight_RN: average_precision(score_N, error_N, weight_RN), cluster_N, seed)

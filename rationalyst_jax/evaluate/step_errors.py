@@ -23,6 +23,7 @@ from rationalyst_jax.evaluate.ranking import (
 )
 
 TUNED_SHARE = 0.2  # of the problems, for choosing thresholds
+FEWEST = 10  # problems with an error, that a generator is measured on alone
 # What is compared: does a rationale do more than that of another problem, and more than none?
 PAIRS = (("implicit", "shuffled"), ("gain", "shuffled gain"), ("implicit", "likelihood"))
 
@@ -79,8 +80,8 @@ class StepErrors:
     """What the scores of a set of solutions are worth.
 
     steps: those that are right or the first error; errors: how many of them are one. compared: pairs of
-    scores. by_generator: AUROCs by the solutions' generators and the scores' names, where there are several
-    generators.
+    scores. by_generator: AUROCs by the solutions' generators and the scores' names, where there are several;
+    generators with errors in few problems are left out.
     """
 
     problems: int
@@ -229,5 +230,7 @@ def _by_generator(
     by_generator = {}
     for generator in generators:
         own = [solution for solution in solutions if solution.generator == generator]
-        by_generator[generator] = {name: auroc_interval(*labeled_steps(own, name), seed) for name in names}
+        if len({s.problem for s in own if s.first_error is not None}) >= FEWEST:
+            measured = {name: auroc_interval(*labeled_steps(own, name), seed) for name in names}
+            by_generator[generator] = measured
     return by_generator

@@ -91,6 +91,7 @@ class ReasonConfig:
         """The strings that end a step; a line's where neither config nor task says more."""
         return STEP_ENDS[self.step_end or "line"]
 
+
 @dataclass(frozen=True)
 class LocateConfig:
     """How the steps of given solutions are scored. Rationales are greedy.

@@ -184,13 +184,18 @@ async def _score(
     if own is None:
         ((judge,), (verdict,)), (likelihood,) = await together(asked)
         return LocatedStep(text, likelihood, judge, verdict)
-    for rationale in (own[0].text, stranger):
-        asked.append(trajectory.score(step, rationale if rationale and rationale.strip() else None))
+    for rationale in (own[0].text, stranger or ""):
+        asked.append(trajectory.score(step, guides(rationale)))
     ((judge,), (verdict,)), (likelihood,), (implicit,), (shuffled,) = await together(asked)
     before, after = own
     return LocatedStep(
         text, likelihood, judge, verdict, before.text, implicit, after.confidence, stranger, shuffled
     )
+
+
+def guides(rationale: str) -> str | None:
+    """The rationale that a step is scored under; an empty one says nothing."""
+    return rationale if rationale.strip() else None
 
 
 def _given(text: str, last: bool) -> Generation:

@@ -76,26 +76,33 @@ def _difference(compared: Mapping[str, float] | None) -> str:
 
 
 def step_errors_table(quality: "StepErrors") -> Table:
-    """What each score of steps is worth, a score a line."""
+    """How well each score tells wrong steps from right ones without a threshold, a score a line."""
     table = _plain_table("step errors", "score")
-    for heading in ("AUROC [95 %]", "AP [95 %]", "F1 % [95 %]", "wrong %", "right %", "threshold"):
+    for heading in ("AUROC [95 %]", "average precision [95 %]"):
         table.add_column(heading, justify="right", no_wrap=True)
-    tuned = {score.f1.tuned_on for score in quality.scores.values() if score.f1 is not None}
     for name, score in quality.scores.items():
-        f1 = ("–",) * 4
-        if (found := score.f1) is not None:
-            accuracies = (f"{100 * share:.1f}" for share in (found.on_errors, found.on_right))
-            f1 = (_estimate(found.f1, 100, ".1f"), *accuracies, f"{found.threshold:.4g}")
-        ranked = (_estimate(value, 1, ".3f") for value in (score.auroc, score.average_precision))
-        table.add_row(name, *ranked, *f1)
+        table.add_row(name, *(_estimate(value, 1, ".3f") for value in (score.auroc, score.average_precision)))
     share = quality.errors / quality.steps
+    table.caption = f"by chance AUROC is 0.5 and average precision {share:.3f}"
+    return table
+
+
+def error_f1_table(quality: "StepErrors") -> Table:
+    """How often each score finds the first error at a tuned threshold, a score a line.
+
+    At least one score has an F1."""
+    table = _plain_table("first errors found", "score")
+    for heading in ("F1 % [95 %]", "wrong %", "right %", "threshold"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    found = {name: score.f1 for name, score in quality.scores.items() if score.f1 is not None}
+    for name, f1 in found.items():
+        accuracies = (f"{100 * share:.1f}" for share in (f1.on_errors, f1.on_right))
+        table.add_row(name, _estimate(f1.f1, 100, ".1f"), *accuracies, f"{f1.threshold:.4g}")
+    tuned = max(f1.tuned_on for f1 in found.values())
     table.caption = (
-        f"{quality.steps} steps, {quality.errors} errors: AUROC by chance 0.5, AP {share:.3f}; steps after "
-        "the first error are left out\n"
-        "F1 of the accuracies on solutions with an error (wrong %) and without (right %)"
+        "F1 of two accuracies: on solutions with an error (wrong %), and without (right %);\n"
+        f"threshold tuned on {tuned} problems, F1 of the other {quality.problems - tuned}"
     )
-    if tuned:
-        table.caption += f"; threshold tuned on {tuned.pop()} other problems"
     return table
 
 
@@ -111,12 +118,13 @@ def comparisons_table(quality: "StepErrors") -> Table:
 
 
 def generators_table(quality: "StepErrors") -> Table:
-    """AUROC by who wrote the solutions, a score a line where the generators are fewer."""
+    """AUROC of the main scores by who wrote the solutions, a generator a line."""
     table = _plain_table("AUROC [95 %] by generator", "generator")
-    for name in quality.scores:
+    names = [name for name in ("likelihood", "implicit", "gain") if name in quality.scores]
+    for name in names:
         table.add_column(name, justify="right", no_wrap=True)
     for generator, scores in quality.by_generator.items():
-        table.add_row(generator, *(_estimate(value, 1, ".2f") for value in scores.values()))
+        table.add_row(generator, *(_estimate(scores[name], 1, ".2f") for name in names))
     return table
 
 
