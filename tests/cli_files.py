@@ -20,6 +20,7 @@ from rationalyst_jax.world.vocabulary import make_tokenizer
 
 QUESTION = "Ann has 3 apples. Ben has 1 more than Ann. How many apples do they have?"
 DOCUMENT = f"{QUESTION}\nBen has 3 + 1 = 4 apples.\nThe answer is 7."
+STEPS = ["Ben has 3 + 1 = 4 apples.", "The answer is 7."]
 ANNOTATED = DOCUMENT.replace("Ben has 3 +", "<BOT>add<EOT>Ben has 3 +")
 
 
@@ -110,6 +111,11 @@ def _write_rows(root: Path) -> None:
             {"id": "c", "input": DOCUMENT, "output": "something else"},
         ],
         "questions": [{"id": f"q{i}", "question": QUESTION, "answer": f"4\n#### {i}"} for i in range(4)],
+        "solutions": [
+            {"id": f"s{i}", "problem": f"{QUESTION} {i // 2}", "steps": STEPS, "label": i % 2 - 1}
+            for i in range(40)
+        ],
+        "no_such_step": [{"id": "s", "problem": QUESTION, "steps": STEPS, "label": 2}],
         "no_answer": [{"question": QUESTION, "answer": "none"}],
         "pairs": [
             {"context": "", "continuation": "Ann has 3 apples."},

@@ -26,6 +26,7 @@ MODEL_COMMANDS = {
     "filter": "filter --triples filtered.parquet --prompts world --out x --model {}",
     "train": "train --rationales filtered.parquet --prompts world --run_dir x --model {}",
     "reason": "reason --config random.yaml --questions questions.jsonl --out x --agent {}",
+    "locate": "locate --solutions solutions.jsonl --prompts world --out x --scorer {}",
     "score": "score --pairs pairs.jsonl --out x --model {}",
     "demo": "demo --run_dir x --model {}",
 }
@@ -41,6 +42,7 @@ RANDOM = f"{REASON} --config random.yaml"
 FILTER = "filter --triples filtered.parquet --model model --prompts world --out x"
 TRAIN = "train --rationales filtered.parquet --model model --prompts world --run_dir x"
 SCORE = "score --model model --out x --pairs"
+LOCATE = "locate --solutions solutions.jsonl --scorer model --prompts world --out x"
 EVALUATE = "evaluate --task gsm8k --questions questions.jsonl --traces"
 CALIBRATE = "calibrate --scored filtered.parquet --labels"
 BAD_INPUT = {
@@ -81,6 +83,13 @@ BAD_INPUT = {
     REASON: "strategy 'implicit' by implicit needs a rationalyst",
     f"{REASON} --rationalyst nowhere": "nowhere: no such checkpoint folder",
     f"{REASON} --rationalyst http://127.0.0.1:9/v1": "endpoint.model is missing: which model shall be asked",
+    LOCATE.replace("solutions.jsonl", "nowhere.jsonl"): "nowhere.jsonl: No such file",
+    LOCATE.replace("solutions.jsonl", "no_such_step.jsonl"): "no_such_step.jsonl:1: 'label' must be one of 2",
+    LOCATE.replace("solutions.jsonl", "questions.jsonl"): "questions.jsonl:1: 'steps' must be a list",
+    LOCATE.replace("--out x", "--out folder"): "folder: is a folder, a file is to be written",
+    f"{LOCATE} --rationalyst nowhere": "nowhere: no such checkpoint folder",
+    f"{LOCATE} --limit 1 --rationalyst model": "rationales are compared with those of other problems",
+    f"{LOCATE} --locate.suppress [nonsense]": "suppress: 'nonsense' is",
     "serve --model nowhere --port 0": "nowhere: no such checkpoint folder",
     "serve --model model --host 203.0.113.1": "serve: 203.0.113.1:8000: ",
     "serve --model model --port 70000": "serve: port must be from 0 to 65535, got 70000",
@@ -136,6 +145,8 @@ BAD_USAGE = {
     f"{TRAIN} --distributed.processes 2": "distributed: coordinator, processes, process go together, missing",
     f"{TRAIN} --train.steps few": "--train.steps: Expected a int Given value: few",
     f"{REASON} --limit 0": "--limit: ",
+    f"{LOCATE} --task gsm8k": "--task: Expected",
+    f"{LOCATE} --locate.decay 0": "locate: decay must be above 0 and at most 1, got 0",
     f"{REASON} --reason.candidates 0": "reason: candidates must be at least 1, got 0",
     "evaluate --task gsm8k --questions questions.jsonl": "required: traces",
     "convert --source model --target x --dtype float8": "--dtype: Expected",

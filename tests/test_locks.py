@@ -36,6 +36,11 @@ COMMANDS = {
         "lm.engine.engine.Engine.step",
         "traces.jsonl",
     ),
+    "locate": (
+        "locate --solutions solutions.jsonl --scorer model --prompts world --out {}/steps.jsonl",
+        "lm.engine.engine.Engine.step",
+        "steps.jsonl",
+    ),
     "train": (
         "train --rationales filtered.parquet --model model --prompts world --train.row_length 64 "
         "--train.validation_fraction 0 --run_dir {}",
@@ -122,6 +127,7 @@ def test_a_second_run_is_refused_and_names_file_and_process(name, at_work, files
         ("convert --source model --target {}/orbax", "orbax"),
         ("world documents --count 3 --out {}/documents.jsonl", "documents.jsonl"),
         ("world questions --count 3 --out {}/questions.jsonl", "questions.jsonl"),
+        ("world errors --count 3 --out {}/errors.jsonl", "errors.jsonl"),
     ],
 )
 def test_what_a_command_writes_at_once_is_locked_too(command, output, files, tmp_path, monkeypatch, capsys):

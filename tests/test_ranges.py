@@ -22,6 +22,7 @@ LINES = {
     "plan": "plan --model llama3-8b --topology v5e:1x1",
     "reason": "reason --config random.yaml --questions questions.jsonl --agent model --out x",
     "serve": "serve --model model --port 0",
+    "locate": "locate --solutions solutions.jsonl --scorer model --prompts world --out x",
     "evaluate": "evaluate --task gsm8k --questions questions.jsonl --traces random.jsonl",
     "merge": "merge --model model --adapters nowhere --out x",
     "convert": "convert --source model --target x",
@@ -29,6 +30,7 @@ LINES = {
     "stats": "stats --triples filtered.parquet --tokenizer model --prompts world",
     "world documents": "world documents --out x --count 1",
     "world questions": "world questions --out x --count 1",
+    "world errors": "world errors --out x --count 1",
     "world pretrain": "world pretrain --run_dir x",
 }
 ABSURD = {"low": -(10**6), "huge": 10**30, "no number": ".nan", "infinite": ".inf"}
@@ -43,7 +45,15 @@ TAKEN = {
         *("train.clip_norm", "train.epochs", "train.peak_learning_rate", "train.eps", "train.weight_decay"),
         *("mixture.plain", "mixture.inline", "mixture.annotation"),
         *("plan slices", "plan mesh.replica", "plan mesh.fsdp", "plan mesh.tensor"),
-        *("profile", "limit", "count", "world documents seed", "world questions seed", "serve seed"),
+        *(
+            "profile",
+            "limit",
+            "count",
+            "world documents seed",
+            "world questions seed",
+            "world errors seed",
+            "serve seed",
+        ),
     },
 }
 

@@ -38,6 +38,7 @@ COMMANDS = {
     "reason": "solve a task's questions with one strategy",
     "serve": "serve a model to clients of the OpenAI API",
     "data": "prepare the rows of a benchmark, or rationales, for TensorFlow Datasets",
+    "locate": "find the wrong steps of given solutions, and measure how well",
     "evaluate": "grade traces, with intervals and paired comparisons",
     "benchmark": "every task with every checkpoint and approach, and the paper's table beside ours",
     "merge": "add LoRA adapters to the model they belong to",
@@ -46,6 +47,7 @@ COMMANDS = {
     "stats": "what sharing prefixes in token trees saves",
     "world documents": "write unlabeled documents of the embedded world",
     "world questions": "write questions of the embedded world",
+    "world errors": "write solutions of the embedded world with a known wrong step",
     "world pretrain": "train the embedded world's base model from scratch",
 }
 CONFIGS = Path(__file__).parents[1] / "configs"

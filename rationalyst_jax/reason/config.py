@@ -1,6 +1,6 @@
 """The choices of a reasoning run."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal, get_args
 
 import numpy as np
@@ -90,3 +90,37 @@ class ReasonConfig:
     def stop(self) -> tuple[str, ...]:
         """The strings that end a step; a line's where neither config nor task says more."""
         return STEP_ENDS[self.step_end or "line"]
+
+
+@dataclass(frozen=True)
+class LocateConfig:
+    """How the steps of given solutions are scored. Rationales are greedy.
+
+    Attributes:
+        max_rationale_tokens: Largest number of tokens in a rationale.
+        reduction: How the log-probabilities of a step's tokens become its score.
+        decay: Weight of a token relative to the one before it, in decayed_sum and decayed_mean.
+        suppress: Marker strings, one token each, that the scorer gives no probability.
+        block: Number of solutions that are at work at the same time. A killed run repeats at most one block.
+        seed: Seed of the resampling, and of whose rationale stands in for whose.
+
+    Raises ValueError naming the key and the value that is out of range.
+    """
+
+    max_rationale_tokens: int = 128
+    reduction: Reduction = "decayed_mean"
+    decay: float = 0.9
+    suppress: tuple[str, ...] = ()
+    block: int = 128
+    seed: int = 0
+
+    def __post_init__(self):
+        require("locate", self, AT_LEAST_1, "max_rationale_tokens", "block")
+        require("locate", self, SEED, "seed")
+        require("locate", self, ABOVE_0_TO_1, "decay")
+        reduce_logprobs(np.zeros(1), self.reduction)  # raises for a name it does not know
+
+    @property
+    def reasoning(self) -> ReasonConfig:
+        """The same for a trajectory, whose steps are given here."""
+        return ReasonConfig(**asdict(self))

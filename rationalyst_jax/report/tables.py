@@ -1,10 +1,14 @@
 """Tables of a run, for a terminal."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.table import Table
+
+if TYPE_CHECKING:  # it imports scipy, and help comes before that
+    from rationalyst_jax.evaluate.ranking import Estimate
+    from rationalyst_jax.evaluate.step_errors import StepErrors
 
 
 def counts_table(title: str, rows: Mapping[str, object]) -> Table:
@@ -90,3 +94,63 @@ def _difference(compared: Mapping[str, float] | None) -> str:
         return "–"
     difference, low, high = (100 * compared[key] for key in ("difference", "low", "high"))
     return f"{difference:+.1f} [{low:.1f}, {high:.1f}]"
+
+
+def step_errors_table(quality: "StepErrors") -> Table:
+    """How well each score tells wrong steps from right ones without a threshold, a score a line."""
+    table = _plain_table("step errors", "score")
+    for heading in ("AUROC [95 %]", "average precision [95 %]"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, score in quality.scores.items():
+        table.add_row(name, *(_estimate(value, 1, ".3f") for value in (score.auroc, score.average_precision)))
+    share = quality.errors / quality.steps
+    table.caption = f"by chance AUROC is 0.5 and average precision {share:.3f}"
+    return table
+
+
+def error_f1_table(quality: "StepErrors") -> Table:
+    """How often each score finds the first error at a tuned threshold, a score a line.
+
+    At least one score has an F1."""
+    table = _plain_table("first errors found", "score")
+    for heading in ("F1 % [95 %]", "wrong %", "right %", "threshold"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    found = {name: score.f1 for name, score in quality.scores.items() if score.f1 is not None}
+    for name, f1 in found.items():
+        accuracies = (f"{100 * share:.1f}" for share in (f1.on_errors, f1.on_right))
+        table.add_row(name, _estimate(f1.f1, 100, ".1f"), *accuracies, f"{f1.threshold:.4g}")
+    tuned = max(f1.tuned_on for f1 in found.values())
+    table.caption = (
+        "F1 of two accuracies: on solutions with an error (wrong %), and without (right %);\n"
+        f"threshold tuned on {tuned} problems, F1 of the other {quality.problems - tuned}"
+    )
+    return table
+
+
+def comparisons_table(quality: "StepErrors") -> Table:
+    """The scores that are compared, a pair a line."""
+    table = _plain_table("compared on the same steps", "scores")
+    table.add_column("AUROC difference [95 %]", justify="right", no_wrap=True)
+    table.add_column("p", justify="right", no_wrap=True)
+    for (a, b), compared in quality.compared.items():
+        table.add_row(f"{a} − {b}", _estimate(compared.difference, 1, "+.3f"), f"{compared.p:.2g}")
+    table.caption = "p of the permutation test that swaps the scores of whole problems"
+    return table
+
+
+def generators_table(quality: "StepErrors") -> Table:
+    """AUROC of the main scores by who wrote the solutions, a generator a line."""
+    table = _plain_table("AUROC [95 %] by generator", "generator")
+    names = [name for name in ("likelihood", "implicit", "gain") if name in quality.scores]
+    for name in names:
+        table.add_column(name, justify="right", no_wrap=True)
+    for generator, scores in quality.by_generator.items():
+        table.add_row(generator, *(_estimate(scores[name], 1, ".2f") for name in names))
+    return table
+
+
+def _estimate(estimate: "Estimate | None", scale: float, form: str) -> str:
+    if estimate is None:
+        return "–"
+    value, low, high = (scale * end for end in (estimate.value, estimate.low, estimate.high))
+    return f"{value:{form}} [{low:{form}}, {high:{form}}]"

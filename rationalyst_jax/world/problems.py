@@ -8,6 +8,7 @@ the true solution and along the flawed human one, so that errors are never visib
 import hashlib
 import operator
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 NAMES = "Ann Ben Cal Dee Eli Fay Gus Hal Ida Jay Kim Leo Mia Ned Oda Pat".split()
@@ -200,14 +201,26 @@ class Problem:
 
         Raises ValueError where a step has no integer result in 1..40.
         """
+        flagged = zip(self.relations, wrong, strict=True)
+        return self.write([relation.wrong if misread else relation.right for relation, misread in flagged])
+
+    def write(
+        self, readings: Sequence[Reading], slip: tuple[int, int] | None = None
+    ) -> tuple[list[str], int]:
+        """The lines of a solution that reads each relation so, and its answer.
+
+        slip: a step, and by how much its result is miscalculated. Raises ValueError where a step has no
+        integer result in 1..40.
+        """
         value = self.first
         other = self.first
         lines = []
-        for relation, misread in zip(self.relations, wrong, strict=True):
-            reading = relation.wrong if misread else relation.right
+        for number, (relation, reading) in enumerate(zip(self.relations, readings, strict=True)):
             operand = other if reading.operand is None else reading.operand
             result = compute(reading.op, value, operand)
-            if result is None:
+            if result is not None and slip is not None and slip[0] == number:
+                result += slip[1]
+            if result is None or not 1 <= result <= LARGEST:
                 raise ValueError(f"no reading of {relation.kind} fits {value}")
             lines.append(f"{relation.subject} {value} {reading.op} {operand} = {result} {relation.tail}")
             # The other person of a "together" question is the one compared with last.
