@@ -6,9 +6,9 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 from scipy.stats import norm, t
 
-from rationalyst_jax.evaluate.statistics import LEVEL, Interval
+from rationalyst_jax.evaluate.statistics import Interval
 
-_TAIL = (1 + LEVEL) / 2
+_TAIL = 0.975  # of 95 %, below the upper end
 
 
 def clustered_mean(values: Sequence[float] | np.ndarray, clusters: Sequence[Hashable]) -> Interval:

@@ -79,7 +79,7 @@ class Inspection:
 
 def summarize_inspected(inspected: Sequence[Inspected]) -> Inspection:
     """Means and shares with their 95 % intervals, in which each document is a cluster."""
-    scored = {
+    scored: dict[Alternative, list[Inspected]] = {
         name: [place for place in inspected if name in place.gains and "mined" in place.gains]
         for name in ALTERNATIVES
     }
@@ -88,7 +88,9 @@ def summarize_inspected(inspected: Sequence[Inspected]) -> Inspection:
         "mined, kept": ("mined", lambda place: "mined" in place.kept),
         "human": ("human", lambda place: "human" in place.faults),
     }
-    found = {name: (of, list(filter(holds, inspected))) for name, (of, holds) in groups.items()}
+    found: dict[str, tuple[Alternative, list[Inspected]]] = {
+        name: (of, list(filter(holds, inspected))) for name, (of, holds) in groups.items()
+    }
     return Inspection(
         documents=len({place.document_id for place in inspected}),
         rationales=len(inspected),

@@ -122,7 +122,12 @@ def alternatives(
     others = _of_other_documents(triples, seed)
     found: list[dict[Alternative, str]] = []
     for triple, explanation, other in zip(triples, human, others, strict=True):
-        texts = {"mined": triple.rationale, "human": explanation, "shuffled": other, "empty": EMPTY_PHRASE}
+        texts: dict[Alternative, str | None] = {
+            "mined": triple.rationale,
+            "human": explanation,
+            "shuffled": other,
+            "empty": EMPTY_PHRASE,
+        }
         found.append({name: text for name, text in texts.items() if text is not None})
     return found
 

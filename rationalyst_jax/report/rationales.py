@@ -80,10 +80,8 @@ def _shown(text: str) -> str:
 
 
 def _interval(found: Interval, form: str, scale: float = 1) -> str:
-    if math.isinf(found.high):
-        return f"{scale * found.mean:{form}} [one document]"
-    low = f"{scale * found.low:{form}}"
-    return f"{scale * found.mean:{form}} [{low}, {scale * found.high:{form}}]".replace("[", r"\[")
+    interval = f"{scale * found.low:{form}}, {scale * found.high:{form}}"
+    return escape(f"{scale * found.mean:{form}} [{'one document' if math.isinf(found.high) else interval}]")
 
 
 def _table(title: str, overflow: str = "ellipsis") -> Table:
