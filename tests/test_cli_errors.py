@@ -58,7 +58,7 @@ BAD_INPUT = {
     f"{FILTER} --filter.suppress [nonsense]": "suppress: 'nonsense' is",
     "inspect --rationales text.jsonl --out x": "text.jsonl:1: not JSON",
     "inspect --rationales filtered.parquet --human text.jsonl --out x": "text.jsonl:1: not JSON",
-    "inspect --rationales filtered.parquet --model nowhere --prompts world --out x": "nowhere: no such checkp",
+    "inspect --rationales filtered.parquet --model nowhere --prompts world --out x": "nowhere: no such",
     f"{CALIBRATE} nowhere.jsonl": "nowhere.jsonl: No such file",
     f"{CALIBRATE} text.jsonl": "text.jsonl:1: not JSON",
     f"{CALIBRATE} no_such_label.jsonl": "no_such_label.jsonl:1: filtered.parquet has no rationale 9 of",

@@ -202,8 +202,8 @@ BAD_EXPLANATIONS = {
     '{"id": "d0", "explanation": 3}': "human.jsonl:1: 'explanation' must be text, found 3",
     '{"id": "d0", "explanation": "a", "start": 1.5}': "human.jsonl:1: 'start' must be an integer, found 1.5",
     '{"id": "d0", "explanation": " "}': "human.jsonl: all explanations are empty",
-    '{"id": "d0", "explanation": "a"}\n{"id": "d0", "explanation": "b"}': "human.jsonl:2: document 'd0' has two",
-    '{"id": "elsewhere", "explanation": "a"}': "human.jsonl: explains document 'elsewhere' and others, but no",
+    '{"id": "d0", "explanation": "a"}\n{"id": "d0", "explanation": "b"}': ":2: document 'd0' has two",
+    '{"id": "elsewhere", "explanation": "a"}': "human.jsonl: explains document 'elsewhere' and others",
 }
 
 
