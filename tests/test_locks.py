@@ -26,6 +26,11 @@ COMMANDS = {
         "mine.likelihood_filter.append_rows",
         "kept.parquet.scores.jsonl",
     ),
+    "inspect": (
+        "inspect --rationales filtered.parquet --model model --prompts world --out {}/faults.jsonl",
+        "mine.likelihood_filter.append_rows",
+        "faults.jsonl.scores.jsonl",
+    ),
     "score": (
         "score --pairs pairs.jsonl --model model --out {}/scores.jsonl",
         "lm.engine.engine.Engine.step",
@@ -126,6 +131,7 @@ def test_a_second_run_is_refused_and_names_file_and_process(name, at_work, files
         ("merge --model model --adapters adapters --out {}/hf", "hf"),
         ("convert --source model --target {}/orbax", "orbax"),
         ("world documents --count 3 --out {}/documents.jsonl", "documents.jsonl"),
+        ("inspect --rationales filtered.parquet --out {}/faults.jsonl", "faults.jsonl"),
         ("world questions --count 3 --out {}/questions.jsonl", "questions.jsonl"),
         ("world errors --count 3 --out {}/errors.jsonl", "errors.jsonl"),
     ],

@@ -17,6 +17,7 @@ LINES = {
     "ablate": "ablate --run_dir x",
     "mine": "mine --documents documents.jsonl --model model --prompts world --out x",
     "filter": "filter --triples filtered.parquet --model model --prompts world --out x",
+    "inspect": "inspect --rationales filtered.parquet --model model --prompts world --out x",
     "calibrate": "calibrate --scored filtered.parquet --labels labels.jsonl",
     "train": "train --rationales filtered.parquet --model model --prompts world --run_dir x",
     "plan": "plan --model llama3-8b --topology v5e:1x1",

@@ -33,6 +33,7 @@ COMMANDS = {
     "mine": "annotate documents, or import annotated ones, and cut triples",
     "filter": "keep the rationales that make the text after them more likely",
     "calibrate": "find the threshold that reaches a wanted precision",
+    "inspect": "compare rationales with human ones, with others, and with saying nothing",
     "train": "fine-tune a model to write the rationales",
     "plan": "compile for TPUs that need not be there: does it fit, how fast can it be",
     "reason": "solve a task's questions with one strategy",

@@ -52,7 +52,7 @@ def filter_rationales(
     check_file(out)
     found = read_triples(triples)
     origin = read_provenance(triples)
-    if unused := _unused_taus(found, config, triples):
+    if unused := unused_taus(found, config, triples):
         note(f"{triples} has no source {', '.join(unused)}, which tau_by_source names")
     checkpoint = models.checkpoint(scorer)
     check_prompts(checkpoint.tokenizer, prompts, ["follow", "follow_guided"])
@@ -94,7 +94,7 @@ def mesh_for(config: FilterConfig, shape: MeshShape | None) -> Mesh | None:
 def decide_again(filtered: Path, config: FilterConfig, out: Path) -> FilterSummary:
     """Decides anew, by other rules, on triples that were scored before. Raises as `filter_rationales`."""
     found = read_filtered(filtered)
-    _unused_taus(found, config, filtered)
+    unused_taus(found, config, filtered)
     return _write(found, config, out, read_provenance(filtered))
 
 
@@ -107,7 +107,7 @@ def _write(
     return summarize_filtered(decided)
 
 
-def _unused_taus(triples: Sequence[Triple], config: FilterConfig, file: Path) -> list[str]:
+def unused_taus(triples: Sequence[Triple], config: FilterConfig, file: Path) -> list[str]:
     """The sources that have a threshold but no triple. Raises ValueError where no other has a threshold."""
     sources = dict.fromkeys(triple.source for triple in triples)
     unused = [source for source in config.tau_by_source if source not in sources]

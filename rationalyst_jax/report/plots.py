@@ -73,3 +73,29 @@ def accuracy_curve(
     figure.legend(frameon=False, loc="outside upper center", ncols=len(lines))
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(png, dpi=120)
+
+
+def gain_histogram(gains: Mapping[str, Sequence[float]], png: Path) -> None:
+    """Draws how gains (nats) are distributed, one panel for each name, all on the same bins and scales.
+
+    The bins reach over the middle 99 % of all gains; what lies beyond is counted in the outermost ones, so
+    that nothing is left out. Shares are on a logarithmic scale, because few gains are far from 0. A dashed
+    line is at each mean.
+    """
+    every = np.concatenate([np.asarray(values, dtype=np.float64) for values in gains.values()])
+    low, high = np.quantile(every, (0.005, 0.995))
+    width = max((high - low) / 40, 1e-6)
+    edges = width * np.arange(np.floor(low / width), np.ceil(high / width) + 1.5)  # 0 is between two bins
+    figure = Figure(figsize=(7, 0.8 + 1.3 * len(gains)), layout="constrained")
+    panels = figure.subplots(len(gains), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
+    for axes, (name, values) in zip(panels, gains.items(), strict=True):
+        inside = np.clip(values, edges[0], edges[-1])
+        axes.hist(inside, edges, weights=np.full(len(values), 100 / len(values)), color="#7aa6c2")
+        axes.axvline(0, color="#333333", linewidth=0.8)
+        axes.axvline(float(np.mean(values)), color="#b03a2e", linestyle="--", linewidth=1.2)
+        axes.set(ylabel="%", yscale="log")
+        title = f"{name}: n = {len(values)}, mean {np.mean(values):+.2f}"
+        axes.set_title(title, loc="left", fontsize="medium")
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[-1].set_xlabel("gain of the following text (nats); dashed: mean")
+    figure.savefig(png, dpi=120, format="png")

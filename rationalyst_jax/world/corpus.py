@@ -7,6 +7,7 @@ some are right, some speak of other people, and a few give the wrong reading.
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, Literal
 
 from rationalyst_jax.world.problems import Problem, draw
 
@@ -86,17 +87,40 @@ def annotated_lines(
 
 def documents(seed: int, count: int) -> Iterator[dict[str, str]]:
     """Unlabeled documents for mining: rows with `id`, `text` and `source`, no question twice."""
+    for id, problem, misread in _problems_to_mine(seed, count):
+        yield {"id": id, "text": document(problem, misread), "source": "world"}
+
+
+Thinker = Literal["right", "writer"]
+
+
+def explanations(seed: int, count: int, thinker: Thinker) -> Iterator[dict[str, Any]]:
+    """The thought that leads to each line after the question, for `documents` of the same seed: rows with the
+    document's `id`, the character at which the line has its `start`, and `explanation`.
+
+    "right" reads every relation well, also where the line misreads it; "writer" reads it as the line does.
+    """
+    for id, problem, misread in _problems_to_mine(seed, count):
+        question, *lines = document(problem, misread).split("\n")
+        thoughts = [
+            (relation.wrong if wrong and thinker == "writer" else relation.right).thought
+            for relation, wrong in zip(problem.relations, misread, strict=True)
+        ]
+        start = len(question) + 1
+        for line, thought in zip(lines, [*thoughts, FINISHED], strict=True):
+            yield {"id": id, "start": start, "explanation": thought}
+            start += len(line) + 1
+
+
+def _problems_to_mine(seed: int, count: int) -> Iterator[tuple[str, Problem, tuple[bool, ...]]]:
+    """Problems with their ids and one person's misreadings, no question twice."""
     rng = random.Random(f"documents-{seed}")
     seen: set[str] = set()
     while len(seen) < count:
         problem, misread = draw(rng, "mine")
         if problem.question not in seen:
             seen.add(problem.question)
-            yield {
-                "id": f"world-{seed}-{len(seen):06d}",
-                "text": document(problem, misread),
-                "source": "world",
-            }
+            yield f"world-{seed}-{len(seen):06d}", problem, misread
 
 
 QUESTION_SETS = {
