@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rationalyst_jax.tasks.killable import Limits, each
+from rationalyst_jax.tasks.killable import ItemLimits, each
 from rationalyst_jax.tasks.latex import MAX_LENGTH, plain
 from rationalyst_jax.tasks.math import MATH500, TASK, extract, flexible
 from rationalyst_jax.tasks.math_answers import exactly, read, same
@@ -27,7 +27,7 @@ CASES = [
     json.loads(line)
     for line in (ROOT / "tests" / "cases" / "math.jsonl").read_text(encoding="utf-8").splitlines()
 ]
-SHORT = Limits(seconds=2)
+SHORT = ItemLimits(seconds=2)
 ENDLESS = "sum(0 for _ in iter(int, 1))"  # Python, to be evaluated
 
 
@@ -154,14 +154,14 @@ def test_what_takes_too_long_is_undecided_and_the_rest_is_graded_in_order():
 
 def test_a_dead_worker_costs_its_item_and_no_other():
     items = ["1 + 1", "__import__('os')._exit(3)", ENDLESS, "2 + 2", "__import__('os').abort()", "3 + 3"]
-    assert each(eval, items, Limits(seconds=1), preload="math", workers=2) == [2, None, None, 4, None, 6]
+    assert each(eval, items, ItemLimits(seconds=1), preload="math", workers=2) == [2, None, None, 4, None, 6]
 
 
 def test_memory_is_limited():
     items = ["len(bytearray(1 << 20))", "__import__('os')._exit(1) if len(bytearray(1 << 31)) else 0"]
     with pytest.raises(MemoryError):
         eval("bytearray(1 << 62)")
-    assert each(eval, items, Limits(memory=1 << 30), preload="math") == [1 << 20, None]
+    assert each(eval, items, ItemLimits(memory=1 << 30), preload="math") == [1 << 20, None]
 
 
 def test_no_worker_outlives_the_call():
@@ -178,9 +178,9 @@ def test_a_worker_that_cannot_begin_is_an_error_and_not_a_loop():
 
 
 INTERRUPTED = f"""
-from rationalyst_jax.tasks.killable import Limits, each
+from rationalyst_jax.tasks.killable import ItemLimits, each
 if __name__ == "__main__":
-    each(eval, ["print('on', flush=True) or {ENDLESS}"] * 3, Limits(seconds=600), preload="math")
+    each(eval, ["print('on', flush=True) or {ENDLESS}"] * 3, ItemLimits(seconds=600), preload="math")
 """
 
 

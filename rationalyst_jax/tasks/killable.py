@@ -24,7 +24,7 @@ PATIENCE = (
 
 
 @dataclass(frozen=True)
-class Limits:
+class ItemLimits:
     """What one item may take: seconds of CPU time (so a verdict does not depend on what else runs; up to one
     more are granted, as the kernel counts whole seconds), and bytes of address space of its process."""
 
@@ -33,7 +33,7 @@ class Limits:
 
 
 @dataclass
-class Worker:
+class KillableWorker:
     process: ForkServerProcess
     pipe: Connection
     deadline: float  # on the wall clock
@@ -44,7 +44,7 @@ class Worker:
 def each(
     function: Callable[[Item], Result],
     items: Sequence[Item],
-    limits: Limits,
+    limits: ItemLimits,
     preload: str,
     workers: int | None = None,
 ) -> list[Result | None]:
@@ -60,16 +60,16 @@ def each(
     context.set_forkserver_preload([preload])
     results: list[Result | None] = [None] * len(items)
     todo = iter(range(len(items)))
-    pool: dict[Connection, Worker] = {}
+    pool: dict[Connection, KillableWorker] = {}
 
     def start() -> None:
         ours, theirs = context.Pipe()
         process = context.Process(target=_serve, args=(theirs, function, limits, preload), daemon=True)
         process.start()
         theirs.close()
-        pool[ours] = Worker(process, ours, deadline=time.monotonic() + START)
+        pool[ours] = KillableWorker(process, ours, deadline=time.monotonic() + START)
 
-    def give(worker: Worker) -> None:
+    def give(worker: KillableWorker) -> None:
         """The worker's next item; where there is none it ends."""
         worker.item = next(todo, None)
         worker.deadline = time.monotonic() + PATIENCE * limits.seconds
@@ -78,7 +78,7 @@ def each(
         else:
             worker.pipe.send(items[worker.item])
 
-    def lose(worker: Worker) -> None:
+    def lose(worker: KillableWorker) -> None:
         """The worker and its item are lost; the next item gets a new one."""
         if not worker.ready:
             raise RuntimeError("a worker process ended before it had begun: what it said stands above")
@@ -107,14 +107,14 @@ def each(
     return results
 
 
-def _end(worker: Worker) -> None:
+def _end(worker: KillableWorker) -> None:
     worker.process.kill()
     worker.process.join()
     worker.process.close()
     worker.pipe.close()
 
 
-def _serve(pipe: Connection, function: Callable[[Any], Any], limits: Limits, preload: str) -> None:
+def _serve(pipe: Connection, function: Callable[[Any], Any], limits: ItemLimits, preload: str) -> None:
     """What a worker does: item after item, until its pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends its workers
     logging.disable()

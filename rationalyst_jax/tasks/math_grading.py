@@ -4,16 +4,16 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from rationalyst_jax.tasks import math_answers
-from rationalyst_jax.tasks.killable import Limits, each
+from rationalyst_jax.tasks.killable import ItemLimits, each
 from rationalyst_jax.tasks.latex import plain
 from rationalyst_jax.tasks.question import Question, Verdict
 
 ALGEBRA = "rationalyst_jax.tasks.math_algebra"
-LIMITS = Limits(seconds=5)
+LIMITS = ItemLimits(seconds=5)
 VERDICTS: dict[bool | None, Verdict] = {True: "right", False: "wrong", None: "undecided"}
 
 
-def grade(answers: Sequence[tuple[str | None, Question]], limits: Limits = LIMITS) -> list[Verdict]:
+def grade(answers: Sequence[tuple[str | None, Question]], limits: ItemLimits = LIMITS) -> list[Verdict]:
     """The verdicts of answers (None: unanswered) to questions, in order.
 
     Undecided is what takes longer or more memory than the limits, breaks its process, has no known gold, or
