@@ -14,10 +14,13 @@ from rationalyst_jax.tasks.benchmarks import TASKS
 from rationalyst_jax.tasks.question import Question
 from rationalyst_jax.tasks.task import Task
 
-# Real files: the task that reads them, their rows, and how many of these have no gold answer.
+# Real files: the task that reads them, and their rows. Two rows of MATH have an empty box, and so no gold.
+WITHOUT_GOLD = {"math/train.jsonl": 2}
 FILES = {
     "gsm8k/train.jsonl": ("gsm8k", 7473),
     "gsm8k/test.jsonl": ("gsm8k", 1319),
+    "math/train.jsonl": ("math", 7500),
+    "math/math500.jsonl": ("math500", 500),
     "ecqa/ecqa_train.jsonl": ("ecqa", 7112),
     "ecqa/cqa_dev.jsonl": ("commonsense_qa", 1221),
     "hellaswag/val_1000.jsonl": ("hellaswag", 1000),
@@ -101,12 +104,15 @@ def test_every_real_row_is_read_and_its_gold_graded_right(file: str, shared: Pat
     questions = task.read(shared / file)
     assert len(questions) == rows
     stated = [(task.extract(task.answer_form.replace("{gold}", q.gold), q), q) for q in questions]
-    assert Counter(task.grade(stated)) == {"right": rows}
+    without = {"unanswered": WITHOUT_GOLD[file]} if file in WITHOUT_GOLD else {}
+    assert Counter(task.grade(stated)) == {"right": rows - sum(without.values()), **without}
+    if file == "math/train.jsonl":
+        return  # its other golds need algebra: tests/test_math.py has that of MATH-500
     # The gold of the next row, where it is another answer, and one that this row could have.
     others = [
         (b.gold, a)
         for a, b in zip(questions, [*questions[1:], questions[0]], strict=True)
-        if b.gold != a.gold and (not a.choices or b.gold in a.options)
+        if b.gold.removeprefix("x=") != a.gold.removeprefix("x=") and (not a.choices or b.gold in a.options)
     ]
     assert Counter(task.grade(others)) == {"wrong": len(others)} and len(others) > rows / 2
 

@@ -36,7 +36,7 @@ def shown(
     if wanted is None:
         wanted = DRAWN if task.paper is None or task.paper.shots is None else task.paper.shots
     texts = {question.asked for question in asked}
-    free = [q for q in pool if q.asked not in texts and q.split != task.split]
+    free = [q for q in pool if q.gold and q.asked not in texts and q.split != task.split]
     subjects = sorted({question.subject for question in asked}) if task.shots_by_subject else [""]
     by_subject = {}
     for subject in subjects:

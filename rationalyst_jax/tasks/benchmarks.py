@@ -1,12 +1,14 @@
 """The tasks there are."""
 
-from rationalyst_jax.tasks import arc, ecqa, gsm8k, hellaswag, mmlu_pro, proofwriter
+from rationalyst_jax.tasks import arc, ecqa, gsm8k, hellaswag, math, mmlu_pro, proofwriter
 from rationalyst_jax.tasks.task import Task
 
 TASKS = {
     task.name: task
     for task in (
         gsm8k.TASK,
+        math.TASK,
+        math.MATH500,
         ecqa.COMMONSENSE_QA,
         ecqa.ECQA,
         hellaswag.TASK,

@@ -17,7 +17,7 @@ class Question:
     id is unique in a run: sampling is seeded by it. text: the question without its options. gold: the answer,
     in the task's own form (of a choice its letter); empty where nobody knows it. choices: the texts of the
     options, where there are any. subject and level (0: not known): where the data says them. solution: a
-    worked solution or an explanation that the data has, which ends in no statement of the answer. split: of
+    worked solution or an explanation that the data has, with or without a statement of the answer. split: of
     the data set, where the row itself says it.
     """
 

@@ -54,7 +54,9 @@ class Task:
     paper: Paper | None = None
 
     def worked(self, question: Question) -> str:
-        """A question's solution, where the data has one, and then the statement of its answer."""
+        """A question's solution, where the data has one, and the statement of its answer."""
+        if self.extract(question.solution, question) is not None:
+            return question.solution
         stated = self.answer_form.replace("{gold}", question.gold)
         return "\n".join(filter(None, [question.solution, stated]))
 
