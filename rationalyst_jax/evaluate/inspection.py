@@ -4,9 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from rationalyst_jax.evaluate.clustered import clustered_mean, clustered_share
 from rationalyst_jax.evaluate.rationale_faults import FAULTS, Faults
-from rationalyst_jax.evaluate.statistics import Interval
+from rationalyst_jax.evaluate.statistics import Interval, mean_interval, proportion_interval
 
 Alternative = Literal["mined", "human", "shuffled", "empty"]
 ALTERNATIVES: Mapping[Alternative, str] = {
@@ -104,9 +103,9 @@ def _gains(name: Alternative, places: Sequence[Inspected]) -> GainSummary:
     above = [place.gains["mined"] - place.gains[name] for place in places]
     return GainSummary(
         n=len(places),
-        gain=clustered_mean([place.gains[name] for place in places], clusters),
-        mined_above=None if name == "mined" else clustered_mean(above, clusters),
-        kept=clustered_share([name in place.kept for place in places], clusters),
+        gain=mean_interval([place.gains[name] for place in places], clusters=clusters),
+        mined_above=None if name == "mined" else mean_interval(above, clusters=clusters),
+        kept=proportion_interval([name in place.kept for place in places], clusters),
     )
 
 
@@ -116,5 +115,5 @@ def _faults(of: Alternative, places: Sequence[Inspected]) -> FaultSummary:
         judged = [place for place in places if fault in FAULTS or of in place.gains]
         if judged:
             flags = [fault in place.fault_names(of) for place in judged]
-            shares[fault] = clustered_share(flags, [place.document_id for place in judged])
+            shares[fault] = proportion_interval(flags, [place.document_id for place in judged])
     return FaultSummary(len(places), shares)
