@@ -49,7 +49,7 @@ OPTION = re.compile(
 END = re.compile(rf"[\s)\]]*+(?:$|[.!?;]++(?![^\s)\]]))|:(?=\s|$)|\s?—|\s\(|\s-\s(?![0-9])|\n|,?\s{REASON}")
 # What may follow a capital alone: "A matter of taste" and "I think" name no option.
 ALONE = re.compile(
-    rf"{END.pattern}|[.:,)\]/]|\s[-&]\s|\s(?:by|for|from|in)\b|\s(?:and|or)\s[(\[]?[A-Z]\b(?!\s\w)"
+    rf"{END.pattern}|[.:,)\]/]|\s[-&]\s|\s(?:by|for|from|in|and\snot)\b|\s[✓✔✅]|\s(?:and|or)\s[(\[]?[A-Z]\b(?!\s\w)"
 )
 SEPARATOR = re.compile(r"(?:[ .:,)\]—]|-(?=\s)){0,6}+")
 BRACKETED = re.compile(r"\s?[(\[]([A-Z])[)\]]")
@@ -74,7 +74,7 @@ ADVERB = "(?:actually|also|clearly|definitely|exactly|hence|indeed|just|likely|m
 FILLER = re.compile(rf"(?:[\s:,]|\b{ADVERB}\b(?!-))*+", re.IGNORECASE)
 GOOD = "(?:appropriate|best|correct|final|likely|logical|plausible|right|suitable)"
 THING = "(?:answer|choice|completion|continuation|ending|letter|one|option|selection)"
-BE = r"(?:is|was|remains|(?:must|should|would|will|has\sto)\sbe)"
+BE = rf"(?:is|was|remains|(?:must|should|would|will|has\sto)\s(?:{ADVERB}\s)?be)"
 NEVER = r"(?:(?:isn|wasn|aren)'t|(?:cannot|can't|can\snot)\sbe)"
 STATEMENT = re.compile(
     rf"""(?P<hashes>\#\#\#\#)
@@ -85,7 +85,7 @@ STATEMENT = re.compile(
           (?:\s(?P<never>{NEVER})|\s{BE})\b)
       | (?P<judged>(?<=[\w)\]}}.,])\s(?P<denied>{NEVER}|(?:is|was|are)\snot)?+(?(denied)|(?:{BE}|are))
           (?:\s(?:{ADVERB}|the|our|my)){{0,3}}+
-          \s(?:(?P<bad>incorrect|wrong)|best|correct|right|(?<=the\s)(?:answer|{GOOD}\s{THING}))
+          \s(?:(?P<bad>incorrect|wrong)|best|correct|right|(?:(?<=the\s)|(?<=most\s))(?:answer|{GOOD}\s{THING}))
           (?:\s{THING}s?)?+
           (?=[\s)\]]*+(?:$|[.,;:!—])|\n|\s(?:and|for|to|{REASON})))""",
     re.VERBOSE | re.IGNORECASE,
