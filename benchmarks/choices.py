@@ -1,12 +1,12 @@
-"""Choice by likelihood against lm-evaluation-harness: the same weights and HellaSwag questions, equal numbers.
+"""Choice by likelihood against lm-evaluation-harness: the same weights, questions and numbers.
 
-Both sides start from texts and end with the sum of every choice: tokenizing, computing, adding up. The peer is
-the harness' own transformers backend with the batch size that was fastest on a part of the questions. Sides
-take turns, so that a busy machine is as busy for both; seconds are medians.
+Both sides start from texts and end with the sum of every choice: tokenizing, computing, adding up. The peer
+is the harness' own transformers backend with the batch size that was fastest on a part of the questions.
+Sides take turns, so that a busy machine is as busy for both; seconds are medians.
 
-The limit: 2 FLOPs per weight of the layers for every node of the trees, and per weight of the output layer for
-every token of a choice. The peer computes context and logits anew for each choice, at every place. FLOP/s
-counts what the trees need, whoever computes.
+The limit: 2 FLOPs per weight of the layers for every node of the trees, and per weight of the output layer
+for every token of a choice. The peer computes the context anew for each choice, and logits at every place.
+FLOP/s counts what the trees need, whoever computes.
 """
 
 import os
@@ -42,6 +42,10 @@ from rationalyst_jax.tasks.cloze import Cloze
 MODEL = LlamaConfig(128256, 160, 640, 12, 5, 1, 32, tie_embeddings=True)  # 25M weights
 BATCHES = (4, 8, 16)  # sizes that the peer may choose from
 TOLERANCE = 1e-3  # nats, in a sum
+HEADINGS = (
+    *("input", "by", "seconds", "questions/s", "tokens/s", "computed", "GFLOP/s", "of matmul"),
+    *("peak MiB", "", "ratio"),
+)
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,7 @@ def theirs(peer: HFLM, clozes: Mapping[str, Cloze], unconditional: bool, batch: 
 
 
 def check(found: Mapping[str, ChoiceScores], sums: Sequence[Sequence[float]]) -> float:
-    """The largest difference of two sums in nats; ends the program where it is too large, or a pick differs."""
+    """The largest difference of two sums (nats); ends the program where it, or a pick, is not right."""
     furthest = 0.0
     for (name, scores), of_question in zip(found.items(), sums, strict=True):
         values = np.array(scores.values["sum"])
@@ -188,8 +192,7 @@ def main() -> None:
     print_table(
         f"{len(clozes)} questions of HellaSwag, {torch.get_num_threads()} threads, load "
         f"{os.getloadavg()[0]:.0f}; a matrix product of 2,048 reaches {peak / 1e9:,.0f} GFLOP/s",
-        ("input", "by", "seconds", "questions/s", "tokens/s", "computed", "GFLOP/s", "of matmul", "peak MiB")
-        + ("", "ratio"),
+        HEADINGS,
         table,
         "tokens/s: of the sequences apart; computed: nodes of the trees, or tokens; GFLOP/s: what the trees\n"
         "need; peak: of the process so far, ours runs first",

@@ -1,12 +1,9 @@
 """Tasks whose choices are scored, and what lm-evaluation-harness calls them."""
 
-import json
+import re
 from collections.abc import Callable
-from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
-
-import pyarrow.parquet as pq
 
 from rationalyst_jax.files.rows import Row
 from rationalyst_jax.tasks import cloze
@@ -15,8 +12,6 @@ from rationalyst_jax.tasks.task import Task, grade_each
 
 
 def _hellaswag(text: str) -> str:
-    import re
-
     text = re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". "))
     return text.replace("  ", " ")
 
@@ -43,7 +38,7 @@ def _read_mmlu_pro(row: Row, place: str, name: str) -> Question:
     return Question(str(row["question_id"]), row["question"], row["answer"], tuple(row["options"]))
 
 
-def _task(name: str, question: Callable[[Row, str, str], Question], form: Any) -> Task:
+def choice_task(name: str, question: Callable[[Row, str, str], Question], form: Any) -> Task:
     return Task(
         name,
         title=name,
@@ -60,10 +55,9 @@ def _task(name: str, question: Callable[[Row, str, str], Question], form: Any) -
     )
 
 
-ARC = _task("arc", _read_arc, cloze.answer_text)
 TASKS = {
-    "hellaswag": _task("hellaswag", _read_hellaswag, cloze.ending),
-    "arc_challenge": ARC,
-    "commonsense_qa": _task("commonsense_qa", _read_commonsense, cloze.answer_letter),
-    "leaderboard_mmlu_pro": _task("mmlu_pro", _read_mmlu_pro, cloze.exam_letter),
+    "hellaswag": choice_task("hellaswag", _read_hellaswag, cloze.ending),
+    "arc_challenge": choice_task("arc", _read_arc, cloze.answer_text),
+    "commonsense_qa": choice_task("commonsense_qa", _read_commonsense, cloze.answer_letter),
+    "leaderboard_mmlu_pro": choice_task("mmlu_pro", _read_mmlu_pro, cloze.exam_letter),
 }
