@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from choice_tasks import TASKS, choice_task
 from random_model import random_llama
 
 from rationalyst_jax.cli.main import main
@@ -28,12 +28,19 @@ from rationalyst_jax.lm.weights.tokenizer import load_tokenizer
 from rationalyst_jax.pipeline import choose as choosing
 from rationalyst_jax.pipeline.choose import choose
 from rationalyst_jax.pipeline.models import Models
-from rationalyst_jax.tasks import benchmarks, cloze
+from rationalyst_jax.tasks import benchmarks
+from rationalyst_jax.tasks.benchmarks import task_named
 from rationalyst_jax.tasks.cloze import Cloze
 from rationalyst_jax.tasks.question import Question
 from rationalyst_jax.world.checkpoint import checkpoint_path
 
 TINY = LlamaConfig(128256, 32, 64, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, bos_token_id=128000)
+OURS = {
+    "hellaswag": "hellaswag",
+    "arc_challenge": "arc",
+    "commonsense_qa": "commonsense_qa",
+    "leaderboard_mmlu_pro": "mmlu_pro",
+}
 ROWS = {
     "hellaswag": "hellaswag/val_1000.jsonl",
     "arc_challenge": "arc/test.jsonl",
@@ -84,20 +91,25 @@ with open(asked["out"], "w") as file:
 
 
 def their_rows(task: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows as the harness reads them: CommonsenseQA not as it was published, but as its copy on the hub."""
+    """Rows as the harness reads them: CommonsenseQA not as it was published, but as its copy on the hub.
+
+    MMLU-Pro without the blanks around some texts, which we take off.
+    """
+    if task == "leaderboard_mmlu_pro":
+        texts = [(row["question"].strip(), [option.strip() for option in row["options"]]) for row in rows]
+        return [
+            row | {"question": question, "options": options}
+            for row, (question, options) in zip(rows, texts, strict=True)
+        ]
     if task != "commonsense_qa":
         return rows
-    choices = [row["question"]["choices"] for row in rows]
-    flat = [{key: [one[key] for one in of_row] for key in ("label", "text")} for of_row in choices]
-    return [
-        {
-            "id": row["id"],
-            "question": row["question"]["stem"],
-            "choices": of_row,
-            "answerKey": row["answerKey"],
-        }
-        for row, of_row in zip(rows, flat, strict=True)
-    ]
+    found = []
+    for row in rows:
+        listed = row["question"]["choices"]
+        choices = {key: [option[key] for option in listed] for key in ("label", "text")}
+        flat = {"question": row["question"]["stem"], "choices": choices}
+        found.append({"id": row["id"], "answerKey": row["answerKey"], **flat})
+    return found
 
 
 def harness(folder: Path, questions: dict[str, list[dict[str, Any]]], out: Path) -> tuple[dict, dict]:
@@ -147,7 +159,9 @@ def test_choices_have_the_likelihoods_and_accuracies_that_the_harness_finds(shar
     with Models(EngineConfig()) as models:
         for task in ROWS:
             out = tmp_path / f"{task}.out.jsonl"
-            found = choose(TASKS[task], shared / ROWS[task], llama3, models, ChooseConfig(), out, limit=n)
+            found = choose(
+                task_named(OURS[task]), shared / ROWS[task], llama3, models, ChooseConfig(), out, limit=n
+            )
             ours = [row for _, row in read_table(out)]
             assert len(ours) == len(samples[task]) == n
             for mine, theirs in zip(ours, samples[task], strict=True):
@@ -245,7 +259,7 @@ def test_without_the_unconditional_rule_the_others_are_the_same(world):
 
 @pytest.mark.parametrize("context", ["A man sits. He", "A man sits. ", "A man\n\n", "né 中文 🙂", "12 3"])
 def test_a_choice_is_what_its_text_has_beyond_the_context(llama3_tokenizer, context):
-    """By the definition: two texts are encoded, each with its BOS, and blanks at the end of one are not its."""
+    """By the definition: two texts are encoded, each with its BOS; blanks at the end of one are not its."""
     tokenizer = llama3_tokenizer
     choices = ("runs away.", "né", " \t4", "\nB")
     [one] = encode_clozes(tokenizer, {"q": Cloze(context, choices)}).values()
@@ -299,7 +313,8 @@ def read_ending(row: Row, place: str, name: str) -> Question:
 def questions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file of a task "endings" that the commands know."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(benchmarks.TASKS, "endings", choice_task("endings", read_ending, cloze.ending))
+    endings = replace(task_named("hellaswag"), name="endings", question=read_ending)
+    monkeypatch.setitem(benchmarks.TASKS, "endings", endings)
     write_questions(tmp_path / "questions.jsonl", WORLD)
     return tmp_path / "questions.jsonl"
 

@@ -1,10 +1,11 @@
 """A question with options as a text and the ways in which it may go on, for choice by likelihood.
 
 The forms are those of lm-evaluation-harness (0.4.13), whose tasks of these names define the usual figures:
-hellaswag, arc_challenge, commonsense_qa and leaderboard_mmlu_pro, without demonstrations.
+hellaswag, arc_challenge, commonsense_qa and leaderboard_mmlu_pro, without demonstrations. Blanks around a
+question's text and its options were taken off as the rows were read; it leaves those of 5 % of MMLU-Pro's.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from rationalyst_jax.tasks.question import Question
 
@@ -30,8 +31,7 @@ def answer_text(question: Question) -> Cloze:
 
 def answer_letter(question: Question) -> Cloze:
     """A question with its options, and their letters as answers (CommonsenseQA)."""
-    asked = replace(question, text=question.text.strip()).asked
-    return Cloze(f"Question: {asked}\nAnswer:", tuple(question.options))
+    return Cloze(f"Question: {question.asked}\nAnswer:", tuple(question.options))
 
 
 def exam_letter(question: Question) -> Cloze:
