@@ -2,7 +2,7 @@
 
 The forms are those of lm-evaluation-harness (0.4.13), whose tasks of these names define the usual figures:
 hellaswag, arc_challenge, commonsense_qa and leaderboard_mmlu_pro, without demonstrations. Blanks around a
-question's text and its options were taken off as the rows were read; it leaves those of 5 % of MMLU-Pro's.
+question's text and its options were taken off as the rows were read, which it does not do in MMLU-Pro.
 """
 
 from dataclasses import dataclass
