@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from rationalyst_jax.files.rows import Row, append_rows, kept_rows
 from rationalyst_jax.files.settings import digest
 from rationalyst_jax.lm.model.llama import Llama
-from rationalyst_jax.lm.trees.likelihood import Pair, Scores, Work, score
+from rationalyst_jax.lm.trees.likelihood import Pair, Scores, Work, one_ahead, score
 from rationalyst_jax.lm.trees.reduction import reduce_logprobs
 from rationalyst_jax.lm.weights.tokenizer import marker_ids
 from rationalyst_jax.mine.config import FilterConfig
@@ -100,7 +100,7 @@ def score_triples(
     work = Work()
     progress(done, len(triples), work.nodes)
     begun = (_begin(block, model, tokenizer, prompts, config, suppress, mesh) for block in missing)
-    for block in _one_ahead(begun):
+    for block in one_ahead(begun):
         new = list(block.rows(config))
         append_rows(path, new)
         rows |= {row["document_id"]: row for row in new}
@@ -173,17 +173,6 @@ def _begin(
         mesh=mesh,
     )
     return _Block(documents, fits, scores)
-
-
-def _one_ahead(blocks: Iterable[_Block]) -> Iterator[_Block]:
-    """Each block when the next one has been sent: the host prepares a block while the device computes one."""
-    waiting = None
-    for block in blocks:
-        if waiting is not None:
-            yield waiting
-        waiting = block
-    if waiting is not None:
-        yield waiting
 
 
 def _scored(triple: Triple, scores: tuple[float, float] | None) -> ScoredTriple:

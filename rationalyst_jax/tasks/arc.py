@@ -4,7 +4,7 @@ Some original rows have the labels 1 to 4. A model is shown letters in every row
 """
 
 from rationalyst_jax.files.rows import Row, filled_field, id_field
-from rationalyst_jax.tasks import choices
+from rationalyst_jax.tasks import choices, cloze
 from rationalyst_jax.tasks.options import labeled_options, object_field
 from rationalyst_jax.tasks.question import Question
 from rationalyst_jax.tasks.task import Paper, Task, grade_each
@@ -36,4 +36,5 @@ TASK = Task(
     license="CC-BY-SA-4.0",
     demonstrations="arc",
     paper=Paper(base=77.6, rationalyst=80.7, shots=8),
+    cloze=cloze.answer_text,
 )

@@ -8,7 +8,7 @@ The paper's "ECQA" is the validation split of CommonsenseQA, by its released scr
 from dataclasses import replace
 
 from rationalyst_jax.files.rows import Row, filled_field, id_field, text_field
-from rationalyst_jax.tasks import choices
+from rationalyst_jax.tasks import choices, cloze
 from rationalyst_jax.tasks.options import labeled_options, object_field, option_texts
 from rationalyst_jax.tasks.question import Question
 from rationalyst_jax.tasks.task import Paper, Task, grade_each
@@ -76,6 +76,7 @@ COMMONSENSE_QA = Task(
     license="MIT",
     demonstrations="ecqa",
     paper=Paper(base=72.6, rationalyst=75.2, shots=8),
+    cloze=cloze.answer_letter,
 )
 ECQA = replace(
     COMMONSENSE_QA,

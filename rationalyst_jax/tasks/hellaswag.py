@@ -3,7 +3,7 @@
 import re
 
 from rationalyst_jax.files.rows import Row, filled_field, id_field, text_field
-from rationalyst_jax.tasks import choices
+from rationalyst_jax.tasks import choices, cloze
 from rationalyst_jax.tasks.options import option_texts
 from rationalyst_jax.tasks.question import Question
 from rationalyst_jax.tasks.task import Paper, Task, grade_each
@@ -52,4 +52,5 @@ TASK = Task(
     license="MIT",
     demonstrations="hellaswag",
     paper=Paper(base=58.2, rationalyst=60.3, shots=None),
+    cloze=cloze.ending,
 )

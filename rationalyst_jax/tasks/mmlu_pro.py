@@ -7,7 +7,7 @@ the options is padding, and is not shown.
 import re
 
 from rationalyst_jax.files.rows import Row, filled_field, id_field, text_field
-from rationalyst_jax.tasks import choices
+from rationalyst_jax.tasks import choices, cloze
 from rationalyst_jax.tasks.options import labeled_options
 from rationalyst_jax.tasks.question import Question
 from rationalyst_jax.tasks.task import Paper, Task, grade_each
@@ -55,5 +55,6 @@ TASK = Task(
     license="Apache-2.0",
     demonstrations="mmlu_pro",
     paper=Paper(base=39.6, rationalyst=45.3, shots=5),
+    cloze=cloze.exam_letter,
     shots_by_subject=True,
 )

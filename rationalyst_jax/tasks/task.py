@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from rationalyst_jax.files.rows import Row, read_table
+from rationalyst_jax.tasks.cloze import Cloze
 from rationalyst_jax.tasks.question import Question, Verdict
 
 
@@ -34,6 +35,8 @@ class Task:
     demonstrations: the file in `prompts/tasks` with the instruction and our own shots. step_end: what ends a
     step of a solution. shots_by_subject: whether shots are drawn among questions of the same subject.
     answer_form: how a solution states the answer `{gold}`. paper: None where the paper lacks the task.
+    cloze: the question as a text that its options may continue, for choice by likelihood; None where that is
+    not offered.
     """
 
     name: str
@@ -52,6 +55,7 @@ class Task:
     shots_by_subject: bool = False
     answer_form: str = "The answer is {gold}."
     paper: Paper | None = None
+    cloze: Callable[[Question], Cloze] | None = None
 
     def worked(self, question: Question) -> str:
         """A question's solution, where the data has one, and the statement of its answer."""

@@ -7,11 +7,11 @@ batch, the host fills the arrays of the next.
 Natural logarithms throughout: every log-probability is in nats, float32.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -24,6 +24,8 @@ from rationalyst_jax.lm.devices.sharding import row_shards
 from rationalyst_jax.lm.model.llama import Llama, tree_attend
 from rationalyst_jax.lm.trees.logprobs import token_logprobs
 from rationalyst_jax.lm.trees.tree import Rows, TokenTree, build_trees, pack
+
+Block = TypeVar("Block")
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,18 @@ def score(
         batch = jax.device_put(_batch(packed.rows, strips), sharding)
         computed.append(score_rows(graph, weights, batch, tuple(suppress), mesh))
     return Scores(groups, packed, computed)
+
+
+def one_ahead(begun: Iterable[Block]) -> Iterator[Block]:
+    """Each block of work when the next one has been sent to the device: the host prepares one while the
+    device computes the one before."""
+    waiting = None
+    for block in begun:
+        if waiting is not None:
+            yield waiting
+        waiting = block
+    if waiting is not None:
+        yield waiting
 
 
 # ---- The program ----

@@ -1,0 +1,207 @@
+"""Choice by likelihood against lm-evaluation-harness: the same weights, questions and numbers.
+
+Both sides start from texts and end with the sum of every choice: tokenizing, computing, adding up. The peer
+is the harness' own transformers backend with the batch size that was fastest on a part of the questions.
+Sides take turns, so that a busy machine is as busy for both; seconds are medians.
+
+The limit: 2 FLOPs per weight of the layers for every node of the trees, and per weight of the output layer
+for every token of a choice. The peer computes the context anew for each choice, and logits at every place.
+FLOP/s counts what the trees need, whoever computes.
+"""
+
+import os
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+
+import jax
+import numpy as np
+import torch
+from documents import shared_data
+from flax import nnx
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+from measure import arguments, compilations, matmul_peak, peak_memory, print_json, print_table
+from transformers import PreTrainedTokenizerBase
+
+from rationalyst_jax.evaluate.choice_likelihood import ChoiceScores, begin, encode_clozes
+from rationalyst_jax.evaluate.config import ChooseConfig
+from rationalyst_jax.lm.model.config import LlamaConfig
+from rationalyst_jax.lm.model.llama import Llama
+from rationalyst_jax.lm.trees.likelihood import Work
+from rationalyst_jax.lm.weights.hf import save_llama
+from rationalyst_jax.lm.weights.tokenizer import load_tokenizer
+from rationalyst_jax.tasks.benchmarks import task_named
+from rationalyst_jax.tasks.cloze import Cloze
+
+MODEL = LlamaConfig(128256, 160, 640, 12, 5, 1, 32, tie_embeddings=True)  # 25M weights
+BATCHES = (4, 8, 16)  # sizes that the peer may choose from
+TOLERANCE = 1e-3  # nats, in a sum
+HEADINGS = (
+    *("input", "by", "seconds", "questions/s", "tokens/s", "computed", "GFLOP/s", "of matmul"),
+    *("peak MiB", "", "ratio"),
+)
+
+
+@dataclass(frozen=True)
+class Side:
+    """What one side took: the seconds of each turn; memory: MiB of the process when it had run first."""
+
+    seconds: list[float]
+    memory: float
+    note: str
+
+    @property
+    def median(self) -> float:
+        return median(self.seconds)
+
+
+def ours(
+    model: Llama, tokenizer: PreTrainedTokenizerBase, clozes: Mapping[str, Cloze], config: ChooseConfig
+) -> tuple[dict[str, ChoiceScores], Work]:
+    begun = begin(model, encode_clozes(tokenizer, clozes), config)
+    return begun.result(), begun.scores.work
+
+
+def theirs(peer: HFLM, clozes: Mapping[str, Cloze], unconditional: bool, batch: int) -> list[list[float]]:
+    """The sums of each question's choices, then where asked for those of the choices alone."""
+    peer.batch_size_per_gpu = batch
+    requests = []
+    for cloze in clozes.values():
+        contexts = (cloze.context, "") if unconditional else (cloze.context,)
+        pairs = [(context, f" {choice}") for context in contexts for choice in cloze.choices]
+        requests += [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)]
+    sums = iter(peer.loglikelihood(requests, disable_tqdm=True))
+    each = 2 if unconditional else 1
+    return [[next(sums)[0] for _ in range(each * len(c.choices))] for c in clozes.values()]
+
+
+def check(found: Mapping[str, ChoiceScores], sums: Sequence[Sequence[float]]) -> float:
+    """The largest difference of two sums (nats); ends the program where it, or a pick, is not right."""
+    furthest = 0.0
+    for (name, scores), of_question in zip(found.items(), sums, strict=True):
+        values = np.array(scores.values["sum"])
+        n = len(values)
+        numbers = [
+            *values,
+            *(values - scores.values.get("unconditional", ()) if len(of_question) > n else ()),
+        ]
+        furthest = max(furthest, float(np.abs(np.subtract(numbers, of_question)).max()))
+        if not furthest <= TOLERANCE:
+            raise SystemExit(f"question {name}: the sides differ by {furthest:.2g} nats")
+        best = np.flatnonzero(np.array(of_question[:n]) >= max(of_question[:n]) - TOLERANCE)
+        if scores.picked("sum") not in best:
+            raise SystemExit(f"question {name}: the sides pick different choices")
+    return furthest
+
+
+def measure(
+    model: Llama,
+    peer: HFLM,
+    tokenizer: PreTrainedTokenizerBase,
+    clozes: Mapping[str, Cloze],
+    config: ChooseConfig,
+    turns: int,
+) -> tuple[Side, Side, Work, float]:
+    """Both sides in turns; the work of ours, and how far the numbers are apart."""
+    with compilations() as compiled:
+        found, work = ours(model, tokenizer, clozes, config)
+    memory = peak_memory()
+    part = dict(list(clozes.items())[:: max(1, len(clozes) // 6)])
+    speed = {}
+    for batch in BATCHES:
+        start = time.perf_counter()
+        theirs(peer, part, config.unconditional, batch)
+        speed[batch] = time.perf_counter() - start
+    batch = min(speed, key=lambda batch: speed[batch])
+    our_seconds = []
+    their_seconds = []
+    furthest = 0.0
+    for _ in range(turns):
+        start = time.perf_counter()
+        found, work = ours(model, tokenizer, clozes, config)
+        between = time.perf_counter()
+        sums = theirs(peer, clozes, config.unconditional, batch)
+        their_seconds.append(time.perf_counter() - between)
+        our_seconds.append(between - start)
+        furthest = max(furthest, check(found, sums))
+    us = Side(our_seconds, memory, f"{len(compiled)} compiled")
+    return us, Side(their_seconds, peak_memory(), f"batch {batch}"), work, furthest
+
+
+def asked_for(encoded: Mapping[str, Any], unconditional: bool) -> int:
+    """Tokens that a probability is asked for, those that choices share once."""
+    asked = set()
+    for name, one in encoded.items():
+        for pair in one.conditional:
+            asked |= {(name, pair.continuation[: k + 1]) for k in range(len(pair.continuation))}
+        for pair in one.unconditional if unconditional else ():
+            asked |= {pair.continuation[: k + 1] for k in range(len(pair.continuation))}
+    return len(asked)
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--questions", type=int, default=100)
+    parser.add_argument("--turns", type=int, default=3)
+    options = parser.parse_args()
+    shared = shared_data()
+    task = task_named("hellaswag")
+    assert task.cloze is not None
+    rows = task.read(shared / "hellaswag" / "val_1000.jsonl")[: options.questions]
+    clozes = {question.id: task.cloze(question) for question in rows}
+    tokenizer = load_tokenizer(shared / "llama3_tokenizer")
+    encoded = encode_clozes(tokenizer, clozes)
+    peak = matmul_peak("float32", 2048)
+    model = Llama(MODEL, rngs=nnx.Rngs(0))
+    with tempfile.TemporaryDirectory() as folder:
+        save_llama(model, folder)
+        tokenizer.save_pretrained(folder)
+        peer = HFLM(pretrained=folder, dtype="float32", device="cpu", batch_size=BATCHES[0])
+    body = sum(weight.size for weight in jax.tree.leaves(nnx.state(model.layers)))
+    head = MODEL.vocab_size * MODEL.hidden_size
+    table = []
+    machine = {}
+    for unconditional in (False, True):
+        config = ChooseConfig(unconditional=unconditional)
+        us, them, work, furthest = measure(model, peer, tokenizer, clozes, config, options.turns)
+        flops = 2 * (body * work.nodes + head * asked_for(encoded, unconditional))
+        what = "with unconditional" if unconditional else "sums alone"
+        machine[what] = {"ours": us.seconds, "lm-eval": them.seconds}
+        for by, side, computed in (("ours", us, work.nodes), ("lm-eval", them, work.tokens)):
+            cells = (
+                what if by == "ours" else f"differ by {furthest:.1g} nats",
+                by,
+                f"{side.median:.2f}",
+                f"{len(clozes) / side.median:.2f}",
+                f"{work.tokens / side.median:,.0f}",
+                f"{computed:,}",
+                f"{flops / side.median / 1e9:,.1f}",
+                f"{flops / side.median / peak:.0%}",
+                f"{side.memory:,.0f}",
+                side.note,
+                f"{them.median / side.median:.2f}",
+            )
+            table.append(cells)
+        table.append(None)
+    print_table(
+        f"{len(clozes)} questions of HellaSwag, {torch.get_num_threads()} threads, load "
+        f"{os.getloadavg()[0]:.0f}; a matrix product of 2,048 reaches {peak / 1e9:,.0f} GFLOP/s",
+        HEADINGS,
+        table,
+        "tokens/s: of the sequences apart; computed: nodes of the trees, or tokens; GFLOP/s: what the trees\n"
+        "need; peak: of the process so far, ours runs first",
+    )
+    if options.json:
+        first = next(iter(machine.values()))
+        rate = {by: len(clozes) / median(seconds) for by, seconds in first.items()}
+        print_json("choices", "questions/s", rate["ours"], rate["lm-eval"], inputs=machine)
+
+
+if __name__ == "__main__":
+    main()
