@@ -64,12 +64,16 @@ def read_cases(path: Path) -> list[Case]:
 def ours(reading: str) -> Grader:
     """Our own reading, "extract" (the strict one) or "flexible", and our grade."""
 
-    def right(case: Case) -> bool:
-        task = task_named(case.task)
-        answer = getattr(task, reading)(case.text, case.question)
-        return task.grade([(answer, case.question)]) == ["right"]
+    def right(cases: Sequence[Case]) -> list[bool]:
+        task = task_named(cases[0].task)
+        questions = [case.question for case in cases]
+        answers = [
+            getattr(task, reading)(case.text, question)
+            for case, question in zip(cases, questions, strict=True)
+        ]
+        return [verdict == "right" for verdict in task.grade(list(zip(answers, questions, strict=True)))]
 
-    return each(right)
+    return right
 
 
 def each(right: Callable[[Case], bool]) -> Grader:
