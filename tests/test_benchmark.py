@@ -1,0 +1,159 @@
+"""A benchmark: tasks × checkpoints × approaches, killed and resumed to the same bytes."""
+
+import io
+import json
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from rationalyst_jax.files.rows import write_rows
+from rationalyst_jax.pipeline.benchmark import run
+from rationalyst_jax.pipeline.benchmark_config import (
+    Approach,
+    BenchmarkConfig,
+    Contestant,
+    TaskQuestions,
+)
+from rationalyst_jax.reason.config import ReasonConfig
+from rationalyst_jax.world.corpus import questions
+
+APPROACHES = {
+    "random": Approach("random"),
+    "implicit": Approach("implicit"),
+    "sc at implicit's FLOPs": Approach("self_consistency", budget_of="implicit"),
+}
+SUPPRESS = ("<BOT>", "<|copy|>")
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sets")
+    for name in ("test", "longer"):
+        write_rows(folder / f"{name}.jsonl", questions(0, 4, name))
+    return folder
+
+
+def config(sets: Path, run_dir: Path, **changes: Any) -> BenchmarkConfig:
+    options: dict[str, Any] = {
+        "run_dir": str(run_dir),
+        "prompts": "world",
+        "tasks": {"gsm8k": TaskQuestions(str(sets / "test.jsonl"))},
+        "checkpoints": {"alone": Contestant("world"), "guided": Contestant("world", "world")},
+        "approaches": APPROACHES,
+        "reason": ReasonConfig(
+            candidates=2, max_steps=4, max_step_tokens=32, max_rationale_tokens=16, suppress=SUPPRESS
+        ),
+    }
+    return BenchmarkConfig(**options | changes)
+
+
+def quiet() -> Console:
+    return Console(file=io.StringIO(), width=160)
+
+
+def traces(run_dir: Path) -> dict[str, list[dict]]:
+    """All traces of a run, without the seconds they took."""
+    found = {}
+    for path in sorted((run_dir / "traces").rglob("*.jsonl")):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        found[str(path.relative_to(run_dir))] = [row | {"seconds": 0} for row in rows]
+    return found
+
+
+@pytest.fixture(scope="module")
+def whole(sets: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
+    path = tmp_path_factory.mktemp("whole") / "run"
+    return path, run(config(sets, path), only=None, console=quiet())
+
+
+def test_every_cell_is_filled_and_compared_with_its_own_checkpoint(whole: tuple[Path, dict]):
+    path, summary = whole
+    task = summary["tasks"]["gsm8k"]
+    assert list(task["cells"]) == [  # without a rationalyst, what needs one is left out
+        "alone: random",
+        "guided: random",
+        "guided: implicit",
+        "guided: sc at implicit's FLOPs",
+    ]
+    assert task["paper"] == {"base": 77.6, "rationalyst": 81.6, "shots": 9}
+    for name, cell in task["cells"].items():
+        for reading in ("strict", "flexible"):
+            assert cell[reading]["n"] == 4 and 0 <= cell[reading]["low"] < cell[reading]["high"] <= 1
+        assert set(cell["versus"]) == (set() if name.endswith("random") else {"random"})
+        assert cell["ledger"]["flops"] > 0
+    compared = [v for cell in task["cells"].values() for v in cell["versus"].values()]
+    assert len(compared) == 2 and all(v["p_holm"] >= v["p"] for v in compared)
+    assert (path / "accuracy.png").stat().st_size > 1000
+    assert json.loads((path / "summary.json").read_text()) == summary
+
+
+def test_a_run_that_was_killed_twice_ends_with_the_same_traces(whole: tuple[Path, dict], sets: Path, tmp_path):
+    path, summary = whole
+    again = tmp_path / "again"
+    spawn = multiprocessing.get_context("spawn")
+    for wanted in (1, 3):  # killed amid the first cells, and amid later ones
+        process = spawn.Process(target=_run, args=(config(sets, again),))
+        process.start()
+        deadline = time.monotonic() + 300
+        while len([*again.rglob("traces/**/*.jsonl")]) < wanted and time.monotonic() < deadline:
+            assert process.is_alive()
+            time.sleep(0.05)
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+    assert run(config(sets, again), only=None, console=quiet()) == summary
+    assert traces(again) == traces(path)
+
+
+def _run(config: BenchmarkConfig) -> None:
+    run(config, only=None, console=quiet())
+
+
+def test_questions_that_changed_since_are_refused(whole: tuple[Path, dict], sets: Path, tmp_path: Path):
+    path, _ = whole
+    other = {"gsm8k": TaskQuestions(str(sets / "longer.jsonl"))}
+    with pytest.raises(ValueError, match=r"longer\.jsonl: has changed since"):
+        run(config(sets, path, tasks=other), only=None, console=quiet())
+    with pytest.raises(ValueError, match="made with other settings: limit None -> 2"):
+        run(config(sets, path, limit=2), only=None, console=quiet())
+    with pytest.raises(ValueError, match="task 'arc' is not among gsm8k"):
+        run(config(sets, tmp_path / "new"), only=["arc"], console=quiet())
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"approaches": {}}, "approaches names nothing"),
+        ({"baselines": ("greedy",)}, "baseline 'greedy' is no approach: random"),
+        ({"samples": 0}, "samples must be at least 1"),
+        ({"limit": 0}, "limit must be at least 1"),
+        (
+            {"approaches": {"random": Approach("random"), "sc": Approach("self_consistency", budget_of="x")}},
+            "approach 'sc' wants the budget of 'x'; before it there are random",
+        ),
+        (
+            {"approaches": {"random": Approach("random"), "g": Approach("greedy", budget_of="random")}},
+            "greedy has one candidate at any budget",
+        ),
+        ({"checkpoints": {"a/b": Contestant("world"), "a:b": Contestant("world")}}, "would share their files"),
+    ],
+)
+def test_a_config_that_cannot_be_done_is_one_line(changes: dict, said: str, tmp_path: Path):
+    with pytest.raises(ValueError, match=said):
+        config(tmp_path, tmp_path / "run", **changes)
+
+
+def test_an_unknown_strategy_and_task_are_found_before_anything_is_written(sets: Path, tmp_path: Path):
+    path = tmp_path / "run"
+    wrong = {"random": Approach("rnadom")}
+    with pytest.raises(ValueError, match="approach 'random': reason: no strategy 'rnadom'"):
+        run(config(sets, path, approaches=wrong), only=None, console=quiet())
+    with pytest.raises(ValueError, match="unknown task 'gsm9k'"):
+        run(config(sets, path, tasks={"gsm9k": TaskQuestions("x")}), only=None, console=quiet())
+    assert not path.exists()
