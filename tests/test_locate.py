@@ -104,7 +104,9 @@ def test_scores_are_likelihoods_with_without_and_under_anothers_rationale(soluti
 def test_solutions_that_begin_alike_get_the_same_rationales(solutions, finished):
     """The two solutions of a problem differ from the first wrong step on: rationales are greedy."""
     right, wrong, *_ = rows(finished.with_name("located.jsonl.rationales.jsonl"))
-    same = read_solutions(solutions)[1].first_error + 1
+    first_error = read_solutions(solutions)[1].first_error
+    assert first_error is not None
+    same = first_error + 1
     texts = [[one["text"] for one in row["rationales"]] for row in (right, wrong)]
     assert texts[0][:same] == texts[1][:same]
 
@@ -270,12 +272,12 @@ def test_without_a_rationalyst_there_are_likelihood_and_judge_alone(solutions, f
 
 
 def test_a_scorer_without_log_probabilities_is_refused(solutions, tmp_path):
-    class Chat:
+    class Chat(Models):
         def known(self, place):
-            return Known(place, None)
+            return Known(str(place), None)
 
     with pytest.raises(ValueError, match="the scorer must be a checkpoint, or an endpoint with a tokenizer"):
-        locate(solutions, "chat", None, Chat(), PROMPTS, CONFIG, tmp_path / "x.jsonl")
+        locate(solutions, "chat", None, Chat(EngineConfig()), PROMPTS, CONFIG, tmp_path / "x.jsonl")
 
 
 def test_an_empty_rationale_guides_nobody():

@@ -90,7 +90,9 @@ STEP = re.compile(r".* (\d+) ([-+*/]) (\d+) = (\d+) .*\.")
 
 
 def calculation(line):
-    a, op, b, result = STEP.fullmatch(line).groups()
+    found = STEP.fullmatch(line)
+    assert found is not None, line
+    a, op, b, result = found.groups()
     return int(a), op, int(b), int(result)
 
 

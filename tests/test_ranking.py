@@ -1,6 +1,7 @@
 """AUROC, average precision, intervals and the permutation test, against brute force and scikit-learn."""
 
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,12 @@ from rationalyst_jax.evaluate.ranking import (
     point,
     precision_interval,
 )
+
+
+def there(found: Any) -> Any:
+    """What must have been found."""
+    assert found is not None
+    return found
 
 
 def drawn(seed, n=40, distinct=7):
@@ -84,10 +91,10 @@ def test_copies_within_a_cluster_do_not_narrow_the_interval():
     score, error, _ = drawn(4)
     alone = np.arange(len(score))
     for interval in (auroc_interval, precision_interval):
-        once = interval(score, error, alone)
-        copied = interval(score.repeat(5), error.repeat(5), alone.repeat(5))
+        once = there(interval(score, error, alone))
+        copied = there(interval(score.repeat(5), error.repeat(5), alone.repeat(5)))
         assert vars(copied) == pytest.approx(vars(once), abs=1e-12)
-        apart = interval(score.repeat(5), error.repeat(5), np.arange(5 * len(score)))
+        apart = there(interval(score.repeat(5), error.repeat(5), np.arange(5 * len(score))))
         assert apart.high - apart.low < 0.7 * (once.high - once.low)
 
 
@@ -101,7 +108,7 @@ def test_intervals_cover_the_true_auroc():
         cluster = np.arange(40).repeat(4)
         error = np.tile([True, False, False, False], 40)
         score = ~error + rng.normal(size=160) + rng.normal(size=40)[cluster] * 0.5**0.5
-        found = auroc_interval(score, error, cluster, seed)
+        found = there(auroc_interval(score, error, cluster, seed))
         covered += found.low <= true <= found.high
     assert 0.90 <= covered / 200 <= 0.985
 
@@ -110,16 +117,20 @@ def test_intervals_cover_the_true_auroc():
 def test_an_interval_is_wide_where_all_pairs_are_ordered_alike(share):
     error = np.array([True, False] * 10)
     score = np.where(error, 1 - share, share) + np.arange(20) / 100
-    found = auroc_interval(score, error, np.arange(20))
+    found = there(auroc_interval(score, error, np.arange(20)))
     assert found.value == share
     # Ten independent pairs: the rule of three says about 3/10 at 95 % one-sided, 3.7/10 two-sided.
     bound = 1 - 0.025 ** (1 / 10)
     assert (found.low, found.high) == pytest.approx((0, bound) if share == 0 else (1 - bound, 1))
     for one_problem in (np.zeros(20), np.where(error, 0, np.arange(20))):
-        found = auroc_interval(score, error, one_problem)
+        found = there(auroc_interval(score, error, one_problem))
         assert (found.low, found.high) == (0, 1)
     if share == 1:
-        assert vars(precision_interval(score, error, np.arange(20))) == {"value": 1, "low": 0.5, "high": 1}
+        assert vars(there(precision_interval(score, error, np.arange(20)))) == {
+            "value": 1,
+            "low": 0.5,
+            "high": 1,
+        }
 
 
 def test_the_permutation_test_agrees_with_all_swaps():
@@ -156,5 +167,8 @@ def test_unrelated_scores_are_found_different_as_often_as_the_level_says():
     rng = np.random.default_rng(0)
     error = np.tile([True, False, False], 15)
     cluster = np.arange(15).repeat(3)
-    p = [permutation_test(*rng.normal(size=(2, 45)), error, cluster, seed) for seed in range(60)]
+    p = []
+    for seed in range(60):
+        a, b = rng.normal(size=(2, 45))
+        p.append(permutation_test(a, b, error, cluster, seed))
     assert sum(value < 0.2 for value in p) in range(4, 22)  # 12 of 60 are expected

@@ -1,5 +1,7 @@
 """What counts as a step error, F1 with a tuned threshold, and the whole of the measures."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -12,6 +14,12 @@ from rationalyst_jax.evaluate.step_errors import (
     labeled_steps,
     step_errors,
 )
+
+
+def there(found: Any) -> Any:
+    """What must have been found."""
+    assert found is not None
+    return found
 
 
 def drawn(seed, count=80, problems=40, telling=1.0):
@@ -86,7 +94,7 @@ def test_f1_is_of_problems_that_the_threshold_has_not_seen():
     others = [s for s in solutions if not held_out(s.problem)]
     assert 0.1 < len(tuning) / len(solutions) < 0.3
     assert not {s.problem for s in tuning} & {s.problem for s in others}
-    result = error_f1(solutions, "implicit")
+    result = there(error_f1(solutions, "implicit"))
     assert result.threshold == best_threshold(tuning, "implicit")
     assert result.f1.value == pytest.approx(f1_at(others, result.threshold))
     assert result.f1.low < result.f1.value < result.f1.high
@@ -98,7 +106,7 @@ def test_f1_is_of_problems_that_the_threshold_has_not_seen():
         else ScoredSolution(s.problem, "", s.first_error, {"implicit": s.scores["shuffled"]})
         for s in solutions
     ]
-    again = error_f1(swapped, "implicit")
+    again = there(error_f1(swapped, "implicit"))
     assert again.threshold == result.threshold and again.f1.value < result.f1.value
 
 
@@ -107,14 +115,14 @@ def test_f1_has_an_interval_where_all_or_none_are_found():
         ScoredSolution(f"problem {i}", "", 0 if i % 2 else None, {"score": (float(i % 2 == 0),)})
         for i in range(60)
     ]
-    perfect = error_f1(solutions, "score")
+    perfect = there(error_f1(solutions, "score"))
     assert perfect.f1.value == 1 and 0.8 < perfect.f1.low < 1 and perfect.f1.high == 1
     turned = [
         ScoredSolution(s.problem, "", s.first_error, {"score": (s.scores["score"][0] * sign,)})
         for s in solutions
         for sign in [1 if held_out(s.problem) else -1]
     ]
-    none = error_f1(turned, "score")
+    none = there(error_f1(turned, "score"))
     assert none.f1.value == 0 and none.f1.low == 0 and 0 < none.f1.high
 
 
@@ -127,8 +135,9 @@ def test_a_telling_score_beats_a_shuffled_one():
     result = step_errors(drawn(3, count=200, problems=100, telling=2.0))
     assert (result.solutions, result.problems) == (200, len({s.problem for s in drawn(3, 200, 100)}))
     assert list(result.scores) == ["likelihood", "implicit", "shuffled"]
-    assert result.scores["implicit"].auroc.low > 0.8
-    assert result.scores["shuffled"].auroc.low < 0.5 < result.scores["shuffled"].auroc.high
+    assert there(result.scores["implicit"].auroc).low > 0.8
+    shuffled = there(result.scores["shuffled"].auroc)
+    assert shuffled.low < 0.5 < shuffled.high
     assert list(result.compared) == [("implicit", "shuffled"), ("implicit", "likelihood")]
     assert all(compared.p < 0.01 for compared in result.compared.values())
     assert result.by_generator == {}
@@ -153,5 +162,5 @@ def test_a_resample_without_any_error_counts_for_nothing():
     given = drawn(7)
     wrong = [s for s in given if s.first_error][:2]
     right = [s for s in given if s.first_error is None and s.problem not in {w.problem for w in wrong}][:3]
-    estimate = step_errors([*wrong, *right]).scores["implicit"].auroc
+    estimate = there(step_errors([*wrong, *right]).scores["implicit"].auroc)
     assert 0 <= estimate.low <= estimate.value <= estimate.high <= 1
