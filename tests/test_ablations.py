@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
@@ -154,7 +155,7 @@ def test_a_curve_shows_accuracies_with_their_intervals(tmp_path, monkeypatch):
     [axes] = drawn[0].axes
     [bars] = [c for c in axes.containers if isinstance(c, ErrorbarContainer)]
     points, _, [ends] = bars.lines
-    assert points is not None and list(points.get_ydata()) == pytest.approx([20, 50, 90])
+    assert points is not None and [*map(float, np.asarray(points.get_ydata()))] == pytest.approx([20, 50, 90])
     spans = [sorted(y for _, y in segment) for segment in ends.get_segments()]
     assert spans == [pytest.approx(span) for span in ([10, 35], [40, 60], [80, 95])]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "3", "8"]

@@ -59,8 +59,8 @@ def test_samples_of_the_evaluation_harness_are_matched_by_their_documents(tmp_pa
         "b": [Answer("4", "4"), Answer(None, "8")],
         "a": [Answer("5", "5"), Answer(None, "8")],
     }
-    row = {"id": "x", "question": FLOATS.text, "answerKey": "B"}
-    row["choices"] = {"text": list(FLOATS.choices), "label": ["A", "B"]}
+    choices = {"text": list(FLOATS.choices), "label": ["A", "B"]}
+    row = {"id": "x", "question": FLOATS.text, "answerKey": "B", "choices": choices}
     likely = {"doc_id": 3, "doc": row, "resps": [[["-7.5", "False"]], [["-3.25", "False"]]]}
     assert read(tmp_path, ARC, [FLOATS], likely) == {"f": [Answer("B", "B")]}
     with pytest.raises(ValueError, match=r"answers\.jsonl:1: 1 log-likelihoods for 2 options"):

@@ -93,7 +93,9 @@ def test_every_cell_is_filled_and_compared_with_its_own_checkpoint(whole: tuple[
     assert json.loads((path / "summary.json").read_text()) == summary
 
 
-def test_a_run_that_was_killed_twice_ends_with_the_same_traces(whole: tuple[Path, dict], sets: Path, tmp_path):
+def test_a_run_that_was_killed_twice_ends_with_the_same_traces(
+    whole: tuple[Path, dict], sets: Path, tmp_path: Path
+):
     path, summary = whole
     again = tmp_path / "again"
     spawn = multiprocessing.get_context("spawn")
@@ -141,7 +143,7 @@ def test_questions_that_changed_since_are_refused(whole: tuple[Path, dict], sets
             {"approaches": {"random": Approach("random"), "g": Approach("greedy", budget_of="random")}},
             "greedy has one candidate at any budget",
         ),
-        ({"checkpoints": {"a/b": Contestant("world"), "a:b": Contestant("world")}}, "would share their files"),
+        ({"checkpoints": dict.fromkeys(("a/b", "a:b"), Contestant("world"))}, "would share their files"),
     ],
 )
 def test_a_config_that_cannot_be_done_is_one_line(changes: dict, said: str, tmp_path: Path):

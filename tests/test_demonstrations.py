@@ -1,6 +1,7 @@
 """What an agent is shown before its question: our own shots, or ones drawn from a training split."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,7 @@ LLAMA3 = load_prompts("llama3")
 FIELDS = {"question": "Q?", "steps": "", "preceding": "", "rationale": "why"}
 
 
-def sums(name: str, count: int, **fields: str) -> list[Question]:
+def sums(name: str, count: int, **fields: Any) -> list[Question]:
     return [
         Question(f"{name}{i}", f"{name}: {i} + 1?", str(i + 1), solution=f"{i} + 1 = {i + 1}", **fields)
         for i in range(count)
