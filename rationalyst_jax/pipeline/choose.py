@@ -16,7 +16,7 @@ from rationalyst_jax.evaluate.choice_likelihood import (
     encode_clozes,
 )
 from rationalyst_jax.evaluate.config import ChooseConfig
-from rationalyst_jax.evaluate.statistics import Interval, mean_interval
+from rationalyst_jax.evaluate.statistics import Interval, proportion_interval
 from rationalyst_jax.files.rows import Row, append_rows, kept_rows, write_rows
 from rationalyst_jax.files.settings import claimed
 from rationalyst_jax.files.whole import check_file
@@ -112,7 +112,7 @@ def choose(
         record.unlink()
     rules = [rule for rule in get_args(Rule) if rule in rows[names[0]]["picked"]]
     right = {rule: [rows[name]["picked"][rule] == gold for name, gold in graded.items()] for rule in rules}
-    accuracy = {rule: mean_interval(of_rule) for rule, of_rule in right.items() if graded}
+    accuracy = {rule: proportion_interval(of_rule) for rule, of_rule in right.items() if graded}
     return ChooseSummary(len(names), len(graded), accuracy, work)
 
 
