@@ -346,6 +346,7 @@ def test_the_command_names_every_number_and_prints_every_rule(questions, capsys)
     assert all(row["picked"]["sum"] == "A" for row in rows)
     shown = capsys.readouterr().out
     assert "n = 5" in shown
+    assert "100.0 [54." in shown  # five of five: the exact interval, not one of no width
     for rule, theirs in (("sum", "acc"), ("per_character", "acc_norm"), ("per_token", "–")):
         assert any({rule, theirs} <= {*line.split()} for line in shown.splitlines()), shown
 
