@@ -66,7 +66,7 @@ lint: .venv/installed-test
 	$(BIN)/pyright
 
 bench: .venv/installed-test
-	@set -e; for name in sampling reasoning int8 attention likelihood training; do \
+	@set -e; for name in sampling reasoning int8 attention likelihood choices training; do \
 		echo "$$name"; $(BIN)/python benchmarks/$$name.py; done
 
 # What a bare machine with an NVIDIA GPU may lack, to be carried there: pure Python, half a megabyte.

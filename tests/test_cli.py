@@ -100,7 +100,8 @@ def test_training_mutes_no_error_of_other_threads(monkeypatch, capsys):
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.yaml")))
 def test_every_shipped_config_is_one_of_its_command(name, capsys):
-    command = "ablate" if name == "ablations" else next(part for part in name.split("-") if part in COMMANDS)
+    command = {"ablations": "ablate", "paper": "benchmark"}.get(name)
+    command = command or next(part for part in name.split("-") if part in COMMANDS)
     assert rationalyst(f"{command} --config {name} --print_config") == 0
     assert "prompts: " in capsys.readouterr().out
 
