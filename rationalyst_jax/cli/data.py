@@ -30,7 +30,8 @@ def run(task: str, out: Path, **options: list[str]) -> None:
     `--questions tfds:NAME[:SPLIT][@DIR]` and `--rationales tfds:NAME[:SPLIT][@DIR]` read it.
 
     Args:
-        task: Name of the benchmark (gsm8k, math, math500, commonsense_qa, ecqa, hellaswag, proofwriter, arc, mmlu_pro),
+        task: Name of the benchmark (gsm8k, math, math500, commonsense_qa, ecqa, hellaswag,
+            proofwriter, arc, mmlu_pro),
             or rationales. It decides how rows are read.
         out: Folder of data sets (the DIR) to write this one in. One that is there already is not replaced.
     """

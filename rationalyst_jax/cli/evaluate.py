@@ -36,7 +36,8 @@ def run(
     It also reads the sample files of lm-evaluation-harness (--log_samples) and of the released scripts.
 
     Args:
-        task: Name of the benchmark (gsm8k, math, math500, commonsense_qa, ecqa, hellaswag, proofwriter, arc, mmlu_pro).
+        task: Name of the benchmark (gsm8k, math, math500, commonsense_qa, ecqa, hellaswag,
+            proofwriter, arc, mmlu_pro).
             It decides how questions are read and answers are graded.
         questions: File of the benchmark's questions, in its own format (gsm8k: JSONL of question and answer),
             or tfds:NAME[:SPLIT][@DIR], a set that `rationalyst data` or TensorFlow Datasets prepared in DIR.

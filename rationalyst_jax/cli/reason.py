@@ -29,7 +29,8 @@ def run(
     """Solve the questions of a benchmark with one strategy, and write a trace of each.
 
     Args:
-        task: Name of the benchmark (gsm8k, math, math500, commonsense_qa, ecqa, hellaswag, proofwriter, arc, mmlu_pro).
+        task: Name of the benchmark (gsm8k, math, math500, commonsense_qa, ecqa, hellaswag,
+            proofwriter, arc, mmlu_pro).
             It decides how questions are read and answers are found.
         questions: File of the benchmark's questions, in its own format (gsm8k: JSONL of question and answer),
             or tfds:NAME[:SPLIT][@DIR], a set that `rationalyst data` or TensorFlow Datasets prepared in DIR.

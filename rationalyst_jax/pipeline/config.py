@@ -111,7 +111,8 @@ class ExperimentConfig:
         model: Checkpoint folder, or "world" for the shipped model. It annotates, proposes steps and scores
             them, and fine-tuning starts from it.
         prompts: Prompt set: the name of a shipped one (llama3, world), or a YAML file.
-        task: Name of the benchmark (gsm8k, math, math500, commonsense_qa, ecqa, hellaswag, proofwriter, arc, mmlu_pro).
+        task: Name of the benchmark (gsm8k, math, math500, commonsense_qa, ecqa, hellaswag,
+            proofwriter, arc, mmlu_pro).
             It decides how questions are read and graded.
         seed: Seed of every stage; no stage may have another.
         documents: JSONL file of unlabeled documents. Without one, `world` makes them.
