@@ -21,7 +21,7 @@ from rationalyst_jax.pipeline.reason import Cast, ReasonSummary, reason
 from rationalyst_jax.pipeline.run_dir import RunDir
 from rationalyst_jax.prompts.prompt import PromptSet, load_prompts
 from rationalyst_jax.reason.config import ReasonConfig
-from rationalyst_jax.reason.strategies import check_strategy, guided_by
+from rationalyst_jax.reason.strategies import check_strategy, needs_rationalyst
 from rationalyst_jax.reason.traces import mean_ledger, read_traces
 from rationalyst_jax.report.benchmark import benchmark_table, paper_table
 from rationalyst_jax.report.plots import accuracy_chart
@@ -29,8 +29,6 @@ from rationalyst_jax.report.progress import track
 from rationalyst_jax.report.tables import ledger_table
 from rationalyst_jax.tasks.benchmarks import task_named
 from rationalyst_jax.tasks.sources import questions_digest
-
-NEEDS_RATIONALYST = ("implicit", "rationale_confidence", "explicit")
 
 
 @dataclass(frozen=True)
@@ -154,7 +152,7 @@ class Benchmark:
         """The approaches that a checkpoint can do: without a RATIONALYST, those that need none."""
         kept: dict[str, Approach] = {}
         for name, approach in self.config.approaches.items():
-            needs = guided_by(self.reason_config(approach, 0)) in NEEDS_RATIONALYST
+            needs = needs_rationalyst(self.reason_config(approach, 0))
             model_for_budget = approach.budget_of is None or approach.budget_of in kept
             if model_for_budget and (models.rationalyst is not None or not needs):
                 kept[name] = approach

@@ -232,13 +232,18 @@ def guided_by(config: ReasonConfig) -> str:
     return config.guide if config.strategy in ("best_of_n", "beam") else config.strategy
 
 
+def needs_rationalyst(config: ReasonConfig) -> bool:
+    """Whether a run's strategy, or its guide, asks for rationales."""
+    return guided_by(config) in ("implicit", "rationale_confidence", "explicit")
+
+
 def check_strategy(config: ReasonConfig, *, has_rationalyst: bool, can_score: bool = True) -> None:
     """Raises ValueError for a strategy that isn't there, or that needs a RATIONALYST, or log-probabilities of
     the scorer, where there are none."""
     if config.strategy not in STRATEGIES:
         raise ValueError(f"reason: no strategy {config.strategy!r}, only {', '.join(STRATEGIES)}")
     by = guided_by(config)
-    if by in ("implicit", "rationale_confidence", "explicit") and not has_rationalyst:
+    if needs_rationalyst(config) and not has_rationalyst:
         raise ValueError(
             f"reason: strategy {config.strategy!r} by {by} needs a rationalyst; without one there are "
             "greedy, random, self_consistency, likelihood, judge, and best_of_n and beam with another guide"
