@@ -25,17 +25,21 @@ def accuracy_table(title: str, results: Mapping[str, Mapping[str, Any]], baselin
     """Accuracy with interval, and what is between it and each baseline, one run a line.
 
     Each result has `accuracy`, `low`, `high`, `n` and, where a baseline ran on the same questions, `vs_` and
-    the name of the baseline: `difference`, `low`, `high`.
+    the name of the baseline: `difference`, `low`, `high` and `p_holm`, which is shown where one baseline is.
     """
     numbers = sorted({r["n"] for r in results.values()})
     title += f" (n = {', '.join(map(str, numbers))})"
     table = _plain_table(title)
-    for heading in ("% right [95 %]", *(f"− {name} [95 %]" for name in baselines)):
+    headings = [f"− {name} [95 %]" for name in baselines]
+    one = len(baselines) == 1  # a line has room for its p then
+    for heading in ("% right [95 %]", *headings, *(["p"] if one else [])):
         table.add_column(heading, no_wrap=True)
-    for name, r in results.items():
+    for run, r in results.items():
         interval = f"{100 * r['accuracy']:.1f} [{100 * r['low']:.1f}, {100 * r['high']:.1f}]"
-        table.add_row(name, interval, *(_difference(r.get(f"vs_{key}")) for key in baselines))
-    table.caption = "differences on the same questions, with paired score intervals"
+        compared = [r.get(f"vs_{name}") for name in baselines]
+        table.add_row(run, interval, *map(_difference, compared), *(map(_p_holm, compared) if one else ()))
+    caption = "differences on the same questions, with paired score intervals"
+    table.caption = f"{caption}; p: exact McNemar, adjusted (Holm)" if one else caption
     return table
 
 
@@ -87,6 +91,12 @@ def _plain_table(title: str, first: str = "run") -> Table:
     table = Table(title=title, title_justify="left", **style)
     table.add_column(first)
     return table
+
+
+def _p_holm(compared: Mapping[str, float] | None) -> str:
+    if compared is None:
+        return "–"
+    return f"{compared['p_holm']:.3f}" if compared["p_holm"] >= 0.001 else "< 0.001"
 
 
 def _difference(compared: Mapping[str, float] | None) -> str:
