@@ -104,6 +104,7 @@ def _mmlu_pro(i: int, split: str) -> dict[str, Any]:
 _ROWS = {
     "gsm8k": _gsm8k,
     "math": _math,
+    "math500": _math,
     "commonsense_qa": _commonsense,
     "ecqa": _ecqa,
     "hellaswag": _hellaswag,
