@@ -178,8 +178,10 @@ def test_a_worker_that_cannot_begin_is_an_error_and_not_a_loop():
 
 
 INTERRUPTED = f"""
+import signal
 from rationalyst_jax.tasks.killable import ItemLimits, each
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     each(eval, ["print('on', flush=True) or {ENDLESS}"] * 3, ItemLimits(seconds=600), preload="math")
 """
 
@@ -195,7 +197,10 @@ def test_an_interrupted_call_leaves_nothing_running(tmp_path: Path):
         assert process.stdout is not None
         assert process.stdout.readline() == "on\n"
         os.killpg(process.pid, signal.SIGINT)
-        _, said = process.communicate(timeout=60)
+        try:
+            _, said = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert said.count("KeyboardInterrupt") == 1  # the parent's
     for _ in range(100):  # the fork server sees its parent gone, and ends
         try:

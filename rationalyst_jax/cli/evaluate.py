@@ -50,24 +50,24 @@ def run(
     names = {str(path): [path] for path in traces}
     first = next(iter(names))
     results = evaluate(task_named(task), questions, names, [first], limit=limit)
-    table = Table(title=f"{task}: accuracy in %, 95 % intervals", title_justify="left")
-    table.add_column("traces", overflow="fold")
-    headings = ["strict", "flexible", "n", "unanswered", "undecided"]
-    if len(names) > 1:
-        headings += ["− first", "p", "p (Holm)", "shows"]
-        table.caption = (
-            "differences: strict. p: exact McNemar; Holm: for all these comparisons. shows: the difference "
-            "seen 4 times in 5"
-        )
-    for heading in headings:
-        table.add_column(heading, justify="right")
+    graded = Table(title=f"{task}: accuracy in %, 95 % intervals", title_justify="left")
+    graded.add_column("traces", overflow="fold")
+    for heading in ("strict", "flexible", "n", "unanswered", "undecided"):
+        graded.add_column(heading, justify="right")
+    compared = Table(title=f"strict accuracy − that of {escape(first)}", title_justify="left")
+    compared.add_column("traces", overflow="fold")
+    for heading in ("difference", "p", "p (Holm)", "shows"):
+        compared.add_column(heading, justify="right")
+    compared.caption = "p: exact McNemar; Holm: for all of these. shows: the difference seen 4 times in 5"
     for name, result in results.items():
-        row = [_accuracy(result.accuracy), _accuracy(result.flexible), *_counts(result.accuracy)]
+        row = (_accuracy(result.accuracy), _accuracy(result.flexible), *_counts(result.accuracy))
+        graded.add_row(escape(name), *row)
         if name != first:
-            row += _compared(result.versus[first])
-        table.add_row(escape(name), *row)
+            compared.add_row(escape(name), *_compared(result.versus[first]))
     console = Console()
-    console.print(table)
+    console.print(graded)
+    if len(results) > 1:
+        console.print(compared)
     for name, result in results.items():
         if result.accuracy.accuracy == 0:
             console.print(
