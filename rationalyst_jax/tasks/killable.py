@@ -89,8 +89,8 @@ def each(
         for _ in range(min(len(items), workers or os.cpu_count() or 1)):
             start()
         while pool:
-            for pipe in wait(list(pool), timeout=1):
-                worker = pool[pipe]  # type: ignore[index]
+            ready = wait(list(pool), timeout=1)
+            for worker in [worker for pipe, worker in pool.items() if pipe in ready]:
                 try:
                     message = worker.pipe.recv()
                     if worker.item is not None:
