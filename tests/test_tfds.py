@@ -434,7 +434,7 @@ def catalog_builder(name: str) -> Any:
 
 def write_catalog(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[dict]]:
     """Prepares a catalog's set by TFDS's own code from rows of ours in place of its downloads."""
-    task = {"ai2_arc": "arc"}.get(name, name)
+    task = "arc" if name == "ai2_arc" else name
     rows = {split: original_rows(task, split, 9) for split in ("train", "validation", "test")}
     downloads: Any
     if name == "gsm8k":
@@ -474,7 +474,7 @@ def nested(row: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", ["gsm8k", "hellaswag", "ai2_arc"])
 def test_a_set_of_the_catalog_asks_what_the_original_rows_ask(name, tmp_path, monkeypatch):
-    task = TASKS[{"ai2_arc": "arc"}.get(name, name)]
+    task = TASKS["arc" if name == "ai2_arc" else name]
     rows = write_catalog(tmp_path, name, monkeypatch)
     for split in ("train", evaluated(task)):
         found = read_questions(task, f"tfds:{name}:{split}@{tmp_path}/tfds")
