@@ -210,8 +210,8 @@ SOME = {"some": Rationalyst()}
         ({"rationalysts": {**SOME, "y": Rationalyst(share=0.5, train=False)}}, "'y' is not trained, its sha"),
         ({"ablations": {"x": Run("implicit", rationalyst="y")}}, "'x' wants rationalyst 'y', there are some"),
         ({"ablations": {"x": Run("likelihood", scorer="rationalyst")}}, "run 'x' wants its rationalyst as"),
-        ({"ablations": {"x": Run("random", reduction="mean")}}, "run 'x' scores no candidates, its reduct"),
-        ({"ablations": {"x": Run("judge", decay=0.5)}}, "run 'x' scores no candidates, its decay changes"),
+        ({"ablations": {"x": Run("random", reduction="mean")}}, "run 'x': scores no candidates, its reduct"),
+        ({"ablations": {"x": Run("judge", decay=0.5)}}, "run 'x': scores no candidates, its decay changes"),
         (
             {"ablations": {"x": Run("explicit", rationalyst="some", scorer="rationalyst")}},
             "run 'x' asks no scorer, its scorer changes nothing",

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from rationalyst_jax.cli.main import main
 from rationalyst_jax.files.rows import write_rows
+from rationalyst_jax.pipeline.approach import Approach
 from rationalyst_jax.pipeline.benchmark import run
 from rationalyst_jax.pipeline.benchmark_config import (
-    Approach,
     BenchmarkConfig,
     Contestant,
     TaskQuestions,
@@ -137,11 +138,11 @@ def test_questions_that_changed_since_are_refused(whole: tuple[Path, dict], sets
         ({"limit": 0}, "limit must be at least 1"),
         (
             {"approaches": {"random": Approach("random"), "sc": Approach("self_consistency", budget_of="x")}},
-            "approach 'sc' wants the budget of 'x'; before it there are random",
+            "approach 'sc': wants the budget of 'x'; on the same questions there are before it: random",
         ),
         (
             {"approaches": {"random": Approach("random"), "g": Approach("greedy", budget_of="random")}},
-            "greedy has one candidate at any budget",
+            "approach 'g': greedy has one candidate at any budget",
         ),
         ({"checkpoints": dict.fromkeys(("a/b", "a:b"), Contestant("world"))}, "would share their files"),
     ],
@@ -149,6 +150,19 @@ def test_questions_that_changed_since_are_refused(whole: tuple[Path, dict], sets
 def test_a_config_that_cannot_be_done_is_one_line(changes: dict, said: str, tmp_path: Path):
     with pytest.raises(ValueError, match=said):
         config(tmp_path, tmp_path / "run", **changes)
+
+
+def test_the_worlds_config_is_run_by_a_command(
+    sets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    models = '{"world": {"agent": "world", "rationalyst": "world"}}'
+    options = f"--tasks.gsm8k.questions {sets / 'test.jsonl'} --run_dir {tmp_path / 'run'} --limit 1"
+    small = "--reason.max_steps 2 --reason.max_step_tokens 8 --reason.max_rationale_tokens 8"
+    command = f"benchmark --config world-benchmark {options} {small} --checkpoints".split()
+    assert main([*command, models]) == 0
+    cells = json.loads((tmp_path / "run" / "summary.json").read_text())["tasks"]["gsm8k"]["cells"]
+    assert len(cells) == 5
+    assert "GSM8K" in capsys.readouterr().out
 
 
 def test_an_unknown_strategy_and_task_are_found_before_anything_is_written(sets: Path, tmp_path: Path):

@@ -157,6 +157,7 @@ BAD_USAGE = {
     "world documents --out x --count 0": "--count: ",
     "world pretrain --run_dir x --train.warmup_fraction 2": "warmup_fraction must be between 0 and 1",
     "demo --config nowhere.yaml": "nowhere.yaml",
+    """benchmark --config paper --tasks '{"arc": {"question": "x"}}'""": "--tasks: Option 'question' is not",
 }
 
 
@@ -164,6 +165,7 @@ def assert_one_line(capsys: pytest.CaptureFixture[str], code: int, expected: int
     error = capsys.readouterr().err
     assert code == expected, error
     assert error.count("\n") == 1 and needle in error
+    assert "rationalyst_jax." not in error  # a user needs no name of a class
 
 
 @pytest.mark.parametrize("model", BAD_MODELS)

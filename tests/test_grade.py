@@ -1,6 +1,7 @@
 """Traces graded against questions, summarised, and compared with another system's."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ def traces(folder: Path, *rows: dict) -> Path:
 
 def grades(correct) -> list[Grade]:
     return [
-        Grade(str(i), "1", "1" if right else "2", "right" if right else "wrong")
+        Grade(str(i), str(i), "1", "1" if right else "2", "right" if right else "wrong")
         for i, right in enumerate(correct)
     ]
 
@@ -107,6 +108,18 @@ def test_samples_of_one_question_count_as_one_question():
         assert many.difference == one.difference == 5 / 8
         assert many.p == pytest.approx(one.p)
         assert (many.low, many.high, many.smallest) == pytest.approx((one.low, one.high, one.smallest))
+
+
+def test_questions_on_one_passage_count_as_one_cluster():
+    alone = grades([1, 0, 1, 1, 1, 0, 1, 1])
+    one_each = [replace(row, id=f"{row.id}, {i}", cluster=row.id) for row in alone for i in range(4)]
+    assert (summarize(one_each).low, summarize(one_each).high) == pytest.approx(
+        (summarize(alone).low, summarize(alone).high)
+    )
+    other = [replace(row, verdict="wrong") for row in one_each]
+    compared = compare(one_each, other)
+    assert compared.p == pytest.approx(2 / 2**6)  # of six passages, not of 24 questions
+    assert compared.low == pytest.approx(compare(alone, grades([0] * 8)).low)
 
 
 def test_samples_are_compared_by_the_share_of_them_that_is_right():

@@ -146,7 +146,7 @@ def test_a_run_directory_of_another_config_is_refused_naming_what_differs(finish
 )
 def test_a_budget_is_that_of_an_earlier_run_on_the_same_questions(tmp_path, budget_of, questions):
     x = Run("best_of_n", budget_of=budget_of, questions=questions)
-    with pytest.raises(ValueError, match=f"run 'x' wants the budget of '{budget_of}'; on the same questions"):
+    with pytest.raises(ValueError, match=f"run 'x': wants the budget of '{budget_of}'; on the same"):
         replace(small(tmp_path), ablations={"greedy": Run("greedy", full=True), "x": x})
     with pytest.raises(ValueError, match="run 'x': greedy has one candidate at any budget"):
         replace(small(tmp_path), ablations={"x": Run("greedy", budget_of="random")})

@@ -9,9 +9,9 @@ import pytest
 from rationalyst_jax.evaluate.ranking import (
     PERMUTATIONS,
     auroc,
+    auroc_difference,
     auroc_interval,
     average_precision,
-    difference_interval,
     permutation_test,
     point,
     precision_interval,
@@ -158,7 +158,7 @@ def test_equal_scores_do_not_differ_and_a_clear_difference_is_found():
     telling = ~error * 1.5 + rng.normal(size=300)
     assert permutation_test(noise, noise, error, cluster) == 1
     assert permutation_test(telling, noise, error, cluster) == 1 / (PERMUTATIONS + 1)
-    difference = difference_interval(telling, noise, error, cluster)
+    difference = auroc_difference(telling, noise, error, cluster)
     assert difference.low > 0.1
     assert difference.value == pytest.approx(by_pairs(telling, error) - by_pairs(noise, error))
 

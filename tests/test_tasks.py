@@ -62,6 +62,7 @@ HELLASWAG = {
     "endings": ["sings.", "rests [title] Then it rises."],
     "label": "1",
     "split": "val",
+    "source_id": "activitynet~v_1",
 }
 PROOFWRITER = {
     "id": "p1",
@@ -129,6 +130,10 @@ def test_rows_become_questions(tmp_path: Path):
     [hellaswag] = read("hellaswag", tmp_path, HELLASWAG)
     assert hellaswag.text == "Baking: A woman kneads dough on a board. The dough"
     assert hellaswag.choices == ("sings.", "rests. Then it rises.")
+    assert hellaswag.cluster == "activitynet~v_1"
+    one, other = read("proofwriter", tmp_path, PROOFWRITER, PROOFWRITER | {"id": "p2", "question": "Is he?"})
+    assert one.cluster == other.cluster == "Mara is tall."
+    assert arc.cluster == "a1"
     assert (hellaswag.id, hellaswag.gold, hellaswag.split) == ("7", "B", "validation")
     [proofwriter] = read("proofwriter", tmp_path, PROOFWRITER)
     assert proofwriter.asked == (

@@ -234,6 +234,7 @@ def _message(error: Exception) -> str:
 
 def _without_classes(text: str) -> str:
     """A text of jsonargparse's, with the plain names of the classes in it."""
+    text = re.sub(r"Problem with given class_path '[^']*': ?", "", text)
     return re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
 
 

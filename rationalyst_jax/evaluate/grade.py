@@ -18,9 +18,10 @@ from rationalyst_jax.tasks.task import Task
 
 @dataclass(frozen=True)
 class Grade:
-    """One question's outcome; an answer of None was never given."""
+    """One question's outcome; an answer of None was never given. `Question.cluster` names the cluster."""
 
     id: str
+    cluster: str
     answer: str | None
     gold: str
     verdict: Verdict
@@ -91,15 +92,16 @@ def grade(
     given = [(answer.strict, question) for question, answer in samples]
     given += [(answer.flexible, question) for question, answer in samples]
     grades = [
-        Grade(question.id, answer, question.gold, verdict)
+        Grade(question.id, question.cluster, answer, question.gold, verdict)
         for (answer, question), verdict in zip(given, task.grade(given), strict=True)
     ]
     return Graded(grades[: len(samples)], grades[len(samples) :])
 
 
 def summarize(grades: Sequence[Grade]) -> Summary:
-    """The accuracy of a list of grades; the samples of a question are one cluster. ValueError for none."""
-    accuracy = proportion_interval([row.correct for row in grades], [row.id for row in grades])
+    """The accuracy of a list of grades; ValueError for none. The samples of a question, and the questions on
+    one passage, are a cluster."""
+    accuracy = proportion_interval([row.correct for row in grades], [row.cluster for row in grades])
     verdicts = Counter(row.verdict for row in grades)
     return Summary(
         accuracy.mean,
@@ -114,8 +116,8 @@ def summarize(grades: Sequence[Grade]) -> Summary:
 def compare(a: Sequence[Grade], b: Sequence[Grade]) -> Comparison:
     """How much better a is than b, question by question; ValueError where they graded different ids.
 
-    The samples of a question are one cluster. They are paired in their order; where the two have not equally
-    many of a question, each side's are repeated until they are.
+    Samples of a question are paired in their order; where the two have not equally many of a question, each
+    side's are repeated until they are. They are one cluster, with the questions on the same passage.
     """
     correct_a = _correct_by_id(a)
     correct_b = _correct_by_id(b)
@@ -125,13 +127,14 @@ def compare(a: Sequence[Grade], b: Sequence[Grade]) -> Comparison:
         for name, samples in correct_a.items()
         for i in range(lcm(len(samples), len(correct_b[name])))
     ]
-    ids = [name for name, _, _ in pairs]
+    cluster_of = {row.id: row.cluster for row in a}
+    clusters = [cluster_of[name] for name, _, _ in pairs]
     right_a = np.array([right for _, right, _ in pairs], dtype=bool)
     right_b = np.array([right for _, _, right in pairs], dtype=bool)
-    difference = difference_interval(right_a, right_b, ids)
-    size = effective_size(right_a.astype(float) - right_b, ids)
+    difference = difference_interval(right_a, right_b, clusters)
+    size = effective_size(right_a.astype(float) - right_b, clusters)
     smallest = smallest_difference(int(size), float((right_a != right_b).mean()))
-    p = mcnemar(right_a, right_b, ids)
+    p = mcnemar(right_a, right_b, clusters)
     return Comparison(difference.mean, difference.low, difference.high, p, smallest)
 
 

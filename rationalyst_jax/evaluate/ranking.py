@@ -135,7 +135,7 @@ def precision_interval(
     return Estimate(value, *percentiles(values_R))
 
 
-def difference_interval(
+def auroc_difference(
     a_N: np.ndarray, b_N: np.ndarray, error_N: np.ndarray, cluster_N: np.ndarray, seed: int = 0
 ) -> Estimate:
     """AUROC of the scores a minus that of b on the same items, with its paired percentile interval."""

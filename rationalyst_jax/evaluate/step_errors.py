@@ -12,8 +12,8 @@ import numpy as np
 
 from rationalyst_jax.evaluate.ranking import (
     Estimate,
+    auroc_difference,
     auroc_interval,
-    difference_interval,
     one_outcome,
     percentiles,
     permutation_test,
@@ -105,7 +105,7 @@ def step_errors(solutions: Sequence[ScoredSolution], seed: int = 0) -> StepError
             if a in items and b in items:
                 steps = items[a][0], items[b][0], error_N, cluster_N
                 compared[a, b] = ScoreComparison(
-                    difference_interval(*steps, seed), permutation_test(*steps, seed)
+                    auroc_difference(*steps, seed), permutation_test(*steps, seed)
                 )
     return StepErrors(
         problems=len({solution.problem for solution in solutions}),

@@ -13,7 +13,8 @@ from rich.console import Console
 
 from rationalyst_jax.evaluate.statistics import holm
 from rationalyst_jax.files.whole import file_name, write_json
-from rationalyst_jax.pipeline.benchmark_config import Approach, BenchmarkConfig, Contestant
+from rationalyst_jax.pipeline.approach import Approach
+from rationalyst_jax.pipeline.benchmark_config import BenchmarkConfig, Contestant
 from rationalyst_jax.pipeline.budget import affordable
 from rationalyst_jax.pipeline.evaluate import Evaluation, evaluate
 from rationalyst_jax.pipeline.models import Models
@@ -128,6 +129,7 @@ class Benchmark:
         for name, approach in config.approaches.items():
             try:
                 check_strategy(self.reason_config(approach, 0), has_rationalyst=True)
+                approach.check_scoring(config.reason)
             except ValueError as error:
                 raise ValueError(f"benchmark: approach {name!r}: {error}") from None
 
@@ -159,10 +161,7 @@ class Benchmark:
         return kept
 
     def reason_config(self, approach: Approach, sample: int) -> ReasonConfig:
-        own = {name: getattr(approach, name) for name in ("candidates", "keep_rationales", "guide")}
-        own = {name: value for name, value in own.items() if value is not None}
-        seed = self.config.reason.seed + sample
-        return replace(self.config.reason, strategy=approach.strategy, seed=seed, **own)
+        return approach.applied(replace(self.config.reason, seed=self.config.reason.seed + sample))
 
     def settings(self) -> dict[str, Any]:
         """All that decides the results, as JSON values; files of questions are compared cell by cell."""

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from rationalyst_jax.files.ranges import AT_LEAST_1, require
 from rationalyst_jax.files.whole import file_name
 from rationalyst_jax.lm.engine.config import EngineConfig
-from rationalyst_jax.reason.config import GuideName, ReasonConfig
+from rationalyst_jax.pipeline.approach import Approach
+from rationalyst_jax.reason.config import ReasonConfig
 from rationalyst_jax.roles.config import EndpointConfig
 
 
@@ -39,26 +40,6 @@ class Contestant:
     agent: str
     rationalyst: str | None = None
     scorer: str | None = None
-
-
-@dataclass(frozen=True)
-class Approach:
-    """One way to solve a question.
-
-    Attributes:
-        strategy: How the next step is chosen: a strategy of `rationalyst reason`.
-        candidates: Number of candidates, instead of the one in `reason`.
-        keep_rationales: Whether explicit keeps rationales, instead of what `reason` says.
-        guide: What best_of_n and beam rank candidates by, instead of what `reason` says.
-        budget_of: Name of an earlier approach. This one has as many candidates as take the FLOPs of that one
-            on the same task.
-    """
-
-    strategy: str
-    candidates: int | None = None
-    keep_rationales: bool | None = None
-    guide: GuideName | None = None
-    budget_of: str | None = None
 
 
 @dataclass(frozen=True)
@@ -108,16 +89,9 @@ class BenchmarkConfig:
         for name in self.baselines:
             if name not in self.approaches:
                 raise ValueError(f"benchmark: baseline {name!r} is no approach: {', '.join(self.approaches)}")
-        before: list[str] = []
-        for name, approach in self.approaches.items():
-            if approach.budget_of is not None:
-                if approach.strategy in ("greedy", "explicit"):
-                    raise ValueError(
-                        f"benchmark: approach {name!r}: {approach.strategy} has one candidate at any budget"
-                    )
-                if approach.budget_of not in before:
-                    raise ValueError(
-                        f"benchmark: approach {name!r} wants the budget of {approach.budget_of!r}; before it "
-                        f"there are {', '.join(before) or 'none'}"
-                    )
-            before.append(name)
+        names = list(self.approaches)
+        for place, (name, approach) in enumerate(self.approaches.items()):
+            try:
+                approach.check_budget(names[:place])
+            except ValueError as error:
+                raise ValueError(f"benchmark: approach {name!r}: {error}") from None

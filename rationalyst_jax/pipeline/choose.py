@@ -81,6 +81,7 @@ def choose(
     check_lengths(encoded, config.row_length, "choose.row_length is")
     check_lengths(encoded, checkpoint.config.max_position_embeddings, "the positions of the model are")
     graded = {name: question.gold for name, question in asked.items() if question.gold}
+    clusters = [asked[name].cluster for name in graded]
     headers = {name: _header(question, clozes[name]) for name, question in asked.items()}
 
     def check(place: str, row: Row) -> str | None:
@@ -112,7 +113,7 @@ def choose(
         record.unlink()
     rules = [rule for rule in get_args(Rule) if rule in rows[names[0]]["picked"]]
     right = {rule: [rows[name]["picked"][rule] == gold for name, gold in graded.items()] for rule in rules}
-    accuracy = {rule: proportion_interval(of_rule) for rule, of_rule in right.items() if graded}
+    accuracy = {rule: proportion_interval(of_rule, clusters) for rule, of_rule in right.items() if graded}
     return ChooseSummary(len(names), len(graded), accuracy, work)
 
 

@@ -9,9 +9,9 @@ from rationalyst_jax.files.ranges import AT_LEAST_1, SEED, require
 from rationalyst_jax.files.whole import file_name
 from rationalyst_jax.lm.devices.mesh import MeshShape
 from rationalyst_jax.lm.engine.config import EngineConfig
-from rationalyst_jax.lm.trees.reduction import Reduction
 from rationalyst_jax.mine.config import AnnotateConfig, FilterConfig
-from rationalyst_jax.reason.config import GuideName, ReasonConfig
+from rationalyst_jax.pipeline.approach import Approach
+from rationalyst_jax.reason.config import ReasonConfig
 from rationalyst_jax.train.config import TrainConfig
 from rationalyst_jax.world.pretraining import Mixture
 
@@ -55,33 +55,18 @@ class Rationalyst:
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(Approach):
     """One pass over a set of questions.
 
     Attributes:
-        strategy: How the next step is chosen: a strategy of `rationalyst reason`.
         rationalyst: Name of the rationale model, one of the experiment's rationalysts.
-        candidates: Number of candidates, instead of the one in `reason`.
-        keep_rationales: Whether explicit keeps rationales, instead of what `reason` says.
-        guide: What best_of_n and beam rank candidates by, instead of what `reason` says.
-        reduction: How the log-probabilities of a proposed step's tokens become its score, instead of what
-            `reason` says.
-        decay: Weight of a token relative to the one before it in that score, instead of what `reason` says.
         scorer: Who scores and judges candidates: the "agent" (the paper), or the run's "rationalyst" itself.
-        budget_of: Name of an earlier run. This run has as many candidates as take the FLOPs of that one.
         questions: Name of the set of questions.
         full: Whether the run is left out unless --full is given.
     """
 
-    strategy: str
     rationalyst: str | None = None
-    candidates: int | None = None
-    keep_rationales: bool | None = None
-    guide: GuideName | None = None
-    reduction: Reduction | None = None
-    decay: float | None = None
     scorer: Literal["agent", "rationalyst"] = "agent"
-    budget_of: str | None = None
     questions: str = "test"
     full: bool = False
 
@@ -178,21 +163,15 @@ class ExperimentConfig:
         for name, curve in self.curves.items():
             _check_curve(name, curve, runs)
         for place, (name, run) in enumerate(runs.items()):
-            if run.budget_of is not None:
-                if run.strategy in ("greedy", "explicit"):
-                    raise ValueError(
-                        f"experiment: run {name!r}: {run.strategy} has one candidate at any budget"
-                    )
-                before = [
-                    other
-                    for other, its in list(runs.items())[:place]
-                    if its.questions == run.questions and (run.full or not its.full)
-                ]
-                if run.budget_of not in before:
-                    raise ValueError(
-                        f"experiment: run {name!r} wants the budget of {run.budget_of!r}; "
-                        f"on the same questions there are before it: {', '.join(before) or 'none'}"
-                    )
+            before = [
+                other
+                for other, its in list(runs.items())[:place]
+                if its.questions == run.questions and (run.full or not its.full)
+            ]
+            try:
+                run.check_budget(before)
+            except ValueError as error:
+                raise ValueError(f"experiment: run {name!r}: {error}") from None
             if run.rationalyst is not None and run.rationalyst not in self.rationalysts:
                 raise ValueError(
                     f"experiment: run {name!r} wants rationalyst {run.rationalyst!r}, "

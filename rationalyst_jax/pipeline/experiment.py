@@ -134,26 +134,17 @@ class Experiment:
         for name, wanted in {**config.strategies, **config.ablations}.items():
             try:
                 check_strategy(self.reason_config(wanted), has_rationalyst=wanted.rationalyst is not None)
+                wanted.check_scoring(config.reason)
             except ValueError as error:
                 raise ValueError(f"experiment: run {name!r}: {error}") from None
-            self._check_scoring(name, wanted)
+            if wanted.scorer != "agent" and "scorer" not in prompts_of(self.reason_config(wanted)):
+                raise ValueError(f"experiment: run {name!r} asks no scorer, its scorer changes nothing")
             if wanted.questions not in known:
                 sets = ", ".join(known)
                 raise ValueError(f"experiment: run {name!r} wants questions {wanted.questions!r} of {sets}")
 
-    def _check_scoring(self, name: str, run: Run) -> None:
-        """Raises ValueError for a setting of the scores in a run that scores nothing."""
-        asked = prompts_of(self.reason_config(run)).get("scorer", ())
-        given = [key for key in ("reduction", "decay") if getattr(run, key) is not None]
-        if given and "follow" not in asked:
-            raise ValueError(f"experiment: run {name!r} scores no candidates, its {given[0]} changes nothing")
-        if run.scorer != "agent" and not asked:
-            raise ValueError(f"experiment: run {name!r} asks no scorer, its scorer changes nothing")
-
     def reason_config(self, run: Run) -> ReasonConfig:
-        names = ("candidates", "keep_rationales", "guide", "reduction", "decay")
-        own = {name: getattr(run, name) for name in names if getattr(run, name) is not None}
-        return replace(self.config.reason, strategy=run.strategy, **own)
+        return run.applied(self.config.reason)
 
     def filter_config(self, rationalyst: Rationalyst) -> FilterConfig:
         own: dict[str, Any] = {"keep": rationalyst.keep}

@@ -9,22 +9,9 @@ from fractions import Fraction
 from rationalyst_jax.files.rows import Row, filled_field, id_field
 from rationalyst_jax.tasks.numbers import ANNOTATION, SCALES, any_of, last_number, number, written
 from rationalyst_jax.tasks.question import Question
-from rationalyst_jax.tasks.solution import braced, solution
+from rationalyst_jax.tasks.solution import HEADING, STATEMENT, braced, solution
 from rationalyst_jax.tasks.task import Paper, Task, grade_each
 
-# What opens a statement of the answer. A bare "Answer:" does not: documents open their reasoning with it.
-# "The answer is correct" states none: it speaks of one that was stated.
-STATEMENT = re.compile(
-    r"""(?P<hashes>\#\#\#\#)
-      | (?P<boxed>\\boxed\s*\{)
-      | (?: \banswer\s+is\b | \bfinal\s+answer\s*: )
-        (?: [\s:,*_]*+ \b(?: actually | also | clearly | exactly | hence | indeed | just | now | only | simply
-                           | still | then | therefore | thus | equal\s+to | a\s+total\s+of )\b ,?+ )*+
-        (?! [\s:*_]*+ (?: consistent | correct | plausible | reasonable | right | valid | verified )\b )
-        [\s:*_]*+""",
-    re.VERBOSE | re.IGNORECASE,
-)
-HEADING = re.compile(r"[\s*_]*+[0-9]++[*_\s]*+[-.):][*_]*+\s++[*_]*+[^\W\d_]")  # as in "#### 1. The eggs"
 SCALE_AFTER_BOX = re.compile(rf"[\s$*\\)\]]*+({any_of(SCALES)})\b")
 
 

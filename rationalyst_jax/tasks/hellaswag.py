@@ -12,8 +12,9 @@ ARTIFACT = re.compile(r"\[[^\]\n]*\]")  # of WikiHow's markup, as in "[header]"
 
 
 def question(row: Row, place: str, default_id: str) -> Question:
-    """A row of HellaSwag ({"ind", "activity_label", "ctx_a", "ctx_b", "endings", "label", "split"}) as a
-    question. Its text is "activity: beginning", cleaned of WikiHow's markup, as other harnesses clean it.
+    """A row of HellaSwag ({"ind", "activity_label", "ctx_a", "ctx_b", "endings", "label", "split", perhaps
+    "source_id"}) as a question. Its text is "activity: beginning", cleaned of WikiHow's markup, as other
+    harnesses clean it.
 
     Raises ValueError naming the place where a key is missing, or the label is none of the endings.
     """
@@ -30,6 +31,7 @@ def question(row: Row, place: str, default_id: str) -> Question:
         "ABCDEFGHIJ"[int(label)],
         endings,
         subject=text_field(row, "split_type", place, default=""),
+        passage=text_field(row, "source_id", place, default=""),  # the video or the article
         split={"val": "validation"}.get(split := text_field(row, "split", place, default=""), split),
     )
 

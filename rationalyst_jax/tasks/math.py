@@ -10,12 +10,11 @@ from collections import deque
 from dataclasses import replace
 
 from rationalyst_jax.files.rows import Row, filled_field, id_field, text_field
-from rationalyst_jax.tasks.gsm8k import HEADING, STATEMENT
 from rationalyst_jax.tasks.latex import MAX_LENGTH, plain
 from rationalyst_jax.tasks.math_grading import grade
 from rationalyst_jax.tasks.numbers import number, written
 from rationalyst_jax.tasks.question import Question
-from rationalyst_jax.tasks.solution import braced, solution
+from rationalyst_jax.tasks.solution import HEADING, STATEMENT, braced, solution
 from rationalyst_jax.tasks.task import Paper, Task
 
 BOX = re.compile(

@@ -14,7 +14,7 @@ OPTION = re.compile(r"\s*([A-Z])\)\s*(\S.*)")
 
 def question(row: Row, place: str, default_id: str) -> Question:
     """A row {"id", "context", "question", "options": ["A) True", ...], "answer"} as a question. Its text is
-    the context, a line break, and the row's question.
+    the context, a line break, and the row's question; several questions share a context.
 
     Raises ValueError naming the place where a key is missing, or the answer is none of the options.
     """
@@ -28,7 +28,8 @@ def question(row: Row, place: str, default_id: str) -> Question:
     )
     context = filled_field(row, "context", place).strip()
     asked = filled_field(row, "question", place).strip()
-    return Question(id_field(row, "id", place, default=default_id), f"{context}\n{asked}", gold, options)
+    name = id_field(row, "id", place, default=default_id)
+    return Question(name, f"{context}\n{asked}", gold, options, passage=context)
 
 
 TASK = Task(

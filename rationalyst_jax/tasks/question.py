@@ -18,7 +18,8 @@ class Question:
     in the task's own form (of a choice its letter); empty where nobody knows it. choices: the texts of the
     options, where there are any. subject and level (0: not known): where the data says them. solution: a
     worked solution or an explanation that the data has, with or without a statement of the answer. split: of
-    the data set, where the row itself says it.
+    the data set, where the row itself says it. passage: what the question shares with others of its set (a
+    text or the name of one), where it does: such questions are not independent.
     """
 
     id: str
@@ -29,6 +30,12 @@ class Question:
     level: int = 0
     solution: str = ""
     split: str = ""
+    passage: str = ""
+
+    @property
+    def cluster(self) -> str:
+        """Names the questions that say less together than as many others: of one passage, else this one."""
+        return self.passage or self.id
 
     @property
     def options(self) -> Mapping[str, str]:

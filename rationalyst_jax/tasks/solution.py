@@ -1,4 +1,4 @@
-"""Where a model's solution ends, and what stands in its boxes."""
+"""Where a model's solution ends, where it states its answer, and what stands in its boxes."""
 
 import re
 
@@ -13,6 +13,20 @@ RUN_ON = re.compile(
         [*_]{0,3} (?: : | (?<=[0-9])\.(?=\s) | [ \t]{0,3}$ )""",
     re.VERBOSE | re.MULTILINE,
 )
+
+# What opens a statement of the answer. A bare "Answer:" does not: documents open their reasoning with it.
+# "The answer is correct" states none: it speaks of one that was stated.
+STATEMENT = re.compile(
+    r"""(?P<hashes>\#\#\#\#)
+      | (?P<boxed>\\boxed\s*\{)
+      | (?: \banswer\s+is\b | \bfinal\s+answer\s*: )
+        (?: [\s:,*_]*+ \b(?: actually | also | clearly | exactly | hence | indeed | just | now | only | simply
+                           | still | then | therefore | thus | equal\s+to | a\s+total\s+of )\b ,?+ )*+
+        (?! [\s:*_]*+ (?: consistent | correct | plausible | reasonable | right | valid | verified )\b )
+        [\s:*_]*+""",
+    re.VERBOSE | re.IGNORECASE,
+)
+HEADING = re.compile(r"[\s*_]*+[0-9]++[*_\s]*+[-.):][*_]*+\s++[*_]*+[^\W\d_]")  # as in "#### 1. The eggs"
 
 
 def solution(text: str) -> str:
