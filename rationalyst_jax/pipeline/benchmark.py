@@ -25,7 +25,7 @@ from rationalyst_jax.reason.config import ReasonConfig
 from rationalyst_jax.reason.strategies import check_strategy, needs_rationalyst
 from rationalyst_jax.reason.traces import mean_ledger, read_traces
 from rationalyst_jax.report.benchmark import benchmark_table, paper_table
-from rationalyst_jax.report.plots import accuracy_chart
+from rationalyst_jax.report.plots import accuracy_panels
 from rationalyst_jax.report.progress import track
 from rationalyst_jax.report.tables import ledger_table
 from rationalyst_jax.tasks.benchmarks import task_named
@@ -89,11 +89,10 @@ def _run(benchmark: "Benchmark", run_dir: RunDir, only: Sequence[str]) -> dict[s
     summary = {"limit": config.limit, "samples": config.samples, "tasks": tasks}
     write_json(run_dir.path / "summary.json", summary)
     charted = {
-        f"{task}, {row}": cell["strict"]
-        for task, rows in tasks.items()
-        for row, cell in rows["cells"].items()
+        rows["title"]: {row: cell["strict"] for row, cell in rows["cells"].items()} for rows in tasks.values()
     }
-    accuracy_chart(charted, run_dir.path / "accuracy.png")
+    if charted:
+        accuracy_panels(charted, run_dir.path / "accuracy.png")
     for rows in tasks.values():
         console.print(benchmark_table(rows, config.baselines))
         console.print(

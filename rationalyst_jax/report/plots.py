@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rationalyst_jax.files.rows import read_rows
@@ -32,18 +33,44 @@ def loss_curve(metrics: Path, png: Path) -> None:
 
 def accuracy_chart(results: Mapping[str, Mapping[str, Any]], png: Path) -> None:
     """Draws accuracies with their 95 % intervals, one bar per result (`accuracy`, `low`, `high` in 0..1)."""
-    names = list(results)[::-1]
-    figure = Figure(figsize=(7, 0.8 + 0.36 * len(names)), layout="constrained")
+    figure = Figure(figsize=(7, _height(results)), layout="constrained")
     axes = figure.subplots()
+    _bars(axes, results)
+    axes.set_xlabel("accuracy (%), 95 % interval")
+    figure.savefig(png, dpi=120)
+
+
+def accuracy_panels(panels: Mapping[str, Mapping[str, Mapping[str, Any]]], png: Path) -> None:
+    """Draws one chart as `accuracy_chart` draws it under each title, in two columns; at least one title."""
+    columns = min(2, len(panels))
+    rows = -(-len(panels) // columns)
+    height = max(map(_height, panels.values()))
+    figure = Figure(figsize=(7 * columns, rows * height), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes, (title, results) in zip(grid, panels.items(), strict=False):
+        _bars(axes, results)
+        axes.set_title(title, loc="left")
+    for axes in grid[len(panels) :]:
+        axes.remove()
+    figure.supxlabel("accuracy (%), 95 % interval")
+    figure.savefig(png, dpi=120)
+
+
+def _height(results: Mapping[str, Any]) -> float:
+    """Inches of a chart with so many bars."""
+    return 0.8 + 0.36 * len(results)
+
+
+def _bars(axes: Axes, results: Mapping[str, Mapping[str, Any]]) -> None:
+    names = list(results)[::-1]
     accuracy = [100 * results[name]["accuracy"] for name in names]
     below = [100 * (results[name]["accuracy"] - results[name]["low"]) for name in names]
     above = [100 * (results[name]["high"] - results[name]["accuracy"]) for name in names]
     axes.barh(names, accuracy, xerr=[below, above], color="#7aa6c2", ecolor="#333333", capsize=3, height=0.65)
     for y, (value, up) in enumerate(zip(accuracy, above, strict=True)):
         axes.text(value + up + 1.5, y, f"{value:.1f}", va="center")
-    axes.set(xlabel="accuracy (%), 95 % interval", xlim=(0, 100))
+    axes.set_xlim(0, 100)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(png, dpi=120)
 
 
 def accuracy_curve(

@@ -18,9 +18,8 @@ Result = TypeVar("Result")
 
 READY = "ready"
 START = 300  # seconds that a worker may take to begin
-PATIENCE = (
-    20  # how many times its CPU seconds an item may take on the wall clock: a busy machine isn't the item
-)
+# How many times its CPU seconds an item may take on the wall clock: a busy machine isn't the item.
+PATIENCE = 20
 
 
 @dataclass(frozen=True)
