@@ -6,13 +6,16 @@ import multiprocessing
 import os
 import signal
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
+import rationalyst_jax.pipeline.benchmark
 from rationalyst_jax.cli.main import main
+from rationalyst_jax.evaluate.statistics import holm
 from rationalyst_jax.files.rows import write_rows
 from rationalyst_jax.pipeline.approach import Approach
 from rationalyst_jax.pipeline.benchmark import run
@@ -21,7 +24,10 @@ from rationalyst_jax.pipeline.benchmark_config import (
     Contestant,
     TaskQuestions,
 )
+from rationalyst_jax.pipeline.reason import ReasonSummary
 from rationalyst_jax.reason.config import ReasonConfig
+from rationalyst_jax.reason.traces import Trace, Usage, mean_ledger
+from rationalyst_jax.tasks.sources import read_questions
 from rationalyst_jax.world.corpus import questions
 
 APPROACHES = {
@@ -116,6 +122,99 @@ def test_a_run_that_was_killed_twice_ends_with_the_same_traces(
 
 def _run(config: BenchmarkConfig) -> None:
     run(config, only=None, console=quiet())
+
+
+def stubbed(monkeypatch: pytest.MonkeyPatch, sets: Path) -> list[Path]:
+    """Questions are answered at once, by their places and the strategy; returns the files written."""
+    written: list[Path] = []
+
+    def reason(questions, task, cast, models, prompts, config, out, *, limit=None, progress=None, **options):
+        asked = read_questions(task, questions)[:limit]
+        out.parent.mkdir(parents=True, exist_ok=True)
+        tokens = {"agent": Usage(flops=100 * config.candidates)}
+        right = [(i + len(config.strategy) + config.seed) % 3 > 0 for i in range(len(asked))]
+        traces = [
+            Trace(question.id, config.strategy, question.gold if so else None, "end", (), (), tokens, 0.0)
+            for question, so in zip(asked, right, strict=True)
+        ]
+        write_rows(out, [asdict(trace) for trace in traces])
+        written.append(out)
+        return ReasonSummary(len(asked), len(asked), 1.0, {}, mean_ledger(traces))
+
+    monkeypatch.setattr(rationalyst_jax.pipeline.benchmark, "reason", reason)
+    return written
+
+
+def many(sets: Path, run_dir: Path, **changes: Any) -> BenchmarkConfig:
+    """Two tasks, two baselines, two samples, shots that are drawn."""
+    rows = [{"problem": f"{i} + 1?", "solution": f"\\boxed{{{i + 1}}}", "level": 1} for i in range(6)]
+    for name in ("math", "math_shots"):
+        if not (sets / f"{name}.jsonl").exists():
+            write_rows(sets / f"{name}.jsonl", rows)
+    tasks = {
+        "gsm8k": TaskQuestions(str(sets / "longer.jsonl")),
+        "math": TaskQuestions(str(sets / "math.jsonl"), shots_from=str(sets / "math_shots.jsonl")),
+    }
+    options: dict[str, Any] = {"tasks": tasks, "baselines": ("random", "implicit"), "samples": 2}
+    return config(sets, run_dir, **options | changes)
+
+
+def test_each_pair_is_once_in_the_family_and_samples_are_no_questions(sets, tmp_path, monkeypatch):
+    stubbed(monkeypatch, sets)
+    console = Console(file=io.StringIO(), width=200)
+    summary = run(many(sets, tmp_path / "run"), only=None, console=console)
+    assert isinstance(console.file, io.StringIO)
+    printed = console.file.getvalue()
+    assert "GSM8K (4 questions, each 2 times)" in printed and "MATH (6 questions, each 2 times)" in printed
+    pairs: dict[tuple, set[tuple[float, float]]] = {}
+    for task, rows in summary["tasks"].items():
+        for cell in rows["cells"].values():
+            for baseline, versus in cell["versus"].items():
+                key = (task, cell["checkpoint"], *sorted((cell["approach"], baseline)))
+                pairs.setdefault(key, set()).add((versus["p"], versus["p_holm"]))
+    assert len(pairs) == 2 * 3  # of each task: three pairs of guided's approaches; alone has one approach
+    assert all(len(same) == 1 for same in pairs.values())
+    found = [next(iter(same)) for same in pairs.values()]
+    assert [adjusted for _, adjusted in found] == pytest.approx(holm([p for p, _ in found]))
+
+
+@pytest.mark.parametrize("file", ["math.jsonl", "math_shots.jsonl"])
+def test_files_that_changed_are_refused_before_anything_else_is_solved(sets, tmp_path, monkeypatch, file):
+    written = stubbed(monkeypatch, sets)
+    settings = many(sets, tmp_path / "run")
+    run(settings, only=["math"], console=quiet())
+    done = len(written)
+    before = (sets / file).read_bytes()
+    changed = [{"problem": "1 + 1?", "solution": "\\boxed{2}", "level": 1}]
+    try:
+        write_rows(sets / file, changed)
+        with pytest.raises(ValueError, match=f"{file}: has changed since"):
+            run(settings, only=["gsm8k"], console=quiet())
+    finally:
+        (sets / file).write_bytes(before)
+    assert len(written) == done
+    run(settings, only=["gsm8k"], console=quiet())
+    assert len(written) > done
+
+
+def test_an_endpoint_has_no_budget_that_another_could_have(sets: Path, tmp_path: Path):
+    far = {"far": Contestant("http://localhost:1/v1", "world")}
+    with pytest.raises(
+        ValueError, match="wants the FLOPs of 'implicit', which an endpoint, as checkpoint 'far'"
+    ):
+        run(config(sets, tmp_path / "run", checkpoints=far), only=None, console=quiet())
+    assert not (tmp_path / "run").exists()
+
+
+def test_cells_that_would_share_their_files_are_refused(sets: Path, tmp_path: Path):
+    names = {"llama": Contestant("world"), "llama: tuned": Contestant("world")}
+    approaches = {"random": Approach("random"), "tuned: random": Approach("greedy")}
+    with pytest.raises(ValueError, match="would share their files"):
+        run(
+            config(sets, tmp_path / "run", checkpoints=names, approaches=approaches),
+            only=None,
+            console=quiet(),
+        )
 
 
 def test_questions_that_changed_since_are_refused(whole: tuple[Path, dict], sets: Path, tmp_path: Path):

@@ -15,12 +15,12 @@ from rationalyst_jax.evaluate.statistics import holm
 from rationalyst_jax.files.whole import file_name, write_json
 from rationalyst_jax.pipeline.approach import Approach
 from rationalyst_jax.pipeline.benchmark_config import BenchmarkConfig, Contestant
-from rationalyst_jax.pipeline.budget import affordable
-from rationalyst_jax.pipeline.evaluate import Evaluation, evaluate
-from rationalyst_jax.pipeline.models import Models
+from rationalyst_jax.pipeline.budget import affordable, share_of_budget
+from rationalyst_jax.pipeline.evaluate import evaluate
+from rationalyst_jax.pipeline.models import Models, address_of
 from rationalyst_jax.pipeline.reason import Cast, ReasonSummary, reason
 from rationalyst_jax.pipeline.run_dir import RunDir
-from rationalyst_jax.prompts.prompt import PromptSet, load_prompts
+from rationalyst_jax.prompts.prompt import PromptSet, load_demonstrations, load_prompts
 from rationalyst_jax.reason.config import ReasonConfig
 from rationalyst_jax.reason.strategies import check_strategy, needs_rationalyst
 from rationalyst_jax.reason.traces import mean_ledger, read_traces
@@ -66,24 +66,31 @@ def _run(benchmark: "Benchmark", run_dir: RunDir, only: Sequence[str]) -> dict[s
     config = benchmark.config
     console = benchmark.console
 
+    # ---- What was solved before must have been solved from the same files ----
+    stages = {name: benchmark.stages(name) for name in config.tasks}
+    inputs = {
+        name: benchmark.inputs(name)
+        for name in config.tasks
+        if name in only or any(map(run_dir.is_done, stages[name]))
+    }
+    for name, found in inputs.items():
+        for stage in filter(run_dir.is_done, stages[name]):
+            for key, digest in run_dir.result(stage)["inputs"].items():
+                if digest != found[key]:
+                    raise ValueError(
+                        f"{getattr(config.tasks[name], key)}: has changed since {run_dir.path} was begun; "
+                        "put it back, or begin elsewhere"
+                    )
+
     # ---- Cells ----
-    digests = {name: questions_digest(benchmark.tasks[name], config.tasks[name].questions) for name in only}
-    stages = {stage: cell for name in only for stage, cell in benchmark.stages(name).items()}
+    wanted = [(stage, *cell) for name in only for stage, cell in stages[name].items()]
     places = list(config.checkpoints)  # one checkpoint after the other: to open one may take minutes
-    for stage, (cell, sample) in sorted(stages.items(), key=lambda item: places.index(item[1][0].checkpoint)):
-        digest = digests[cell.task]
-        solved = run_dir.stage(stage, partial(benchmark.solve, cell, sample, digest))
-        if solved["questions"] != digest:
-            source = config.tasks[cell.task].questions
-            raise ValueError(
-                f"{source}: has changed since {run_dir.path} was begun; put it back, or begin elsewhere"
-            )
+    for stage, cell, sample in sorted(wanted, key=lambda item: places.index(item[1].checkpoint)):
+        run_dir.stage(stage, partial(benchmark.solve, cell, sample, inputs[cell.task]))
 
     # ---- What is left to look at ----
     tasks = {
-        name: benchmark.evaluate(name)
-        for name in config.tasks
-        if all(run_dir.is_done(stage) for stage in benchmark.stages(name))
+        name: benchmark.evaluate(name) for name in config.tasks if all(map(run_dir.is_done, stages[name]))
     }
     _correct_family(tasks)
     summary = {"limit": config.limit, "samples": config.samples, "tasks": tasks}
@@ -94,7 +101,7 @@ def _run(benchmark: "Benchmark", run_dir: RunDir, only: Sequence[str]) -> dict[s
     if charted:
         accuracy_panels(charted, run_dir.path / "accuracy.png")
     for rows in tasks.values():
-        console.print(benchmark_table(rows, config.baselines))
+        console.print(benchmark_table(rows, config.baselines, config.samples))
         console.print(
             ledger_table("ledger, means of a question", {r: c["ledger"] for r, c in rows["cells"].items()})
         )
@@ -104,19 +111,24 @@ def _run(benchmark: "Benchmark", run_dir: RunDir, only: Sequence[str]) -> dict[s
 
 
 def _correct_family(tasks: Mapping[str, Mapping[str, Any]]) -> None:
-    """Adds to every comparison its p-value after Holm's correction over all of them: `p_holm`."""
-    compared = [
-        versus
-        for rows in tasks.values()
-        for cell in rows["cells"].values()
-        for versus in cell["versus"].values()
-    ]
-    for versus, p in zip(compared, holm([versus["p"] for versus in compared]), strict=True):
-        versus["p_holm"] = p
+    """Adds to every comparison `p_holm`, its p-value after Holm's correction over all pairs compared.
+
+    Two baselines are compared with each other twice, with one p-value: they are one pair.
+    """
+    pairs: dict[tuple[str, str, frozenset[str]], list[dict[str, Any]]] = {}
+    for task, rows in tasks.items():
+        for cell in rows["cells"].values():
+            for baseline, versus in cell["versus"].items():
+                both = frozenset((cell["approach"], baseline))
+                pairs.setdefault((task, cell["checkpoint"], both), []).append(versus)
+    adjusted = holm([same[0]["p"] for same in pairs.values()])
+    for same, p in zip(pairs.values(), adjusted, strict=True):
+        for versus in same:
+            versus["p_holm"] = p
 
 
 class Benchmark:
-    """The cells of a benchmark. What is wrong with the input is found when it is made."""
+    """The cells of a benchmark. What is wrong with its settings is found when it is made."""
 
     def __init__(self, config: BenchmarkConfig, models: Models, console: Console):
         self.config = config
@@ -131,6 +143,17 @@ class Benchmark:
                 approach.check_scoring(config.reason)
             except ValueError as error:
                 raise ValueError(f"benchmark: approach {name!r}: {error}") from None
+            for checkpoint, contestant in config.checkpoints.items():
+                if approach.budget_of is not None and any(map(address_of, contestant.places)):
+                    raise ValueError(
+                        f"benchmark: approach {name!r} wants the FLOPs of {approach.budget_of!r}, which an "
+                        f"endpoint, as checkpoint {checkpoint!r} has one, does not tell"
+                    )
+        for task in config.tasks:
+            cells: dict[str, Cell] = {}
+            for cell in self.cells(task):
+                if (other := cells.setdefault(file_name(cell.row), cell)) != cell:
+                    raise ValueError(f"benchmark: {other.row!r} and {cell.row!r} would share their files")
 
     def _prompts(self, task: str) -> PromptSet:
         return load_prompts(self.config.tasks[task].prompts or self.config.prompts)
@@ -144,10 +167,19 @@ class Benchmark:
     def stages(self, task: str) -> dict[str, tuple[Cell, int]]:
         """The stages of a task by their names: each cell once for every sample."""
         return {
-            " ".join(("solve", *vars(cell).values(), str(sample))): (cell, sample)
+            f"solve {task}, {cell.row}, sample {sample}": (cell, sample)
             for cell in self.cells(task)
             for sample in range(self.config.samples)
         }
+
+    def inputs(self, task: str) -> dict[str, str]:
+        """Fingerprints of the files of a task, by their keys in its settings."""
+        its = self.config.tasks[task]
+        found = {"questions": questions_digest(self.tasks[task], its.questions)}
+        if its.shots_from is not None:
+            split = self.tasks[task].references[0]
+            found["shots_from"] = questions_digest(self.tasks[task], its.shots_from, split)
+        return found
 
     def approaches(self, models: Contestant) -> dict[str, Approach]:
         """The approaches that a checkpoint can do: without a RATIONALYST, those that need none."""
@@ -163,41 +195,48 @@ class Benchmark:
         return approach.applied(replace(self.config.reason, seed=self.config.reason.seed + sample))
 
     def settings(self) -> dict[str, Any]:
-        """All that decides the results, as JSON values; files of questions are compared cell by cell."""
+        """All that decides the results, as JSON values; the files of tasks are compared cell by cell."""
         config = asdict(self.config)
-        for key in ("run_dir", "baselines", "endpoint"):  # a run may be moved and go on, by another road
+        for key in ("run_dir", "baselines"):  # a run may be moved, and looked at in other ways
             del config[key]
-        for questions in config["tasks"].values():  # as may its input
-            del questions["questions"]
-        places = {
-            place
-            for models in self.config.checkpoints.values()
-            for place in (models.agent, models.rationalyst, models.scorer)
-            if place is not None
-        }
+        for its in config["tasks"].values():  # as may its input
+            its["questions"] = None
+            its["shots_from"] = its["shots_from"] is not None
+        for key in ("concurrency", "retries"):  # how an endpoint is asked changes no answer
+            del config["endpoint"][key]
+        places = {place for models in self.config.checkpoints.values() for place in models.places}
         names = {place: self.models.known(place).name for place in sorted(places)}
-        return config | {"models": names, "prompts": {name: p.version for name, p in self.prompts.items()}}
+        versions = {
+            name: prompts.shown(load_demonstrations(self.tasks[name].demonstrations)).version
+            for name, prompts in self.prompts.items()
+        }
+        return config | {"models": names, "prompts": versions}
 
     def traces_path(self, cell: Cell, sample: int) -> Path:
-        name = cell.approach if sample == 0 else f"{cell.approach} sample {sample}"
-        return self.path / "traces" / file_name(cell.checkpoint) / cell.task / f"{file_name(name)}.jsonl"
+        folder = self.path / "traces" / file_name(cell.checkpoint) / cell.task
+        if sample > 0:
+            folder /= f"sample {sample}"
+        return folder / f"{file_name(cell.approach)}.jsonl"
 
     # ---- Stages ----
 
-    def solve(self, cell: Cell, sample: int, questions: str) -> dict[str, Any]:
-        """Solves the questions of one cell once; `questions` is their fingerprint."""
+    def solve(self, cell: Cell, sample: int, inputs: Mapping[str, str]) -> dict[str, Any]:
+        """Solves the questions of one cell once; `inputs` are the fingerprints of its files."""
         approach = self.config.approaches[cell.approach]
         config = self.reason_config(approach, sample)
         out = self.traces_path(cell, sample)
+        found: dict[str, Any] = {"inputs": dict(inputs)}
         if approach.budget_of is not None:
             model = self.traces_path(replace(cell, approach=approach.budget_of), sample)
-            pilot = partial(self._reason, cell, config)
-            candidates = affordable(config.candidates, pilot, out, model)
-            config = replace(config, candidates=candidates)
-            self.console.print(f"{candidates} candidates take what {approach.budget_of} takes")
+            config = affordable(config, partial(self._reason, cell), out, model)
         with track(self.console, f"{cell.task}, {cell.row}") as progress:
-            summary = self._reason(cell, config, out, self.config.limit, progress=progress)
-        return {**asdict(summary), "questions": questions, "candidates": config.candidates}
+            found |= asdict(self._reason(cell, config, out, self.config.limit, progress=progress))
+        if approach.budget_of is not None:
+            share = share_of_budget(out, model)
+            took = f"{share:.0%} of the FLOPs of {approach.budget_of}"
+            self.console.print(f"{config.candidates} candidates took {took}")
+            found |= {"candidates": config.candidates, "share_of_budget": share}
+        return found
 
     def _reason(
         self, cell: Cell, config: ReasonConfig, out: Path, limit: int | None, **options: Any
@@ -225,27 +264,24 @@ class Benchmark:
         paths = {
             cell: [self.traces_path(cell, sample) for sample in range(self.config.samples)] for cell in cells
         }
-        baselines = [cell for cell in cells if cell.approach in self.config.baselines]
-        graded = evaluate(
-            task,
-            self.config.tasks[name].questions,
-            {cell.row: paths[cell] for cell in cells},
-            [cell.row for cell in baselines],
-            limit=self.config.limit,
-        )
         found = {}
-        for cell in cells:
-            own = {b.row: b.approach for b in baselines if b.checkpoint == cell.checkpoint}
-            traces = [trace for path in paths[cell] for trace in read_traces(path)]
-            found[cell.row] = _as_json(graded[cell.row], own) | {"ledger": mean_ledger(traces)}
+        for checkpoint in self.config.checkpoints:
+            own = {cell.approach: cell for cell in cells if cell.checkpoint == checkpoint}
+            graded = evaluate(
+                task,
+                self.config.tasks[name].questions,
+                {approach: paths[cell] for approach, cell in own.items()},
+                [approach for approach in self.config.baselines if approach in own],
+                limit=self.config.limit,
+            )
+            for approach, cell in own.items():
+                traces = [trace for path in paths[cell] for trace in read_traces(path)]
+                found[cell.row] = {
+                    "checkpoint": checkpoint,
+                    "approach": approach,
+                    "strict": asdict(graded[approach].accuracy),
+                    "flexible": asdict(graded[approach].flexible),
+                    "versus": {baseline: asdict(c) for baseline, c in graded[approach].versus.items()},
+                    "ledger": mean_ledger(traces),
+                }
         return {"title": task.title, "paper": task.paper and asdict(task.paper), "cells": found}
-
-
-def _as_json(result: Evaluation, baselines: Mapping[str, str]) -> dict[str, Any]:
-    """The results of a cell as JSON values; compared with its own checkpoint's baselines, by their names."""
-    versus = {baselines[row]: asdict(c) for row, c in result.versus.items() if row in baselines}
-    return {
-        "strict": asdict(result.accuracy),
-        "flexible": asdict(result.flexible),
-        "versus": versus,
-    }

@@ -41,6 +41,11 @@ class Contestant:
     rationalyst: str | None = None
     scorer: str | None = None
 
+    @property
+    def places(self) -> tuple[str, ...]:
+        """All its models, each where it is."""
+        return tuple(p for p in (self.agent, self.rationalyst, self.scorer) if p is not None)
+
 
 @dataclass(frozen=True)
 class BenchmarkConfig:

@@ -19,7 +19,7 @@ from rationalyst_jax.lm.devices.sharding import mesh_of
 from rationalyst_jax.lm.weights.tokenizer import marker_ids
 from rationalyst_jax.mine.config import FilterConfig
 from rationalyst_jax.mine.documents import read_documents
-from rationalyst_jax.pipeline.budget import affordable
+from rationalyst_jax.pipeline.budget import affordable, share_of_budget
 from rationalyst_jax.pipeline.config import ExperimentConfig, Rationalyst, Run
 from rationalyst_jax.pipeline.evaluate import evaluate
 from rationalyst_jax.pipeline.filter import decide_again, filter_rationales, mesh_for
@@ -119,9 +119,10 @@ class Experiment:
         self.path = Path(config.run_dir)
         self.task = task_named(config.task)
         self.prompts = load_prompts(config.prompts)
+        self.shown = self.prompts.shown(load_demonstrations(self.task.demonstrations))
         base = models.checkpoint(config.model)
         needed = ("annotate", "follow", "follow_guided", "rationale", "step")
-        models.check(config.model, self.prompts.shown(load_demonstrations(self.task.demonstrations)), needed)
+        models.check(config.model, self.shown, needed)
         base.check(mesh_of(config.train.mesh, jax.devices()))
         mesh_for(config.filter, config.mesh)
         marker_ids(base.tokenizer, (*config.filter.suppress, *config.reason.suppress))
@@ -162,7 +163,7 @@ class Experiment:
         del config["baseline"], config["curves"]  # these only say how results are looked at
         return config | {
             "model": self.models.checkpoint(self.config.model).fingerprint,
-            "prompts": self.prompts.version,
+            "prompts": self.shown.version,
             "documents": file_digest(Path(documents)) if documents else None,
             "questions": {
                 name: questions_digest(self.task, source) for name, source in self.config.questions.items()
@@ -269,22 +270,17 @@ class Experiment:
 
     def reason(self, name: str, run: Run) -> dict[str, Any]:
         config = self.reason_config(run)
-        if run.budget_of is not None:
-            config = replace(config, candidates=self.affordable(name, run, config))
-            self.console.print(f"{config.candidates} candidates take what {run.budget_of} takes")
+        out = self.traces_path(name)
+        model = None if run.budget_of is None else self.traces_path(run.budget_of)
+        if model is not None:
+            config = affordable(config, lambda c, path, n: self.solve(run, c, path, limit=n), out, model)
         with track(self.console, f"questions ({name})") as progress:
-            return asdict(self.solve(run, config, self.traces_path(name), progress=progress))
-
-    def affordable(self, name: str, run: Run, config: ReasonConfig) -> int:
-        """How many candidates take the operations of the run whose budget this one has, by a pilot."""
-        assert run.budget_of is not None
-        model = self.traces_path(run.budget_of)
-        return affordable(
-            config.candidates,
-            lambda path, limit: self.solve(run, config, path, limit=limit),
-            self.traces_path(name),
-            model,
-        )
+            solved = asdict(self.solve(run, config, out, progress=progress))
+        if model is None:
+            return solved
+        share = share_of_budget(out, model)
+        self.console.print(f"{config.candidates} candidates took {share:.0%} of the FLOPs of {run.budget_of}")
+        return solved | {"candidates": config.candidates, "share_of_budget": share}
 
     def solve(self, run: Run, config: ReasonConfig, out: Path, **options: Any) -> ReasonSummary:
         rationalyst: Place | None = None

@@ -62,7 +62,7 @@ class Models:
 
     def known(self, place: Place) -> Known:
         """The name and the tokenizer of a model. Raises as `open_checkpoint`, and for an unnamed endpoint."""
-        if (address := _address(place)) is not None:
+        if (address := address_of(place)) is not None:
             role = self._at(address)
             return Known(role.name, role.tokenizer)
         checkpoint = self.checkpoint(place)
@@ -70,7 +70,7 @@ class Models:
 
     def checkpoint(self, place: Place) -> Checkpoint:
         """The checkpoint in a folder. Raises as `open_checkpoint`, and ValueError for an address."""
-        if _address(place) is not None:
+        if address_of(place) is not None:
             raise ValueError(f"{place}: a checkpoint folder is needed here, not an endpoint")
         path = checkpoint_path(place)
         same = path.resolve()  # two names of one folder are one model
@@ -91,7 +91,7 @@ class Models:
         if tokenizer is not None:
             check_prompts(tokenizer, prompts, names)
             marker_ids(tokenizer, suppress)
-        if _address(place) is None:
+        if address_of(place) is None:
             self.checkpoint(place).check_generation()
 
     def roles(self, *places: Place) -> list[Role]:
@@ -100,7 +100,9 @@ class Models:
         Engines share the memory of their devices. Where one is asked for that is not open, those that are not
         asked for are closed, and the others keep their weights. Raises as `open_engines`.
         """
-        wanted = {c.path: c for c in (self.checkpoint(place) for place in places if _address(place) is None)}
+        wanted = {
+            c.path: c for c in (self.checkpoint(place) for place in places if address_of(place) is None)
+        }
         if not wanted.keys() <= self._engines.keys():
             weights = {path: engine.model for path, engine in self._engines.items() if path in wanted}
             self.close()
@@ -126,7 +128,7 @@ class Models:
             gc.collect()
 
     def _role(self, place: Place) -> Role:
-        if (address := _address(place)) is not None:
+        if (address := address_of(place)) is not None:
             return self._at(address)
         checkpoint = self.checkpoint(place)
         known = self.known(place)
@@ -147,6 +149,6 @@ class Models:
         return self._endpoints[address]
 
 
-def _address(place: Place) -> str | None:
+def address_of(place: Place) -> str | None:
     """The place as an address; None for a folder."""
     return place if isinstance(place, str) and place.startswith(("http://", "https://")) else None

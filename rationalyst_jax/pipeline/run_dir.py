@@ -46,7 +46,11 @@ class RunDir:
             start = time.perf_counter()
             result = work()
             write_json(marker, {"seconds": round(time.perf_counter() - start, 2), "result": result})
-        return read_json(marker)["result"]
+        return self.result(name)
+
+    def result(self, name: str) -> Any:
+        """What the work of a finished stage returned."""
+        return read_json(self._marker(name))["result"]
 
     def is_done(self, name: str) -> bool:
         return self._marker(name).exists()

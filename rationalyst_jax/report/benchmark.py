@@ -15,14 +15,17 @@ STYLE: dict[str, Any] = {
 }
 
 
-def benchmark_table(task: Mapping[str, Any], baselines: Sequence[str]) -> Table:
-    """One task's cells: accuracy by both readings, what has no verdict, and differences to the baselines.
+def benchmark_table(task: Mapping[str, Any], baselines: Sequence[str], samples: int) -> Table:
+    """One task's cells: accuracy by both readings, what has no verdict, and differences to the baselines, of
+    so many samples of each question.
 
     task: `title`, and `cells` by their names, each with `strict` and `flexible` (the fields of a Summary) and
     `versus` (the fields of a Comparison, and `p_holm`) by the names of baselines.
     """
     numbers = sorted({cell["strict"]["n"] for cell in task["cells"].values()})
-    table = Table(title=f"{task['title']} (n = {', '.join(map(str, numbers))})", **STYLE)
+    n = ", ".join(str(number // samples) for number in numbers)
+    each = f", each {samples} times" if samples > 1 else ""
+    table = Table(title=f"{task['title']} ({n} questions{each})", **STYLE)
     table.add_column("run", overflow="fold")
     for heading in ("% strict [95 %]", "% flexible [95 %]"):
         table.add_column(heading, no_wrap=True)

@@ -40,11 +40,11 @@ def read_questions(task: Task, source: Source, split: str | None = None) -> list
     return [question for _, question in task.placed(rows, found.split)]
 
 
-def questions_digest(task: Task, source: Source) -> str:
+def questions_digest(task: Task, source: Source, split: str | None = None) -> str:
     """A short fingerprint of the file, or the prepared set and its split, that `read_questions` reads."""
     if not is_prepared(source):
         return file_digest(Path(source))
-    return split_digest(prepared_split(_asked(task, source), split_called(task.split)))
+    return split_digest(prepared_split(_asked(task, source), split_called(split or task.split)))
 
 
 def _asked(task: Task, source: Source) -> Wanted:
