@@ -6,17 +6,21 @@ import multiprocessing
 import os
 import signal
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from random_model import random_llama
 from rich.console import Console
 
 import rationalyst_jax.pipeline.benchmark
 from rationalyst_jax.cli.main import main
 from rationalyst_jax.evaluate.statistics import holm
 from rationalyst_jax.files.rows import write_rows
+from rationalyst_jax.lm.engine.config import EngineConfig
+from rationalyst_jax.lm.model.config import LlamaConfig
+from rationalyst_jax.lm.weights.hf import copy_tokenizer, save_llama
 from rationalyst_jax.pipeline.approach import Approach
 from rationalyst_jax.pipeline.benchmark import run
 from rationalyst_jax.pipeline.benchmark_config import (
@@ -104,24 +108,67 @@ def test_a_run_that_was_killed_twice_ends_with_the_same_traces(
     whole: tuple[Path, dict], sets: Path, tmp_path: Path
 ):
     path, summary = whole
-    again = tmp_path / "again"
-    spawn = multiprocessing.get_context("spawn")
-    for wanted in (1, 3):  # killed amid the first cells, and amid later ones
-        process = spawn.Process(target=_run, args=(config(sets, again),))
+    again = config(sets, tmp_path / "again")
+    kill_twice(again, (1, 3))
+    assert run(again, only=None, console=quiet()) == summary
+    assert traces(Path(again.run_dir)) == traces(path)
+
+
+def kill_twice(config: BenchmarkConfig, files: tuple[int, int]) -> None:
+    """Runs a benchmark and kills it as soon as so many files of traces are there, amid the last of them."""
+    for wanted in files:
+        process = multiprocessing.get_context("spawn").Process(target=_run, args=(config,))
         process.start()
-        deadline = time.monotonic() + 300
-        while len([*again.rglob("traces/**/*.jsonl")]) < wanted and time.monotonic() < deadline:
-            assert process.is_alive()
+        deadline = time.monotonic() + 1200
+        while len([*Path(config.run_dir).rglob("traces/**/*.jsonl")]) < wanted:
+            assert process.is_alive() and time.monotonic() < deadline
             time.sleep(0.05)
         assert process.pid is not None
         os.kill(process.pid, signal.SIGKILL)
         process.join()
-    assert run(config(sets, again), only=None, console=quiet()) == summary
-    assert traces(again) == traces(path)
 
 
 def _run(config: BenchmarkConfig) -> None:
     run(config, only=None, console=quiet())
+
+
+REAL = {
+    "gsm8k": "gsm8k/test.jsonl",
+    "math500": "math/math500.jsonl",
+    "commonsense_qa": "ecqa/cqa_dev.jsonl",
+    "hellaswag": "hellaswag/val_1000.jsonl",
+    "proofwriter": "proofwriter/logic_llm_test.json",
+    "arc": "arc/test.jsonl",
+    "mmlu_pro": "mmlu_pro/test.parquet",
+}
+
+
+@pytest.mark.slow
+def test_every_cell_of_the_seven_tasks_is_filled_from_real_questions_though_killed(shared, tmp_path):
+    tiny = tmp_path / "tiny"
+    shape = LlamaConfig(128256, 16, 16, 2, 2, 1, 8, max_position_embeddings=8192, eos_token_id=128001)
+    save_llama(random_llama(shape), tiny)
+    copy_tokenizer(shared / "llama3_tokenizer", tiny)
+    whole = BenchmarkConfig(
+        run_dir=str(tmp_path / "whole"),
+        prompts="llama3",
+        tasks={name: TaskQuestions(str(shared / file)) for name, file in REAL.items()},
+        checkpoints={"tiny": Contestant(str(tiny), str(tiny))},
+        approaches=APPROACHES,
+        limit=20,
+        reason=ReasonConfig(max_steps=2, max_step_tokens=10, max_rationale_tokens=6),
+        engine=EngineConfig(max_sequences=16),
+    )
+    summary = run(whole, only=None, console=quiet())
+    cells = [cell for task in summary["tasks"].values() for cell in task["cells"].values()]
+    assert len(cells) == 21
+    assert all(cell["strict"]["n"] == 20 and cell["strict"]["high"] > 0.1 for cell in cells)
+    killed = replace(whole, run_dir=str(tmp_path / "killed"))
+    kill_twice(killed, (4, 13))
+    run(killed, only=None, console=quiet())
+    one, other = (Path(config.run_dir) for config in (whole, killed))
+    assert (one / "summary.json").read_bytes() == (other / "summary.json").read_bytes()
+    assert traces(one) == traces(other)
 
 
 def stubbed(monkeypatch: pytest.MonkeyPatch, sets: Path) -> list[Path]:
