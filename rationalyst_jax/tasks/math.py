@@ -14,7 +14,7 @@ from rationalyst_jax.tasks.latex import MAX_LENGTH, plain
 from rationalyst_jax.tasks.math_grading import grade
 from rationalyst_jax.tasks.numbers import number, written
 from rationalyst_jax.tasks.question import Question
-from rationalyst_jax.tasks.solution import HEADING, STATEMENT, braced, solution
+from rationalyst_jax.tasks.solution import HEADING, braced, solution, statements
 from rationalyst_jax.tasks.task import Paper, Task
 
 BOX = re.compile(
@@ -71,10 +71,9 @@ def extract(text: str) -> str | None:
     text = solution(text)
     box = _last(BOX, text)
     boxed_to = -1 if box is None else box.start()
-    statements = [
-        found for found in STATEMENT.finditer(text) if not found["boxed"] and found.end() > boxed_to
-    ]
-    for statement in reversed(statements):
+    for statement in reversed(statements(text)):
+        if statement["boxed"] or statement.end() <= boxed_to:
+            continue
         if statement["hashes"] and HEADING.match(text, statement.end()):
             continue
         stated = _clause(text[statement.end() :], words=box is None and not statement["hashes"])
