@@ -20,8 +20,9 @@ def add_arguments(parser: ArgumentParser) -> None:
         type=Path,
         nargs="+",
         required=True,
-        help="JSONL files of traces that `rationalyst reason` wrote, or of other programs' samples. Each is "
-        "compared with the first.",
+        help="Runs, each compared with the first: a JSONL file of traces that `rationalyst reason` wrote, or of "
+        "another program's samples; or a folder, whose files *.jsonl are parts of one run, each on questions "
+        "of its own.",
     )
 
 

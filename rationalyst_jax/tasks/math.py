@@ -38,11 +38,11 @@ LEVEL = re.compile(r"(?:Level )?([1-5?])")
 def question(row: Row, place: str, default_id: str) -> Question:
     """A row {"problem", "solution", "level", "type" or "subject", perhaps "answer" and "unique_id"} of MATH.
 
-    The gold answer is "answer", else what stands in the last box of the solution, and may be empty: two rows
+    The gold answer is "answer" (null: not there), else what stands in the last box of the solution, and may be empty: two rows
     of the training split have an empty box. Raises ValueError naming the place for a row that is not of that
     form.
     """
-    answered = "answer" in row
+    answered = row.get("answer") is not None
     worked = text_field(row, "solution", place, default="" if answered else None)
     gold = filled_field(row, "answer", place) if answered else _last_box(worked) or ""
     level = row.get("level", "?")
@@ -150,5 +150,11 @@ TASK = Task(
     paper=Paper(base=28.0, rationalyst=32.5, shots=5),  # the released scripts draw nine
 )
 MATH500 = replace(
-    TASK, name="math500", title="MATH-500", size=500, homepage="https://github.com/openai/prm800k", paper=None
+    TASK,
+    name="math500",
+    title="MATH-500",
+    size=500,
+    homepage="https://github.com/openai/prm800k",
+    paper=None,
+    part_of=TASK,
 )

@@ -14,9 +14,9 @@ RUN_ON = re.compile(
     re.VERBOSE | re.MULTILINE,
 )
 
-# What opens a statement of the answer, with or without markup. A bare "Answer:" does not: documents open their
-# reasoning with it. "The answer is correct" states none: it speaks of one that was stated. "The answer would
-# be" opens one only before a number: it may go on "too large".
+# What opens a statement of the answer, with or without markup. A bare "Answer:" does not: documents open
+# their reasoning with it. "The answer is correct" states none: it speaks of one that was stated. "The answer
+# would be" opens one only before a number: it may go on "too large".
 STATEMENT = re.compile(
     r"""(?P<hashes>\#\#\#\#)
       | (?P<boxed>\\boxed\s*\{)
