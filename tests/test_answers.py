@@ -129,7 +129,7 @@ def test_the_questions_that_mmlu_pro_asks_twice_are_read_from_the_harness_files(
 
 
 def test_a_document_of_math_without_an_answer_is_read(tmp_path: Path):
-    doc = {"problem": "What is $1 + 1$?", "solution": r"It is $\boxed{2}$.", "answer": None, "level": "Level 1"}
+    doc = {"problem": "What is $1 + 1$?", "solution": r"It is $\boxed{2}$.", "answer": None, "level": "?"}
     question = Question("m", "What is $1 + 1$?", "2")
     row = {"doc_id": 0, "doc": doc, "resps": [[r"It is \boxed{2}."]]}
     assert read(tmp_path, TASKS["math"], [question], row) == {"m": [Answer("2", "2")]}

@@ -32,8 +32,8 @@ def question(row: Row, place: str, default_id: str) -> Question:
 def extract(text: str) -> str | None:
     """The strict reading: the number a model states as its answer, written canonically, or None.
 
-    Statements are "#### n", "the answer is n" (or "would be"), "final answer: n" and "\\boxed{n}". The last one
-    counts, even where it holds no number; only a "####" line that is no number is taken for a heading and
+    Statements are "#### n", "the answer is n" (or "would be"), "final answer: n" and "\\boxed{n}". The last
+    one counts, even where it holds no number; only a "####" line that is no number is taken for a heading and
     passed over.
     `text` is one step or a whole solution; what follows after it (`solution`) is not read.
     """

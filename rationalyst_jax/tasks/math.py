@@ -38,9 +38,9 @@ LEVEL = re.compile(r"(?:Level )?([1-5?])")
 def question(row: Row, place: str, default_id: str) -> Question:
     """A row {"problem", "solution", "level", "type" or "subject", perhaps "answer" and "unique_id"} of MATH.
 
-    The gold answer is "answer" (null: not there), else what stands in the last box of the solution, and may be empty: two rows
-    of the training split have an empty box. Raises ValueError naming the place for a row that is not of that
-    form.
+    The gold answer is "answer" (null: not there), else what stands in the last box of the solution, and may
+    be empty: two rows of the training split have an empty box. Raises ValueError naming the place for a row
+    that is not of that form.
     """
     answered = row.get("answer") is not None
     worked = text_field(row, "solution", place, default="" if answered else None)
