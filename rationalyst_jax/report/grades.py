@@ -9,12 +9,13 @@ from rich.table import Table
 from rationalyst_jax.report.style import p_value, percent, plain_table, points
 
 if TYPE_CHECKING:  # they import scipy, and help comes before that
+    from rationalyst_jax.evaluate.choice_likelihood import Rule
     from rationalyst_jax.evaluate.grade import Comparison, Summary
     from rationalyst_jax.evaluate.statistics import Interval
     from rationalyst_jax.tasks.task import Task
 
 # What lm-evaluation-harness calls the accuracy under a rule.
-HARNESS = {
+HARNESS: "Mapping[Rule, str]" = {
     "sum": "acc",
     "per_character": "acc_norm",
     "per_byte": "acc_bytes",
@@ -53,7 +54,7 @@ def compared_table(other: str, compared: "Mapping[str, Comparison]") -> Table:
     return table
 
 
-def choices_table(task: "Task", questions: int, accuracy: "Mapping[str, Interval]") -> Table:
+def choices_table(task: "Task", questions: int, accuracy: "Mapping[Rule, Interval]") -> Table:
     """The accuracy under each rule, of so many questions with a known answer."""
     title = f"{task.title}: accuracy in % by the likelihood of the choices, 95 % intervals"
     table = plain_table(title, "rule")
