@@ -1,9 +1,11 @@
 """Answers are read from our traces, and from the files of other people's programs."""
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from rationalyst_jax.evaluate.answers import Answer, read_answers
@@ -67,6 +69,70 @@ def test_samples_of_the_evaluation_harness_are_matched_by_their_documents(tmp_pa
         read(tmp_path, ARC, [FLOATS], likely | {"resps": [[["-7.5", "False"]]]})
     with pytest.raises(ValueError, match=r"answers\.jsonl:1: 'resps' holds neither"):
         read(tmp_path, ARC, [FLOATS], likely | {"resps": []})
+
+
+def harness(doc_id: int, question: str, *texts: str) -> dict[str, Any]:
+    return {"doc_id": doc_id, "doc": {"question": question, "answer": "#### 5"}, "resps": [texts]}
+
+
+def test_a_folder_is_one_run_whose_files_are_parts(tmp_path: Path):
+    folder = tmp_path / "samples"
+    folder.mkdir()
+    (folder / "results.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"samples: a folder without files \*\.jsonl"):
+        grade([folder], SUMS, GSM8K)
+    first = harness(0, SUMS[0].text, "The answer is 5.")
+    second = harness(0, SUMS[1].text, "The answer is 5.")  # the harness counts anew in each file
+    for name, row in (("sums_1", first), ("sums_2", second)):
+        (folder / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
+    assert [row.verdict for row in grade([folder], SUMS, GSM8K).strict] == ["right", "wrong"]
+    assert len(read(tmp_path, GSM8K, SUMS, first, second)) == 2  # the parts in one file
+    (folder / "sums_3.jsonl").write_text(json.dumps(harness(0, SUMS[1].text, "The answer is 8.")) + "\n")
+    with pytest.raises(ValueError, match=r"sums_3\.jsonl:1: question 'b' has two traces"):
+        grade([folder], SUMS, GSM8K)
+
+
+def test_questions_with_one_text_are_told_apart_by_the_ids_of_documents(tmp_path: Path):
+    twins = [Question(name, "Which is B?", "B", ("one", "other")) for name in ("7", "8")]
+    row = {"question": "Which is B?", "options": ["one", "other"], "answer": "B", "category": "letters"}
+    rows = [
+        {"doc_id": i, "doc": row | {"question_id": 8 - i}, "resps": [[f"The answer is {letter}."]]}
+        for i, letter in enumerate("AB")
+    ]
+    task = TASKS["mmlu_pro"]
+    assert read(tmp_path, task, twins, *rows) == {"8": [Answer("A", "A")], "7": [Answer("B", "B")]}
+    rows[1]["doc"]["question_id"] = 9
+    with pytest.raises(ValueError, match=r"answers\.jsonl:2: 2 questions have the text 'Which is B\?"):
+        read(tmp_path, task, twins, *rows)
+    rows[1]["doc"] |= {"question_id": 8, "question": "Which is A?"}  # an id counts only with its text
+    with pytest.raises(ValueError, match=r"answers\.jsonl:2: 0 questions have the text 'Which is A\?"):
+        read(tmp_path, task, twins, *rows)
+
+
+def test_the_questions_that_mmlu_pro_asks_twice_are_read_from_the_harness_files(shared, tmp_path: Path):
+    task = TASKS["mmlu_pro"]
+    path = shared / "mmlu_pro" / "test.parquet"
+    questions = task.read(path)
+    often = Counter(question.asked for question in questions)
+    twice = {question.id: [Answer("A", "A")] for question in questions if often[question.asked] > 1}
+    files: dict[str, list[str]] = {}
+    for row in pq.read_table(path).to_pylist():
+        if str(row["question_id"]) in twice:
+            lines = files.setdefault(row["category"], [])
+            options = [option for option in row["options"] if option != "N/A"]
+            likelihoods = [[[str(-i), "False"]] for i in range(len(options))]
+            lines.append(json.dumps({"doc_id": len(lines), "doc": row, "resps": likelihoods}) + "\n")
+    for category, lines in files.items():
+        (tmp_path / f"samples_mmlu_pro_{category}.jsonl").write_text("".join(lines))
+    assert len(files) > 1 and len(twice) > 100
+    assert read_answers(tmp_path, questions, task) == twice
+
+
+def test_a_document_of_math_without_an_answer_is_read(tmp_path: Path):
+    doc = {"problem": "What is $1 + 1$?", "solution": r"It is $\boxed{2}$.", "answer": None, "level": "?"}
+    question = Question("m", "What is $1 + 1$?", "2")
+    row = {"doc_id": 0, "doc": doc, "resps": [[r"It is \boxed{2}."]]}
+    assert read(tmp_path, TASKS["math"], [question], row) == {"m": [Answer("2", "2")]}
 
 
 def test_files_of_the_released_scripts_are_matched_by_their_questions(tmp_path: Path):

@@ -311,10 +311,10 @@ def read_ending(row: Row, place: str, name: str) -> Question:
 
 @pytest.fixture
 def questions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file of a task "endings" that the commands know."""
+    """A file of questions that the commands take for HellaSwag's."""
     monkeypatch.chdir(tmp_path)
     endings = replace(task_named("hellaswag"), name="endings", question=read_ending)
-    monkeypatch.setitem(benchmarks.TASKS, "endings", endings)
+    monkeypatch.setitem(benchmarks.TASKS, "hellaswag", endings)
     write_questions(tmp_path / "questions.jsonl", WORLD)
     return tmp_path / "questions.jsonl"
 
@@ -327,7 +327,7 @@ def write_questions(path: Path, clozes: dict[str, Cloze], gold: str = "A") -> No
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-COMMAND = "choose --task endings --questions questions.jsonl --model world --choose.row_length 256 --out "
+COMMAND = "choose --task hellaswag --questions questions.jsonl --model world --choose.row_length 256 --out "
 
 
 def rationalyst(command: str) -> int:

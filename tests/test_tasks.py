@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,6 +12,7 @@ import pytest
 
 from rationalyst_jax.prompts.prompt import load_demonstrations
 from rationalyst_jax.tasks.benchmarks import TASKS
+from rationalyst_jax.tasks.names import TaskName
 from rationalyst_jax.tasks.question import Question
 from rationalyst_jax.tasks.task import Task
 
@@ -189,6 +191,10 @@ BAD = [
 def test_a_bad_row_is_named_by_file_and_line(task: str, row: dict, said: str, tmp_path: Path):
     with pytest.raises(ValueError, match=rf"rows\.jsonl:2: .*{said}"):
         read(task, tmp_path, ROWS[task], row)
+
+
+def test_help_texts_name_the_tasks_there_are():
+    assert get_args(TaskName) == (*TASKS,)
 
 
 @pytest.mark.parametrize("task", ROWS)

@@ -33,7 +33,7 @@ from rationalyst_jax.tasks.benchmarks import TASKS, task_named
 from rationalyst_jax.tasks.catalog import CATALOG
 from rationalyst_jax.tasks.question import Question
 from rationalyst_jax.tasks.sources import questions_digest, read_questions
-from rationalyst_jax.tasks.splits import sorted_into_splits, split_called
+from rationalyst_jax.tasks.splits import given_split, sorted_into_splits, split_called
 from rationalyst_jax.tasks.task import Task
 from rationalyst_jax.tasks.tfds_builders import builder_of, data_set, question_row, set_name
 from rationalyst_jax.train.rationales import kept_rationales
@@ -121,6 +121,17 @@ def test_the_split_that_is_evaluated_is_read_where_none_is_said(name, prepared, 
     assert read_questions(task, f"tfds:{set_name(task)}") == said
     train = read_questions(task, f"tfds:{set_name(task)}:train")
     assert read_questions(task, f"tfds:{set_name(task)}", "train") == train != said
+
+
+def test_math500_learns_from_the_training_split_of_math_and_is_not_evaluated_on_its_test_split(prepared):
+    source = f"tfds:rationalyst_math@{prepared}"
+    train = read_questions(TASKS["math"], source, "train")
+    assert read_questions(TASKS["math500"], source, "train") == train
+    train, test = (questions_digest(TASKS["math"], source, split) for split in ("train", None))
+    assert questions_digest(TASKS["math500"], source, "train") == train != test
+    for reads in (read_questions, questions_digest):
+        with pytest.raises(ValueError, match=r"no questions of math500, which are in rationalyst_math500$"):
+            reads(TASKS["math500"], source)
 
 
 def test_questions_with_every_field_and_with_none_come_back_equal(tmp_path):
@@ -385,6 +396,16 @@ def mixed(tmp_path: Path) -> Path:
     return path
 
 
+def test_a_file_is_found_by_its_own_path_though_that_has_an_equals_sign(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("seed=0").mkdir()
+    write_rows(Path("seed=0/test.jsonl"), original_rows("gsm8k", "test", 2))
+    assert given_split("seed=0/test.jsonl") == (None, Path("seed=0/test.jsonl"))
+    assert given_split("dev=seed=0/test.jsonl") == ("validation", Path("seed=0/test.jsonl"))
+    assert given_split("train=gone.jsonl") == ("train", Path("gone.jsonl"))
+    assert [*sorted_into_splits(TASKS["gsm8k"], ["seed=0/test.jsonl"])] == ["test"]
+
+
 def test_a_row_that_says_its_split_goes_there(mixed):
     assert splits_of("ecqa", str(mixed)) == {"train": ["arc 0", "arc 1"], "test": ["arc 2000"]}
 
@@ -532,11 +553,11 @@ def truncated(shard: Path) -> None:
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
-        (lambda folder: (folder / "features.json").unlink(), "no whole prepared set"),
-        (lambda folder: (folder / "features.json").write_text("{"), "no whole prepared set"),
-        (lambda folder: (folder / "dataset_info.json").write_text("{"), "no whole prepared set"),
-        (lambda folder: next(folder.glob("*-test.array*")).unlink(), "no whole prepared set"),
-        (lambda folder: truncated(next(folder.glob("*-test.array*"))), "no whole prepared set"),
+        (lambda folder: (folder / "features.json").unlink(), "not a complete prepared set"),
+        (lambda folder: (folder / "features.json").write_text("{"), "not a complete prepared set"),
+        (lambda folder: (folder / "dataset_info.json").write_text("{"), "not a complete prepared set"),
+        (lambda folder: next(folder.glob("*-test.array*")).unlink(), "not a complete prepared set"),
+        (lambda folder: truncated(next(folder.glob("*-test.array*"))), "not a complete prepared set"),
         (lambda folder: replaced(folder / "dataset_info.json", '"array_record"', '"tfrecord"'), "tfrecord"),
         (lambda folder: replaced(folder / "dataset_info.json", '"array_record"', '"parquet"'), "parquet"),
         (lambda folder: replaced(folder / "features.json", '"subject"', '"object"'), "tfds:.*object|whole"),

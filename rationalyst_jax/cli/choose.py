@@ -4,24 +4,17 @@ from pathlib import Path
 
 from jsonargparse.typing import PositiveInt
 from rich.console import Console
-from rich.table import Table
 
 from rationalyst_jax.evaluate.config import ChooseConfig
 from rationalyst_jax.lm.devices.mesh import MeshShape
+from rationalyst_jax.report.grades import choices_table
 from rationalyst_jax.report.progress import track
-
-# What lm-evaluation-harness calls the accuracy under a rule.
-HARNESS = {
-    "sum": "acc",
-    "per_character": "acc_norm",
-    "per_byte": "acc_bytes",
-    "unconditional": "acc_mutual_info",
-}
+from rationalyst_jax.tasks.names import TaskName
 
 
 def run(
-    task: str,
-    questions: Path,
+    task: TaskName,
+    questions: str,
     model: str,
     out: Path,
     choose: ChooseConfig,
@@ -34,8 +27,9 @@ def run(
     of lm-evaluation-harness. Of equal choices the first counts.
 
     Args:
-        task: Name of the benchmark (arc, ecqa, hellaswag, mmlu_pro).
-        questions: File of the benchmark's questions, in its own format.
+        task: Name of the benchmark. Those whose answer is a choice can be asked, but for proofwriter.
+        questions: File of the benchmark's questions, in its own format, or tfds:NAME[:SPLIT][@DIR], a set
+            that `rationalyst data` or TensorFlow Datasets prepared in DIR.
         model: Checkpoint folder, or "world" for the shipped model.
         out: JSONL file to write: of each question the context and the choices, the tokens of each choice,
             its numbers (nats) under each rule, and the letter that each rule picks. Until it is whole it is
@@ -50,9 +44,10 @@ def run(
     from rationalyst_jax.tasks.benchmarks import task_named
 
     console = Console()
+    benchmark = task_named(task)
     with Models(EngineConfig()) as models, track(console, "questions scored") as progress:
         found = stage(
-            task_named(task),
+            benchmark,
             questions,
             model,
             models,
@@ -62,12 +57,7 @@ def run(
             mesh=mesh,
             progress=progress,
         )
-    title = f"{task}: accuracy in % by the likelihood of the choices, 95 % intervals, n = {found.graded}"
-    table = Table(title=title, title_justify="left")
-    table.add_column("rule")
-    table.add_column("lm-evaluation-harness")
-    table.add_column("accuracy", justify="right", no_wrap=True)
-    for rule, of_rule in found.accuracy.items():
-        shown = f"{100 * of_rule.mean:.1f} [{100 * of_rule.low:.1f}, {100 * of_rule.high:.1f}]"
-        table.add_row(rule, HARNESS.get(rule, "–"), shown)
-    console.print(table if found.accuracy else f"{found.questions} questions scored, none with an answer")
+    if found.accuracy:
+        console.print(choices_table(benchmark, found.graded, found.accuracy))
+    else:
+        console.print(f"{found.questions} questions scored, none with an answer")

@@ -1,6 +1,7 @@
 """`rationalyst data`: prepares a benchmark's rows, or rationales, for TensorFlow Datasets."""
 
 from pathlib import Path
+from typing import Literal
 
 from jsonargparse import ArgumentParser
 from rich.console import Console
@@ -8,8 +9,7 @@ from rich.markup import escape
 
 from rationalyst_jax.report.progress import track
 from rationalyst_jax.report.tables import counts_table
-
-RATIONALES = "rationales"
+from rationalyst_jax.tasks.names import TaskName
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -24,15 +24,13 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
 
 
-def run(task: str, out: Path, **options: list[str]) -> None:
+def run(task: Literal[TaskName, "rationales"], out: Path, **options: list[str]) -> None:
     """Prepare the rows of a benchmark, or mined rationales, as ArrayRecord of TensorFlow Datasets.
 
     `--questions tfds:NAME[:SPLIT][@DIR]` and `--rationales tfds:NAME[:SPLIT][@DIR]` read it.
 
     Args:
-        task: Name of the benchmark (gsm8k, math, math500, commonsense_qa, ecqa, hellaswag,
-            proofwriter, arc, mmlu_pro),
-            or rationales. It decides how rows are read.
+        task: Name of the benchmark, or rationales. It decides how rows are read.
         out: Folder of data sets (the DIR) to write this one in. One that is there already is not replaced.
     """
     from rationalyst_jax.pipeline.data import prepare_questions, prepare_rationales
@@ -41,7 +39,7 @@ def run(task: str, out: Path, **options: list[str]) -> None:
     files = options["from"]  # a word that no parameter can be named by
     console = Console()
     with track(console, "rows") as progress:
-        if task == RATIONALES:
+        if task == "rationales":
             summary = prepare_rationales(files, out, progress)
         else:
             summary = prepare_questions(task_named(task), files, out, progress)

@@ -233,7 +233,8 @@ def _message(error: Exception) -> str:
 
 
 def _without_classes(text: str) -> str:
-    """A text of jsonargparse's, with the plain names of the classes in it."""
+    """A text of jsonargparse's, with the plain names of the classes in it, and choices as a list."""
+    text = re.sub(r"a typing\.Literal\[([^\]]*)\]", r"one of \1", text)
     text = re.sub(r"Problem with given class_path '[^']*': ?", "", text)
     return re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
 

@@ -10,10 +10,11 @@ from rationalyst_jax.reason.config import ReasonConfig
 from rationalyst_jax.report.progress import track
 from rationalyst_jax.report.tables import counts_table, ledger_table
 from rationalyst_jax.roles.config import EndpointConfig
+from rationalyst_jax.tasks.names import TaskName
 
 
 def run(
-    task: str,
+    task: TaskName,
     questions: str,
     agent: str,
     prompts: str,
@@ -29,9 +30,7 @@ def run(
     """Solve the questions of a benchmark with one strategy, and write a trace of each.
 
     Args:
-        task: Name of the benchmark (gsm8k, math, math500, commonsense_qa, ecqa, hellaswag,
-            proofwriter, arc, mmlu_pro).
-            It decides how questions are read and answers are found.
+        task: Name of the benchmark. It decides how questions are read and answers are found.
         questions: File of the benchmark's questions, in its own format (gsm8k: JSONL of question and answer),
             or tfds:NAME[:SPLIT][@DIR], a set that `rationalyst data` or TensorFlow Datasets prepared in DIR.
         agent: Model that proposes steps: a checkpoint folder, "world" for the shipped model, or the address

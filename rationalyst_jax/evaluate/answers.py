@@ -5,7 +5,7 @@ thing in it that could be one.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,47 +24,65 @@ class Answer:
 
 
 def read_answers(path: Path, questions: Sequence[Question], task: Task) -> dict[str, list[Answer]]:
-    """The answers in a JSONL file, by the ids of their questions: one each, or one for each sample.
+    """The answers of one run by the ids of their questions: one each, or one for each sample.
+
+    path: a JSONL file, or a folder whose files *.jsonl each hold a part of the questions, as those that
+    lm-evaluation-harness writes for the categories of a benchmark.
 
     Three kinds of rows are known. Ours: {"id", "answer"}, with "steps" and "samples" where `rationalyst
     reason` wrote them. lm-evaluation-harness' (`--log_samples`): {"doc", "resps", ...}, generated texts or
     the log-likelihoods of options. The released scripts': {"question", "answer", "full_response"}. The last
-    two are matched with the questions by their texts.
+    two are matched with the questions by their texts; where several have one text, by the id in "doc".
 
-    Raises ValueError naming the row that is none of these, repeats one, or is about no question.
+    Raises ValueError naming the row that is none of these, repeats one, or is about no question, and a folder
+    without such files.
     """
-    by_text = _Texts(questions)
-    by_id = {question.id: question for question in questions}
+    asked = _Asked(questions)
     found: dict[str, list[Answer]] = {}
-    seen: set[Any] = set()
-    for place, row in read_rows(path):
+    read: dict[str, Any] = {}  # by question what its row holds, where that may be there again
+    for place, row in _rows(path):
         if "doc" in row and "resps" in row:
-            asked = task.question(_object(row, "doc", place), place, "doc")
-            question = by_text.find(asked.asked, place)
-            key = row.get("doc_id", question.id)
-            if key in seen:  # the same texts once more, by another of the harness' filters
-                continue
-            answers = [_of_harness(task, question, sample, place) for sample in _samples(row, place)]
+            question = asked.find_same(task.question(_object(row, "doc", place), place, "doc"), place)
+            samples = _samples(row, place)
+            held = (row.get("doc_id"), row["resps"])  # the harness writes it for each of its filters
         elif "full_response" in row:
-            question = by_text.find(text_field(row, "question", place), place)
-            key = question.id
-            answers = [_of_text(task, question, text_field(row, "full_response", place))]
+            question = asked.find(text_field(row, "question", place), place)
+            samples = [text_field(row, "full_response", place)]
+            held = place
         else:
             key = id_field(row, "id", place)
-            question = by_id.get(key, Question(key, ""))
-            answers = [_of_trace(task, question, row, place)]
-        if key in seen:
+            question = asked.by_id.get(key, Question(key, ""))
+            samples = [row]
+            held = place
+        if read.setdefault(question.id, held) != held:
             raise ValueError(f"{place}: question {question.id!r} has two traces")
-        seen.add(key)
-        found.setdefault(question.id, []).extend(answers)
+        if question.id not in found:
+            found[question.id] = [_answer(task, question, sample, place) for sample in samples]
     return found
+
+
+def _rows(path: Path) -> Iterator[tuple[str, Row]]:
+    files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
+    if not files:
+        raise ValueError(f"{path}: a folder without files *.jsonl")
+    for file in files:
+        yield from read_rows(file)
 
 
 # ---- Rows ----
 
 
-def _of_text(task: Task, question: Question, text: str) -> Answer:
-    return Answer(task.extract(text, question), task.flexible(text, question))
+def _answer(task: Task, question: Question, sample: Any, place: str) -> Answer:
+    """The answer of a text, of a trace of ours, or of the log-likelihoods of all options."""
+    match sample:
+        case str():
+            return Answer(task.extract(sample, question), task.flexible(sample, question))
+        case dict():
+            return _of_trace(task, question, sample, place)
+    if len(sample) != len(question.choices):
+        raise ValueError(f"{place}: {len(sample)} log-likelihoods for {len(question.choices)} options")
+    letter = list(question.options)[sample.index(max(sample))]
+    return Answer(letter, letter)
 
 
 def _of_trace(task: Task, question: Question, row: Row, place: str) -> Answer:
@@ -96,30 +114,29 @@ def _samples(row: Row, place: str) -> Sequence[Any]:
         raise ValueError(f"{place}: 'resps' holds neither texts nor log-likelihoods") from None
 
 
-def _of_harness(task: Task, question: Question, sample: Any, place: str) -> Answer:
-    if isinstance(sample, str):
-        return _of_text(task, question, sample)
-    if len(sample) != len(question.choices):
-        raise ValueError(f"{place}: {len(sample)} log-likelihoods for {len(question.choices)} options")
-    letter = list(question.options)[sample.index(max(sample))]
-    return Answer(letter, letter)
-
-
 def _object(row: Row, key: str, place: str) -> Row:
     if not isinstance(row[key], dict):
         raise ValueError(f"{place}: {key!r} must be an object, found {row[key]!r:.60}")
     return row[key]
 
 
-# ---- Questions by their texts ----
+# ---- Questions by what was asked ----
 
 
-class _Texts:
-    """Finds questions by what was asked: their whole text, or that of the question without its options."""
+class _Asked:
+    """Finds questions by their ids and by what was asked: the whole text, or that without its options."""
 
     def __init__(self, questions: Sequence[Question]):
+        self.by_id = {question.id: question for question in questions}
         self.whole = _index(questions, lambda question: question.asked)
         self.stems = _index(questions, lambda question: question.text)
+
+    def find_same(self, other: Question, place: str) -> Question:
+        """The question with the id and the text of another reading of it, else by its text as `find`."""
+        same = self.by_id.get(other.id)
+        if same is not None and _plain(same.asked) == _plain(other.asked):
+            return same
+        return self.find(other.asked, place)
 
     def find(self, text: str, place: str) -> Question:
         """Raises ValueError where no question, or more than one, has this text."""

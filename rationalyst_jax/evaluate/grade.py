@@ -33,13 +33,15 @@ class Grade:
 
 @dataclass(frozen=True)
 class Summary:
-    """The accuracy over n answers with its exact 95 % interval, and how many there are without a verdict:
-    unanswered, and those that could not be compared with the gold answer. Neither is right."""
+    """The accuracy over n answers to so many questions with its exact 95 % interval, and how many there are
+    without a verdict: unanswered, and those that could not be compared with the gold answer. Neither is
+    right."""
 
     accuracy: float
     low: float
     high: float
     n: int
+    questions: int
     unanswered: int
     undecided: int
 
@@ -108,6 +110,7 @@ def summarize(grades: Sequence[Grade]) -> Summary:
         accuracy.low,
         accuracy.high,
         len(grades),
+        len({row.id for row in grades}),
         verdicts["unanswered"],
         verdicts["undecided"],
     )

@@ -92,7 +92,7 @@ def prepared_split(asked: Wanted, split: str) -> PreparedSplit:
 
 def prepared_rows(split: PreparedSplit) -> "grain.MapDataset[Row]":
     """The rows of a split as a grain data set, in the order they are stored in, each read when it is asked
-    for.
+    for: for other programs' training loops, to shuffle, batch and resume.
 
     A row holds str, int, float, lists and dicts of them: text, which TFDS gives as bytes, is decoded, and of
     a class label there is its number. Raises ValueError naming a folder that is damaged.
@@ -146,7 +146,7 @@ def _builder(folder: Path) -> Any:
 
 def _damaged(folder: Path, error: Exception) -> ValueError:
     reason = str(error).strip().partition("\n")[0]
-    return ValueError(f"{folder}: no whole prepared set: {reason}")
+    return ValueError(f"{folder}: not a complete prepared set: {reason}")
 
 
 def _plain(value: Any) -> Any:

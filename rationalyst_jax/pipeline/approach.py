@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 
 from rationalyst_jax.lm.trees.reduction import Reduction
 from rationalyst_jax.reason.config import GuideName, ReasonConfig
-from rationalyst_jax.reason.strategies import prompts_of
 
 OVERRIDES = ("candidates", "keep_rationales", "guide", "reduction", "decay")
 ONE_CANDIDATE = ("greedy", "explicit")
@@ -57,6 +56,8 @@ class Approach:
 
     def check_scoring(self, reason: ReasonConfig) -> None:
         """Raises ValueError for a setting of scores where nothing is scored."""
+        from rationalyst_jax.reason.strategies import prompts_of
+
         given = [key for key in ("reduction", "decay") if getattr(self, key) is not None]
         if given and "follow" not in prompts_of(self.applied(reason)).get("scorer", ()):
             raise ValueError(f"scores no candidates, its {given[0]} changes nothing")

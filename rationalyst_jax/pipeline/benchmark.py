@@ -101,7 +101,7 @@ def _run(benchmark: "Benchmark", run_dir: RunDir, only: Sequence[str]) -> dict[s
     if charted:
         accuracy_panels(charted, run_dir.path / "accuracy.png")
     for rows in tasks.values():
-        console.print(benchmark_table(rows, config.baselines, config.samples))
+        console.print(benchmark_table(rows, config.baselines))
         console.print(
             ledger_table("ledger, means of a question", {r: c["ledger"] for r, c in rows["cells"].items()})
         )

@@ -12,6 +12,7 @@ from rationalyst_jax.lm.engine.config import EngineConfig
 from rationalyst_jax.mine.config import AnnotateConfig, FilterConfig
 from rationalyst_jax.pipeline.approach import Approach
 from rationalyst_jax.reason.config import ReasonConfig
+from rationalyst_jax.tasks.names import TaskName
 from rationalyst_jax.train.config import TrainConfig
 from rationalyst_jax.world.pretraining import Mixture
 
@@ -96,9 +97,7 @@ class ExperimentConfig:
         model: Checkpoint folder, or "world" for the shipped model. It annotates, proposes steps and scores
             them, and fine-tuning starts from it.
         prompts: Prompt set: the name of a shipped one (llama3, world), or a YAML file.
-        task: Name of the benchmark (gsm8k, math, math500, commonsense_qa, ecqa, hellaswag,
-            proofwriter, arc, mmlu_pro).
-            It decides how questions are read and graded.
+        task: Name of the benchmark. It decides how questions are read and graded.
         seed: Seed of every stage; no stage may have another.
         documents: JSONL file of unlabeled documents. Without one, `world` makes them.
         questions: Files of the benchmark's questions, or prepared sets (tfds:NAME[:SPLIT][@DIR]), by the name
@@ -121,7 +120,7 @@ class ExperimentConfig:
     run_dir: str
     model: str
     prompts: str
-    task: str = "gsm8k"
+    task: TaskName = "gsm8k"
     seed: int = 0
     documents: str | None = None
     questions: Mapping[str, str] = field(default_factory=dict)

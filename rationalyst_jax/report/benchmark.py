@@ -3,30 +3,21 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-STYLE: dict[str, Any] = {
-    "title_justify": "left",
-    "caption_justify": "left",
-    "box": box.SIMPLE,
-    "padding": (0, 1, 0, 0),
-}
+from rationalyst_jax.report.style import p_value, percent, plain_table, points
 
 
-def benchmark_table(task: Mapping[str, Any], baselines: Sequence[str], samples: int) -> Table:
-    """One task's cells: accuracy by both readings, what has no verdict, and differences to the baselines, of
-    so many samples of each question.
+def benchmark_table(task: Mapping[str, Any], baselines: Sequence[str]) -> Table:
+    """One task's cells: accuracy by both readings, what has no verdict, and differences to the baselines.
 
     task: `title`, and `cells` by their names, each with `strict` and `flexible` (the fields of a Summary) and
     `versus` (the fields of a Comparison, and `p_holm`) by the names of baselines.
     """
-    numbers = sorted({cell["strict"]["n"] for cell in task["cells"].values()})
-    n = ", ".join(str(number // samples) for number in numbers)
-    each = f", each {samples} times" if samples > 1 else ""
-    table = Table(title=f"{task['title']} ({n} questions{each})", **STYLE)
-    table.add_column("run", overflow="fold")
+    [(questions, n)] = {(cell["strict"]["questions"], cell["strict"]["n"]) for cell in task["cells"].values()}
+    each = f", each {n // questions} times" if n > questions else ""
+    table = plain_table(f"{task['title']} ({questions} questions{each})")
     for heading in ("% strict [95 %]", "% flexible [95 %]"):
         table.add_column(heading, no_wrap=True)
     for heading in ("un-\nanswered", "un-\ndecided"):
@@ -50,7 +41,7 @@ def benchmark_table(task: Mapping[str, Any], baselines: Sequence[str], samples: 
     table.caption = "differences: strict, on the same questions; p: exact McNemar, corrected over all tables"
     if known:
         table.caption += (
-            f"\ndifferences that so many questions show 4 times out of 5: from {min(known):.1f} to "
+            f"\ndifferences that so many questions show with probability 0.8: from {min(known):.1f} to "
             f"{max(known):.1f} points"
         )
     return table
@@ -61,8 +52,7 @@ def paper_table(tasks: Mapping[str, Mapping[str, Any]]) -> Table:
 
     tasks: by their names, each with `title`, `paper` (`base`, `rationalyst`, or None) and `cells`.
     """
-    table = Table(title="the paper's table and ours, % right", **STYLE)
-    table.add_column("task")
+    table = plain_table("the paper's table and ours, % right", "task")
     table.add_column("paper:\nLlama-3-8B", justify="right")
     table.add_column("paper: with\nRATIONALYST", justify="right")
     runs = list(dict.fromkeys(name for task in tasks.values() for name in task["cells"]))
@@ -78,13 +68,10 @@ def paper_table(tasks: Mapping[str, Mapping[str, Any]]) -> Table:
 
 
 def _percent(summary: Mapping[str, float]) -> str:
-    accuracy, low, high = (100 * summary[key] for key in ("accuracy", "low", "high"))
-    return f"{accuracy:.1f} [{low:.1f}, {high:.1f}]"
+    return percent(summary["accuracy"], summary["low"], summary["high"])
 
 
 def _difference(versus: Mapping[str, Any] | None) -> tuple[str, str]:
     if versus is None:
         return "–", ""
-    difference, low, high = (100 * versus[key] for key in ("difference", "low", "high"))
-    p = versus["p_holm"]
-    return f"{difference:+.1f} [{low:.1f}, {high:.1f}]", "<0.001" if p < 0.001 else f"{p:.3f}"
+    return points(versus["difference"], versus["low"], versus["high"]), p_value(versus["p_holm"])

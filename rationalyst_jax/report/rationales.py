@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 
-from rich import box
 from rich.markup import escape
 from rich.table import Table
 
@@ -15,6 +14,7 @@ from rationalyst_jax.evaluate.inspection import (
     Inspection,
 )
 from rationalyst_jax.evaluate.statistics import Interval
+from rationalyst_jax.report.style import plain_table
 
 EXAMPLES = 3
 _SHOWN = 300  # characters of a text
@@ -23,7 +23,9 @@ _SHOWN = 300  # characters of a text
 def gains_table(inspection: Inspection) -> Table:
     """Mean gain (nats) of each alternative, what the mined rationale gains above it, and how many the filter
     would keep, with 95 % intervals."""
-    table = _table("gain of the following text (nats), 95 % intervals clustered by document")
+    table = plain_table(
+        "gain of the following text (nats), 95 % intervals clustered by document", "rationale"
+    )
     for heading in ("gain [95 %]", "mined − this [95 %]", "% kept [95 %]", "n"):
         table.add_column(heading, justify="right", no_wrap=True)
     for name, found in inspection.gains.items():
@@ -35,7 +37,7 @@ def gains_table(inspection: Inspection) -> Table:
 
 def faults_table(inspection: Inspection) -> Table:
     """The share of rationales that has each fault, with 95 % intervals; one column for each group."""
-    table = _table("% of rationales with a fault, 95 % intervals clustered by document", overflow="fold")
+    table = plain_table("% of rationales with a fault, 95 % intervals clustered by document", "fault")
     for name, found in inspection.faults.items():
         table.add_column(f"{name} [95 %]\nn = {found.n}", justify="right", no_wrap=True)
     for fault, meaning in ALL_FAULTS.items():
@@ -82,11 +84,3 @@ def _shown(text: str) -> str:
 def _interval(found: Interval, form: str, scale: float = 1) -> str:
     interval = f"{scale * found.low:{form}}, {scale * found.high:{form}}"
     return escape(f"{scale * found.mean:{form}} [{'one document' if math.isinf(found.high) else interval}]")
-
-
-def _table(title: str, overflow: str = "ellipsis") -> Table:
-    table = Table(
-        title=title, title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0), caption_justify="left"
-    )
-    table.add_column("rationale" if overflow == "ellipsis" else "fault", overflow="fold")
-    return table

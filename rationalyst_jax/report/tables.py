@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich import box
 from rich.table import Table
+
+from rationalyst_jax.report.style import p_value, percent, plain_table, points
 
 if TYPE_CHECKING:  # it imports scipy, and help comes before that
     from rationalyst_jax.evaluate.ranking import Estimate
@@ -29,15 +30,17 @@ def accuracy_table(title: str, results: Mapping[str, Mapping[str, Any]], baselin
     """
     numbers = sorted({r["n"] for r in results.values()})
     title += f" (n = {', '.join(map(str, numbers))})"
-    table = _plain_table(title)
+    table = plain_table(title)
     headings = [f"− {name} [95 %]" for name in baselines]
     one = len(baselines) == 1  # a line has room for its p then
     for heading in ("% right [95 %]", *headings, *(["p"] if one else [])):
         table.add_column(heading, no_wrap=True)
     for run, r in results.items():
-        interval = f"{100 * r['accuracy']:.1f} [{100 * r['low']:.1f}, {100 * r['high']:.1f}]"
         compared = [r.get(f"vs_{name}") for name in baselines]
-        table.add_row(run, interval, *map(_difference, compared), *(map(_p_holm, compared) if one else ()))
+        row = ["–" if c is None else points(c["difference"], c["low"], c["high"]) for c in compared]
+        if one:
+            row += ["–" if c is None else p_value(c["p_holm"]) for c in compared]
+        table.add_row(run, percent(r["accuracy"], r["low"], r["high"]), *row)
     caption = "differences on the same questions, with paired score intervals"
     table.caption = f"{caption}; p: exact McNemar, adjusted (Holm)" if one else caption
     return table
@@ -49,7 +52,7 @@ def training_table(title: str, trained: Mapping[str, Mapping[str, float]], examp
 
     Each has `rationales`, `steps`, `passes`, `loss` and maybe `validation loss` (nats per target token).
     """
-    table = _plain_table(title, "RATIONALYST")
+    table = plain_table(title, "RATIONALYST")
     for heading in ("rationales", "steps", "passes", "loss", "validation loss"):
         table.add_column(heading, justify="right", no_wrap=True)
     for name, counts in trained.items():
@@ -66,10 +69,7 @@ def training_table(title: str, trained: Mapping[str, Mapping[str, float]], examp
 
 def ledger_table(title: str, ledgers: Mapping[str, Mapping[str, float]]) -> Table:
     """Tokens and operations of each run, as `reason/traces.py::mean_ledger` gives them."""
-    table = Table(
-        title=title, title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0), caption_justify="left"
-    )
-    table.add_column("run")
+    table = plain_table(title)
     written = ("agent", "rationalyst", "scorer")
     for heading in (
         *(f"{role}\nwrites" for role in written),
@@ -86,29 +86,9 @@ def ledger_table(title: str, ledgers: Mapping[str, Mapping[str, float]]) -> Tabl
     return table
 
 
-def _plain_table(title: str, first: str = "run") -> Table:
-    style: dict[str, Any] = {"box": box.SIMPLE, "padding": (0, 1, 0, 0), "caption_justify": "left"}
-    table = Table(title=title, title_justify="left", **style)
-    table.add_column(first)
-    return table
-
-
-def _p_holm(compared: Mapping[str, float] | None) -> str:
-    if compared is None:
-        return "–"
-    return f"{compared['p_holm']:.3f}" if compared["p_holm"] >= 0.001 else "< 0.001"
-
-
-def _difference(compared: Mapping[str, float] | None) -> str:
-    if compared is None:
-        return "–"
-    difference, low, high = (100 * compared[key] for key in ("difference", "low", "high"))
-    return f"{difference:+.1f} [{low:.1f}, {high:.1f}]"
-
-
 def step_errors_table(quality: "StepErrors") -> Table:
     """How well each score tells wrong steps from right ones without a threshold, a score a line."""
-    table = _plain_table("step errors", "score")
+    table = plain_table("step errors", "score")
     for heading in ("AUROC [95 %]", "average precision [95 %]"):
         table.add_column(heading, justify="right", no_wrap=True)
     for name, score in quality.scores.items():
@@ -122,7 +102,7 @@ def error_f1_table(quality: "StepErrors") -> Table:
     """How often each score finds the first error at a tuned threshold, a score a line.
 
     At least one score has an F1."""
-    table = _plain_table("first errors found", "score")
+    table = plain_table("first errors found", "score")
     for heading in ("F1 % [95 %]", "wrong %", "right %", "threshold"):
         table.add_column(heading, justify="right", no_wrap=True)
     found = {name: score.f1 for name, score in quality.scores.items() if score.f1 is not None}
@@ -139,7 +119,7 @@ def error_f1_table(quality: "StepErrors") -> Table:
 
 def comparisons_table(quality: "StepErrors") -> Table:
     """The scores that are compared, a pair a line."""
-    table = _plain_table("compared on the same steps", "scores")
+    table = plain_table("compared on the same steps", "scores")
     table.add_column("AUROC difference [95 %]", justify="right", no_wrap=True)
     table.add_column("p", justify="right", no_wrap=True)
     for (a, b), compared in quality.compared.items():
@@ -150,7 +130,7 @@ def comparisons_table(quality: "StepErrors") -> Table:
 
 def generators_table(quality: "StepErrors") -> Table:
     """AUROC of the main scores by who wrote the solutions, a generator a line."""
-    table = _plain_table("AUROC [95 %] by generator", "generator")
+    table = plain_table("AUROC [95 %] by generator", "generator")
     names = [name for name in ("likelihood", "implicit", "gain") if name in quality.scores]
     for name in names:
         table.add_column(name, justify="right", no_wrap=True)

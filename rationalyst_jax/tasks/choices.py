@@ -45,14 +45,21 @@ OPTION = re.compile(
     r"(?P<noun>(?i:(?:the\s)?(?:answer|choice|letter|option)\s))?+"
     r"(?:[(\[]\s?(?P<bracketed>[A-Za-z])\s?[)\]]|(?P<half>[A-Za-z])\)|[(\[]?(?P<bare>[A-Z]))" + NO_NAME
 )
+# The letter of an option behind its text: "mall (C)", "mall, option C", "mall, which is option C", "mall, C."
+BEHIND = re.compile(
+    r"\s?[(\[]([A-Z])[)\]]|,\s([A-Z])(?=[.;!\n]|$)"
+    rf"|,?\s(?:which\sis\s)?[(\[]?(?i:(?:the\s)?(?:answer|choice|letter|option))\s[(\[]?([A-Z]){NO_NAME}[)\]]?"
+)
 # Where an option's text ends: not at the point of "3.7".
-END = re.compile(rf"[\s)\]]*+(?:$|[.!?;]++(?![^\s)\]]))|:(?=\s|$)|\s?—|\s\(|\s-\s(?![0-9])|\n|,?\s{REASON}")
+END = re.compile(
+    r"[\s)\]]*+(?:$|[.!?;]++(?![^\s)\]]))|:(?=\s|$)|\s?—|\s\(|\s-\s(?![0-9])|\n"
+    rf"|,?\s{REASON}|(?=,){BEHIND.pattern}"
+)
 # What may follow a capital alone: "A matter of taste" and "I think" name no option.
 ALONE = re.compile(
     rf"{END.pattern}|[.:,)\]/]|\s[-&]\s|\s(?:by|for|from|in|and\snot)\b|\s[✓✔✅]|\s(?:and|or)\s[(\[]?[A-Z]\b(?!\s\w)"
 )
 SEPARATOR = re.compile(r"(?:[ .:,)\]—]|-(?=\s)){0,6}+")
-BRACKETED = re.compile(r"\s?[(\[]([A-Z])[)\]]")
 JOINED = re.compile(
     r"(?:\s?[,/&;]|\s(?:and|or|nor)\b)(?:[\s,/&]|\b(?:also|and|maybe|or|perhaps|possibly)\b)*+"
 )
@@ -68,13 +75,13 @@ RATHER = re.compile(r"\b(?:but|it\sis|it's)\s(?:rather\s)?")
 
 # ---- Statements ----
 
-ADVERB = "(?:actually|also|clearly|definitely|exactly|hence|indeed|just|likely|most|now|obviously|only|" + (
-    "probably|simply|still|then|therefore|thus)"
+ADVERB = "(?:actually|also|clearly|definitely|exactly|hence|indeed|just|likely(?:\\sto\\sbe)?|most|now|" + (
+    "obviously|only|probably|simply|still|then|therefore|thus)"
 )
 FILLER = re.compile(rf"(?:[\s:,]|\b{ADVERB}\b(?!-))*+", re.IGNORECASE)
 GOOD = "(?:appropriate|best|correct|final|likely|logical|plausible|right|suitable)"
 THING = "(?:answer|choice|completion|continuation|ending|letter|one|option|selection)"
-BE = rf"(?:is|was|remains|(?:must|should|would|will|has\sto)\s(?:{ADVERB}\s)?be)"
+BE = rf"(?:is|was|remains|(?:appears|seems)\sto\sbe|(?:must|should|would|will|has\sto)\s(?:{ADVERB}\s)?be)"
 NEVER = r"(?:(?:isn|wasn|aren)'t|(?:cannot|can't|can\snot)\sbe)"
 STATEMENT = re.compile(
     rf"""(?P<hashes>\#\#\#\#)
@@ -293,11 +300,13 @@ def _named(rest: str, options: Mapping[str, str]) -> str | None:
     option = OPTION.match(rest)
     letter = _letter_of(option) if option and _alone(option, rest, options) else None
     if letters and (letter not in options or len(options[letters[0]]) > 1):
-        bracketed = BRACKETED.match(rest, end)
-        if bracketed and bracketed[1] in letters:
-            return bracketed[1]
-        after = rest[end:]
-        named = letters if len(letters) == 1 and not bracketed else NOTHING
+        if behind := BEHIND.match(rest, end):
+            own = behind[behind.lastindex or 0]
+            named = own if own in letters else NOTHING
+            after = rest[behind.end() :].lstrip(")]")
+        else:
+            named = letters if len(letters) == 1 else NOTHING
+            after = rest[end:]
     elif option is None or letter is None:
         return NOTHING if SEVERAL.match(rest) else None
     else:

@@ -9,7 +9,7 @@ from fractions import Fraction
 from rationalyst_jax.files.rows import Row, filled_field, id_field
 from rationalyst_jax.tasks.numbers import ANNOTATION, SCALES, any_of, last_number, number, written
 from rationalyst_jax.tasks.question import Question
-from rationalyst_jax.tasks.solution import HEADING, STATEMENT, braced, solution
+from rationalyst_jax.tasks.solution import HEADING, braced, solution, statements
 from rationalyst_jax.tasks.task import Paper, Task, grade_each
 
 SCALE_AFTER_BOX = re.compile(rf"[\s$*\\)\]]*+({any_of(SCALES)})\b")
@@ -32,13 +32,14 @@ def question(row: Row, place: str, default_id: str) -> Question:
 def extract(text: str) -> str | None:
     """The strict reading: the number a model states as its answer, written canonically, or None.
 
-    Statements are "#### n", "the answer is n", "final answer: n" and "\\boxed{n}". The last one counts, even
-    where it holds no number; only a "####" line that is no number is taken for a heading and passed over.
+    Statements are "#### n", "the answer is n" (or "would be"), "final answer: n" and "\\boxed{n}". The last
+    one counts, even where it holds no number; only a "####" line that is no number is taken for a heading and
+    passed over.
     `text` is one step or a whole solution; what follows after it (`solution`) is not read.
     """
     text = solution(text)
     end = len(text)
-    for statement in reversed(list(STATEMENT.finditer(text))):
+    for statement in reversed(statements(text)):
         value = _stated(statement, text[statement.end() : end])
         if value is not None or not statement["hashes"]:
             return None if value is None else written(value)

@@ -14,7 +14,7 @@ from rationalyst_jax.tasks.latex import MAX_LENGTH, plain
 from rationalyst_jax.tasks.math_grading import grade
 from rationalyst_jax.tasks.numbers import number, written
 from rationalyst_jax.tasks.question import Question
-from rationalyst_jax.tasks.solution import HEADING, STATEMENT, braced, solution
+from rationalyst_jax.tasks.solution import HEADING, braced, solution, statements
 from rationalyst_jax.tasks.task import Paper, Task
 
 BOX = re.compile(
@@ -38,11 +38,11 @@ LEVEL = re.compile(r"(?:Level )?([1-5?])")
 def question(row: Row, place: str, default_id: str) -> Question:
     """A row {"problem", "solution", "level", "type" or "subject", perhaps "answer" and "unique_id"} of MATH.
 
-    The gold answer is "answer", else what stands in the last box of the solution, and may be empty: two rows
-    of the training split have an empty box. Raises ValueError naming the place for a row that is not of that
-    form.
+    The gold answer is "answer" (null: not there), else what stands in the last box of the solution, and may
+    be empty: two rows of the training split have an empty box. Raises ValueError naming the place for a row
+    that is not of that form.
     """
-    answered = "answer" in row
+    answered = row.get("answer") is not None
     worked = text_field(row, "solution", place, default="" if answered else None)
     gold = filled_field(row, "answer", place) if answered else _last_box(worked) or ""
     level = row.get("level", "?")
@@ -71,10 +71,9 @@ def extract(text: str) -> str | None:
     text = solution(text)
     box = _last(BOX, text)
     boxed_to = -1 if box is None else box.start()
-    statements = [
-        found for found in STATEMENT.finditer(text) if not found["boxed"] and found.end() > boxed_to
-    ]
-    for statement in reversed(statements):
+    for statement in reversed(statements(text)):
+        if statement["boxed"] or statement.end() <= boxed_to:
+            continue
         if statement["hashes"] and HEADING.match(text, statement.end()):
             continue
         stated = _clause(text[statement.end() :], words=box is None and not statement["hashes"])
@@ -151,5 +150,11 @@ TASK = Task(
     paper=Paper(base=28.0, rationalyst=32.5, shots=5),  # the released scripts draw nine
 )
 MATH500 = replace(
-    TASK, name="math500", title="MATH-500", size=500, homepage="https://github.com/openai/prm800k", paper=None
+    TASK,
+    name="math500",
+    title="MATH-500",
+    size=500,
+    homepage="https://github.com/openai/prm800k",
+    paper=None,
+    part_of=TASK,
 )

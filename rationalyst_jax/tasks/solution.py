@@ -14,12 +14,16 @@ RUN_ON = re.compile(
     re.VERBOSE | re.MULTILINE,
 )
 
-# What opens a statement of the answer. A bare "Answer:" does not: documents open their reasoning with it.
-# "The answer is correct" states none: it speaks of one that was stated.
+# What opens a statement of the answer, with or without markup. A bare "Answer:" does not: documents open
+# their reasoning with it. "The answer is correct" states none: it speaks of one that was stated. "The answer
+# would be" opens one only before a number: it may go on "too large".
 STATEMENT = re.compile(
     r"""(?P<hashes>\#\#\#\#)
       | (?P<boxed>\\boxed\s*\{)
-      | (?: \banswer\s+is\b | \bfinal\s+answer\s*: )
+      | (?<![^\W_]) (?: answer[*_]{0,3}\s+[*_]{0,3} (?: is
+                           | (?P<would>(?:would|will)\s+be) (?=[\s:*_$€£¥(]*+[-−]?\.?(?:[0-9]|\\[dt]?frac)) )
+                     (?![^\W_])
+                     | final[*_]{0,3}\s+[*_]{0,3}answer[\s*_]*+: )
         (?: [\s:,*_]*+ \b(?: actually | also | clearly | exactly | hence | indeed | just | now | only | simply
                            | still | then | therefore | thus | equal\s+to | a\s+total\s+of )\b ,?+ )*+
         (?! [\s:*_]*+ (?: consistent | correct | plausible | reasonable | right | valid | verified )\b )
@@ -27,6 +31,18 @@ STATEMENT = re.compile(
     re.VERBOSE | re.IGNORECASE,
 )
 HEADING = re.compile(r"[\s*_]*+[0-9]++[*_\s]*+[-.):][*_]*+\s++[*_]*+[^\W\d_]")  # as in "#### 1. The eggs"
+# Before "the answer would be 21": that is of another question.
+_SUPPOSED = re.compile(r"\b(?:assuming|had|if|suppose|unless|were)\b[^.;:!?\n]*+$", re.IGNORECASE)
+_SENTENCE = 300  # characters before a statement that are looked at
+
+
+def statements(text: str) -> list[re.Match[str]]:
+    """The openings of all statements of an answer, in order: matches of STATEMENT."""
+    return [
+        found
+        for found in STATEMENT.finditer(text)
+        if not found["would"] or not _SUPPOSED.search(text, max(0, found.start() - _SENTENCE), found.start())
+    ]
 
 
 def solution(text: str) -> str:

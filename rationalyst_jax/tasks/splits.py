@@ -45,9 +45,11 @@ def sorted_into_splits(task: Task, files: Sequence[str]) -> dict[str, list[Quest
 
 
 def given_split(file: str) -> tuple[str | None, Path]:
-    """The split and the path of SPLIT=FILE, or None and the path."""
+    """The split and the path of SPLIT=FILE, or None and the path. A file whose own path has "=" is a FILE."""
     split, equals, path = file.partition("=")
-    return (split_called(split), Path(path)) if equals and split.isidentifier() else (None, Path(file))
+    if equals and split.isidentifier() and not Path(file).exists():
+        return split_called(split), Path(path)
+    return None, Path(file)
 
 
 def _named_by(path: Path, place: str) -> str:

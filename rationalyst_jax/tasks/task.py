@@ -31,7 +31,8 @@ class Task:
     naming the place for a malformed row. extract, the strict reading, gives the answer that a text states, or
     None; flexible gives the last thing in it that could be an answer, as other harnesses do, or None. grade
     compares answers (None: unanswered) with the golds of their questions, all at once.
-    split: the one that is evaluated, of `size` questions. references: splits that mining may learn from.
+    split: the one that is evaluated, of `size` questions. references: splits that mining may learn from;
+    part_of: the task whose references they are, where the data is a part of another's.
     demonstrations: the file in `prompts/tasks` with the instruction and our own shots. step_end: what ends a
     step of a solution. shots_by_subject: whether shots are drawn among questions of the same subject.
     answer_form: how a solution states the answer `{gold}`. paper: None where the paper lacks the task.
@@ -56,6 +57,7 @@ class Task:
     answer_form: str = "The answer is {gold}."
     paper: Paper | None = None
     cloze: Callable[[Question], Cloze] | None = None
+    part_of: "Task | None" = None
 
     def worked(self, question: Question) -> str:
         """A question's solution, where the data has one, and the statement of its answer."""

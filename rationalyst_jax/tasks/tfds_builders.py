@@ -32,8 +32,8 @@ def data_set(task: Task) -> "DataSet":
 
 
 def builder_of(task: Task) -> "type[tfds.core.GeneratorBasedBuilder]":
-    """TFDS's builder of a task's questions: `files/preparing.py::builder_of`, whose rows `question_row`
-    gives."""
+    """TFDS's builder of a task's questions, for programs that prepare them through TFDS itself: that of
+    `files/preparing.py::builder_of`, whose rows `question_row` gives."""
     from rationalyst_jax.files import preparing
 
     return preparing.builder_of(data_set(task))

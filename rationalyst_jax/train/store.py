@@ -64,7 +64,7 @@ class TreeStore(Sequence[TargetTree]):
             self.digest: str = about["digest"]
         except _DAMAGE as error:
             reason = str(error).partition("\n")[0]
-            raise ValueError(f"{path}: no whole store of token trees: {reason}") from error
+            raise ValueError(f"{path}: not a complete store of token trees: {reason}") from error
 
     def __len__(self) -> int:
         return len(self.group)
