@@ -13,11 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import BertConfig, BertModel, MPNetConfig, MPNetModel
 from transformers.models.mpnet.modeling_mpnet import MPNetEncoder
 
 from rationalyst_jax.lm.model.encoder import Encoder, EncoderConfig, distance_buckets, text_vectors
 from rationalyst_jax.lm.weights.encoder import load_encoder, open_encoder
+from rationalyst_jax.mine.encode import _packed, _vectors, encode
 
 hidden_states = jax.jit(Encoder.__call__)
 
@@ -100,6 +103,32 @@ def test_packed_texts_have_the_hidden_states_that_transformers_gives_each_alone(
             mean = expected.mean(0)
             np.testing.assert_allclose(vectors_BPD[b, p], mean / np.linalg.norm(mean), rtol=0, atol=1e-5)
     assert not vectors_BPD[0, 1:].any() and np.isfinite(vectors_BPD).all()
+
+
+@pytest.mark.parametrize("name", ["bert", "mpnet"])
+def test_windows_have_the_vectors_of_texts_apart_whatever_they_are_packed_with(name, tmp_path):
+    model = random_model(name, tmp_path)
+    encoder = load_encoder(tmp_path)
+    eps = model.config.layer_norm_eps
+    texts = [text.astype(np.int32) for text in texts_of([3, 40, 2, 21, 1, 20, 39, 19, 5, 2, 33, 7, 40])]
+    found = encode(encoder, texts, eps=eps, max_tokens=40, batch_tokens=80)()
+    for text, vector in zip(texts, found, strict=True):
+        mean = alone(model, text).mean(0)
+        np.testing.assert_allclose(vector, mean / np.linalg.norm(mean), rtol=0, atol=1e-5)
+    programs = _vectors._cache_size()
+    reversed_order = encode(encoder, texts[::-1], eps=eps, max_tokens=40, batch_tokens=80)()
+    np.testing.assert_allclose(reversed_order[::-1], found, rtol=0, atol=1e-5)
+    assert _vectors._cache_size() == programs
+
+
+@given(st.lists(st.integers(4, 30), max_size=40))
+def test_every_text_is_packed_once_and_the_short_ones_in_short_rows(sizes):
+    rows = {
+        T: [[sizes[i] for i in row] for row in rows] for T, rows in _packed(np.array(sizes, int), (30, 15))
+    }
+    assert sorted(size for of_length in rows.values() for row in of_length for size in row) == sorted(sizes)
+    assert all(sum(row) <= T for T, of_length in rows.items() for row in of_length)
+    assert all(max(row) > 15 for row in rows[30])
 
 
 def test_distances_fall_in_the_buckets_of_transformers():

@@ -11,31 +11,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from random_encoder import VOCABULARY, save_tokenizer
+from tokenizers import Tokenizer, pre_tokenizers
 
 from rationalyst_jax.lm.weights.wordpiece import WordPieces, open_word_pieces
 from rationalyst_jax.mine.windows import NORMALISATIONS, Cutter, sentence_spans
 from rationalyst_jax.mine.workers import in_order
-
-VOCABULARY = ["[UNK]", "[CLS]", "[SEP]", *"abcdefghijklmnopqrstuvwxyz0123456789.,!?'", "the", "##ing"]
-VOCABULARY += [f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz0123456789"]
-
-
-def save_tokenizer(folder: Path) -> Path:
-    """A WordPiece tokenizer as BERT has, of few pieces, which truncates and pads as MiniLM's file says."""
-    tokenizer = Tokenizer(
-        models.WordPiece({token: i for i, token in enumerate(VOCABULARY)}, unk_token="[UNK]")
-    )
-    tokenizer.normalizer = normalizers.BertNormalizer()
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.add_special_tokens(["[CLS]", "[SEP]"])
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
-    )
-    tokenizer.enable_truncation(16)
-    tokenizer.enable_padding(length=16)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    return folder / "tokenizer.json"
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,8 @@ def add_arguments(parser: ArgumentParser) -> None:
         nargs="+",
         required=True,
         help="Training questions of the tasks, each set TASK=FILE, TASK=SPLIT=FILE or "
-        "TASK=tfds:NAME[:SPLIT][@DIR]. Of a FILE alone the rows or its name must say the split. Questions of "
-        "an evaluated split are refused.",
+        "TASK=tfds:NAME[:SPLIT][@DIR]. Of a FILE alone the rows or its name must say the split. Only "
+        "questions of training splits are used.",
     )
 
 

@@ -5,13 +5,13 @@ which each weighs the same however many questions it has, or near that of any on
 held out: on it the threshold is calibrated, and its recall measured.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from rationalyst_jax.files.prepared import Source, is_prepared
+from rationalyst_jax.files.prepared import Source, is_prepared, wanted
 from rationalyst_jax.files.settings import digest
 from rationalyst_jax.tasks.benchmarks import task_named
 from rationalyst_jax.tasks.question import Question
@@ -66,8 +66,8 @@ def read_references(
 
     A source is a file of the task's own rows, SPLIT=FILE, a folder, or tfds:NAME[:SPLIT][@DIR]. held_out: the
     share of a set that is held out, at least one question. Raises ValueError as the task's reader does, for
-    an unknown task, for questions of a split that mining may not learn from, or of one that nothing says, and
-    for a set of fewer than two.
+    an unknown task, where nothing says which split a question is of, or none is of one that mining may learn
+    from, and for a set of fewer than two.
     """
     if not sources:
         raise ValueError("prefilter: no references: name at least one task and its training questions")
@@ -126,23 +126,22 @@ def recall_of(cosines: Sequence[float], alpha: float) -> float:
 
 
 def _training_questions(task: Task, source: Source) -> list[Question]:
-    """The questions of a source, all of splits that mining may learn from."""
+    """The questions of a source that are of splits which mining may learn from."""
     if is_prepared(source):
-        split = str(source).partition("@")[0].split(":")[2:]
-        _check_split(task, split_called(split[0]) if split else task.references[0], source)
-        return read_questions(task, source, task.references[0])
+        split = split_called(wanted(source).split or task.references[0])
+        _check_splits(task, [split], source)
+        return read_questions(task, source, split)
     splits = sorted_into_splits(task, [str(source)])
-    for split in splits:
-        _check_split(task, split, source)
-    return [question for questions in splits.values() for question in questions]
+    _check_splits(task, splits, source)
+    return [question for split in task.references for question in splits.get(split, [])]
 
 
-def _check_split(task: Task, split: str, source: Source) -> None:
-    if split not in task.references:
-        wanted = " or ".join(task.references)
+def _check_splits(task: Task, splits: Iterable[str], source: Source) -> None:
+    """Raises ValueError where none is one to learn from."""
+    if not {*splits} & {*task.references}:
         raise ValueError(
-            f"{source}: questions of {task.name}'s split {split!r}: references are of {wanted} alone, "
-            "so that nothing is mined by what is evaluated"
+            f"{source}: questions of {task.name}'s split {', '.join(map(repr, splits))}: references are of "
+            f"{' or '.join(task.references)} alone, never of what is evaluated"
         )
 
 

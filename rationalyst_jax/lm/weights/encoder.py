@@ -139,7 +139,7 @@ def _config(path: Path) -> tuple[EncoderConfig, str]:
         raise ValueError(f"{file}: {error}") from error
 
 
-def _shapes(config: EncoderConfig, kind: str) -> Iterator[tuple[str, tuple[int, ...]]]:
+def stored_shapes(config: EncoderConfig, kind: str) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Every tensor that is read, and its shape."""
     D = config.hidden_size
     F = config.intermediate_size
@@ -166,7 +166,7 @@ def _shapes(config: EncoderConfig, kind: str) -> Iterator[tuple[str, tuple[int, 
 
 def _fitting(path: Path) -> Mapping[str, StoredTensor]:
     """The stored weights, which are those of the config: one ValueError says all in which they differ."""
-    wanted = dict(_shapes(*_config(path)))
+    wanted = dict(stored_shapes(*_config(path)))
     stored = {key: t for key, t in stored_tensors(path).items() if not key.startswith(_UNUSED)}
     problems = list(misfits(wanted, {key: tensor.shape for key, tensor in stored.items()}))
     problems += [
