@@ -20,7 +20,7 @@ from transformers.models.mpnet.modeling_mpnet import MPNetEncoder
 
 from rationalyst_jax.lm.model.encoder import Encoder, EncoderConfig, distance_buckets, text_vectors
 from rationalyst_jax.lm.weights.encoder import load_encoder, open_encoder
-from rationalyst_jax.mine.encode import _packed, _vectors, encode
+from rationalyst_jax.mine.encode import _vectors, encode, packed_rows
 
 hidden_states = jax.jit(Encoder.__call__)
 
@@ -123,9 +123,7 @@ def test_windows_have_the_vectors_of_texts_apart_whatever_they_are_packed_with(n
 
 @given(st.lists(st.integers(4, 30), max_size=40))
 def test_every_text_is_packed_once_and_the_short_ones_in_short_rows(sizes):
-    rows = {
-        T: [[sizes[i] for i in row] for row in rows] for T, rows in _packed(np.array(sizes, int), (30, 15))
-    }
+    rows = {T: [[sizes[i] for i in row] for row in rows] for T, rows in packed_rows(np.array(sizes, int), 30)}
     assert sorted(size for of_length in rows.values() for row in of_length for size in row) == sorted(sizes)
     assert all(sum(row) <= T for T, of_length in rows.items() for row in of_length)
     assert all(max(row) > 15 for row in rows[30])

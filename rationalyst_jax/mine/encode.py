@@ -34,7 +34,7 @@ def encode(
     """
     sizes = np.maximum([len(window) for window in windows], _LEAST)
     pending: list[tuple[np.ndarray, np.ndarray, Array]] = []
-    for T, rows in _packed(sizes, (max_tokens, -(-max_tokens // 2))):
+    for T, rows in packed_rows(sizes, max_tokens):
         B = max(1, batch_tokens // T)
         for first in range(0, len(rows), B):
             batch = rows[first : first + B]
@@ -55,22 +55,24 @@ def encode(
     return result
 
 
-def _packed(sizes: np.ndarray, lengths: Sequence[int]) -> list[tuple[int, list[list[int]]]]:
-    """For each length of rows, the longest first, the members of each row.
+def packed_rows(sizes: np.ndarray, longest: int) -> list[tuple[int, list[list[int]]]]:
+    """Texts of so many tokens, best fit: for rows of `longest` places, and for rows of half of them, the
+    members of each row.
 
-    A row whose members all fit in rows of the next length is not kept: they are packed in those.
+    A long row whose members would all fit in short ones is not kept: they are packed in those.
     """
+    lengths = (longest, -(-longest // 2))
     found = []
     left = np.arange(len(sizes))
     for T, shorter in zip(lengths, (*lengths[1:], 0), strict=True):
         row, offset, count = best_fit(sizes[left].tolist(), T)
-        longest = np.zeros(count, int)
-        np.maximum.at(longest, row, sizes[left])
+        largest = np.zeros(count, int)
+        np.maximum.at(largest, row, sizes[left])
         rows: list[list[int]] = [[] for _ in range(count)]
         for i in np.argsort(offset, kind="stable"):
             rows[row[i]].append(int(left[i]))
-        found.append((T, [members for r, members in enumerate(rows) if longest[r] > shorter]))
-        left = np.sort([i for r, members in enumerate(rows) if longest[r] <= shorter for i in members])
+        found.append((T, [members for r, members in enumerate(rows) if largest[r] > shorter]))
+        left = np.sort([i for r, members in enumerate(rows) if largest[r] <= shorter for i in members])
         left = left.astype(int)
     return found
 
