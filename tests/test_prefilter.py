@@ -190,15 +190,14 @@ def test_alpha_is_the_largest_threshold_with_the_wanted_recall(cosines, recall):
 
 def test_each_set_weighs_the_same_however_many_texts_it_has_and_how_alike_they_are(tmp_path):
     rng = np.random.default_rng(0)
-    alike = np.array([1.0, 0, 0, 0]) + 0.01 * rng.normal(size=(40, 4))
-    apart = np.array([0, 1.0, 0, 0]) + 0.7 * rng.normal(size=(20, 4))
-    vectors = {f"alike {i}": x for i, x in enumerate(alike)} | {f"apart {i}": x for i, x in enumerate(apart)}
-    unit = {text: (x / np.linalg.norm(x))[None] for text, x in vectors.items()}
+    alike = np.array([1.0, 0, 0, 0]) + 0.01 * rng.normal(size=(20, 4))
+    apart = np.array([0, 1.0, 0, 0]) + 0.7 * rng.normal(size=(10, 4))
+    vectors = [x[None] / np.linalg.norm(x) for x in (*alike, *apart)]
     for rows, name in ((40, "gsm8k"), (20, "math")):
         write_set(tmp_path, name, rows)
     sets = read_references({n: f"{tmp_path}/{n}_train.jsonl" for n in ("gsm8k", "math")}, 2000, 0.5, 0)
-    as_texts = iter(unit.values())
-    found = reference_centroids(sets, lambda texts: [next(as_texts) for _ in texts], "mean")
+    texts = [text for one in sets for text in one.texts]
+    found = reference_centroids(sets, dict(zip(texts, vectors, strict=True)), "mean")
     mean_D = found.centroids_SD.mean(0)
     both = found.centroids_SD @ mean_D / np.linalg.norm(mean_D)
     assert both[0] == pytest.approx(both[1])

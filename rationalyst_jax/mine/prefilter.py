@@ -130,6 +130,8 @@ def score_documents(
     """
 
     def check(place: str, row: Row) -> int | None:
+        if row.keys() != {"number", "text", "cosine", "nearest", "start", "end"}:
+            raise ValueError(f"{place}: not a row of scores")
         number = row["number"]
         known = number < len(documents) and row["text"] == _digest(documents[number])
         return number if known else None

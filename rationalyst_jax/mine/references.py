@@ -5,7 +5,7 @@ which each weighs the same however many questions it has, or near that of any on
 held out: on it the threshold is calibrated, and its recall measured.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -89,13 +89,14 @@ def references_digest(sets: Sequence[ReferenceSet]) -> dict[str, str]:
 
 
 def reference_centroids(
-    sets: Sequence[ReferenceSet], vectors: Callable[[Sequence[str]], list[np.ndarray]], rule: Centroids
+    sets: Sequence[ReferenceSet], vectors: Mapping[str, np.ndarray], rule: Centroids
 ) -> References:
     """The centroid of each set: the mean of its texts' vectors, at length 1, so that a set whose texts are
-    like each other weighs no more than another. `vectors` gives each text's windows, `[windows, D]`."""
+    like each other weighs no more than another. vectors: of each text those of its windows, `[windows, D]`.
+    """
     centroids = []
     for one in sets:
-        of_texts_XD = np.stack([windows_XD.mean(axis=0) for windows_XD in vectors(one.texts)])
+        of_texts_XD = np.stack([vectors[text].mean(axis=0) for text in one.texts])
         mean_D = of_texts_XD.mean(axis=0)
         centroids.append(mean_D / np.linalg.norm(mean_D))
     return References(tuple(one.name for one in sets), np.stack(centroids), rule)

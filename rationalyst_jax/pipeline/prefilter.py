@@ -65,6 +65,7 @@ def prefilter(
     `read_documents`, and for malformed documents before anything is computed.
     """
     found = read_documents(documents)
+    out.mkdir(parents=True, exist_ok=True)  # what cannot be is said before the work
     return prefilter_documents(found, open_prefilter(references, encoder, config), out, progress=progress)
 
 
@@ -76,14 +77,11 @@ def open_prefilter(references: Mapping[str, Source], encoder: Path, config: Pref
     checkpoint = open_encoder(encoder)
     window = cutter_of(checkpoint, config).max_tokens
     sets = read_references(references, config.max_references, config.held_out, config.seed)
-    texts = TextEncoder(checkpoint, config)
-    centroids = reference_centroids(
-        sets, lambda of_set: [text.vectors_XD for text in texts.all(of_set)], config.centroids
-    )
-    cosines = {
-        one.name: [centroids.best(text.vectors_XD)[1].cosine for text in texts.all(one.held_out)]
-        for one in sets
-    }
+    texts = list(dict.fromkeys(text for one in sets for text in (*one.texts, *one.held_out)))
+    text_encoder = TextEncoder(checkpoint, config)
+    vectors = {text: encoded.vectors_XD for text, encoded in zip(texts, text_encoder.all(texts), strict=True)}
+    centroids = reference_centroids(sets, vectors, config.centroids)
+    cosines = {one.name: [centroids.best(vectors[text])[1].cosine for text in one.held_out] for one in sets}
     alpha = calibrated_alpha(cosines, config.recall) if config.alpha is None else config.alpha
     summaries = {
         one.name: SetSummary(
@@ -97,7 +95,7 @@ def open_prefilter(references: Mapping[str, Source], encoder: Path, config: Pref
     how = asdict(config) | {"window": window}
     del how["workers"]  # which changes nothing
     settings = {"encoder": checkpoint.fingerprint, "references": references_digest(sets), "prefilter": how}
-    return Prefilter(texts, centroids, alpha, summaries, config.block, settings)
+    return Prefilter(text_encoder, centroids, alpha, summaries, config.block, settings)
 
 
 def prefilter_documents(
