@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+from random_encoder import save_encoder
 from random_model import random_llama
 
 from rationalyst_jax.cli.main import main
@@ -58,6 +59,7 @@ def triple(document: str, index: int, gain: float, kept: bool = True) -> Filtere
 def write_files(root: Path) -> None:
     """Fills the folder `root`."""
     _write_models(root)
+    save_encoder(root / "encoder")
     _write_rows(root)
     provenance = Provenance("annotator", "world-1", {})
     filtered = [triple("d", i, gain) for i, gain in enumerate((-1.0, 2.0, 1.0, 3.0))]
@@ -111,6 +113,7 @@ def _write_rows(root: Path) -> None:
             {"id": "c", "input": DOCUMENT, "output": "something else"},
         ],
         "questions": [{"id": f"q{i}", "question": QUESTION, "answer": f"4\n#### {i}"} for i in range(4)],
+        "train": [{"question": f"{QUESTION} {i}", "answer": f"4\n#### {i}"} for i in range(9)],
         "solutions": [
             {"id": f"s{i}", "problem": f"{QUESTION} {i // 2}", "steps": STEPS, "label": i % 2 - 1}
             for i in range(40)

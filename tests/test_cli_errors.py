@@ -45,7 +45,24 @@ SCORE = "score --model model --out x --pairs"
 LOCATE = "locate --solutions solutions.jsonl --scorer model --prompts world --out x"
 EVALUATE = "evaluate --task gsm8k --questions questions.jsonl --traces"
 CALIBRATE = "calibrate --scored filtered.parquet --labels"
+PREFILTER = "prefilter --documents documents.jsonl --encoder encoder --out x --references"
 BAD_INPUT = {
+    f"{PREFILTER} gsm8k=nowhere.jsonl": "nowhere.jsonl: No such file",
+    f"{PREFILTER} gsm9k=train.jsonl": "unknown task 'gsm9k'",
+    f"{PREFILTER} gsm8k=questions.jsonl": "questions.jsonl:1: neither the row nor the file's name says which",
+    f"{PREFILTER} gsm8k=test=train.jsonl": "questions of gsm8k's split 'test': references are of train alone",
+    f"{PREFILTER} gsm8k=tfds:gsm8k:test@folder": "questions of gsm8k's split 'test': references are of train",
+    f"{PREFILTER} gsm8k=tfds:gsm8k@folder": "tfds:gsm8k: no prepared set in folder",
+    f"{PREFILTER} gsm8k=train=no_answer.jsonl": "no_answer.jsonl:1: 'answer' must end in",
+    f"{PREFILTER} gsm8k=train.jsonl --prefilter.window 129": "prefilter: window is 129, the encoder has 128",
+    f"{PREFILTER} gsm8k=train.jsonl --encoder nowhere": "nowhere: no such folder of an encoder",
+    f"{PREFILTER} gsm8k=train.jsonl --encoder folder": "folder/config.json: no such file",
+    f"{PREFILTER} gsm8k=train.jsonl --encoder model": "config.json: model_type 'llama' is not supported",
+    f"{PREFILTER} gsm8k=train.jsonl --documents nowhere.jsonl": "nowhere.jsonl: No such file",
+    f"{PREFILTER} gsm8k=train.jsonl --documents text.jsonl": "text.jsonl:1: not JSON",
+    f"{PREFILTER} gsm8k=train.jsonl --documents pairs.jsonl": "pairs.jsonl:1: no 'text'",
+    f"{PREFILTER} gsm8k=train.jsonl --documents folder": "folder/something: a folder of rows holds",
+    f"{PREFILTER} gsm8k=train.jsonl --out text.jsonl": "text.jsonl: File exists",
     "mine --documents nowhere.jsonl --model model --prompts world --out x": "nowhere.jsonl: No such file",
     "mine --documents text.jsonl --model model --prompts world --out x": "text.jsonl:1: not JSON",
     "mine --documents pairs.jsonl --model model --prompts world --out x": "pairs.jsonl:1: no 'text'",
@@ -130,6 +147,11 @@ BAD_INPUT = {
     "demo --prompts wurld --run_dir x": "no prompts named 'wurld'",
 }
 BAD_USAGE = {
+    f"{PREFILTER} train.jsonl": "--references: write TASK=FILE, got 'train.jsonl'",
+    f"{PREFILTER} gsm8k=train.jsonl gsm8k=train.jsonl": "--references: gsm8k is there twice",
+    f"{PREFILTER} gsm8k=train.jsonl --prefilter.recall 0": "prefilter: recall must be above 0 and at most 1",
+    f"{PREFILTER} gsm8k=train.jsonl --prefilter.alpha 2": "prefilter: alpha must be between -1 and 1, got 2",
+    f"{PREFILTER} gsm8k=train.jsonl --prefilter.normalisation own": "--prefilter.normalisation: Expected",
     "": "a command is missing",
     "mime --out x": "no command 'mime'",
     "world domination": "no command 'world domination'",

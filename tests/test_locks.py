@@ -16,6 +16,12 @@ from rationalyst_jax.files.lock import locked
 
 # A command, where in it the first process stops (and stays), and the output that it holds by then.
 COMMANDS = {
+    "prefilter": (
+        "prefilter --documents documents.jsonl --encoder encoder --references gsm8k=train.jsonl --out {} "
+        "--prefilter.workers 0",
+        "mine.prefilter.append_rows",
+        "scores.partial.jsonl",
+    ),
     "mine": (
         "mine --documents documents.jsonl --model model --prompts world --out {}",
         "lm.engine.engine.Engine.step",

@@ -30,6 +30,7 @@ from rationalyst_jax.files.interruption import EXIT_CODE, Interrupted
 COMMANDS = {
     "demo": "run the whole method on the embedded world",
     "ablate": "leave out or change one part of the method after the other, on the embedded world",
+    "prefilter": "keep the documents that are like the tasks' training questions",
     "mine": "annotate documents, or import annotated ones, and cut triples",
     "filter": "keep the rationales that make the text after them more likely",
     "calibrate": "find the threshold that reaches a wanted precision",

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rationalyst_jax.files.rows import Row, id_field, read_rows, text_field
+from rationalyst_jax.files.rows import Row, id_field, read_table, text_field
 from rationalyst_jax.tasks.question import Question
 from rationalyst_jax.tasks.task import Task
 
@@ -66,7 +66,7 @@ def _rows(path: Path) -> Iterator[tuple[str, Row]]:
     if not files:
         raise ValueError(f"{path}: a folder without files *.jsonl")
     for file in files:
-        yield from read_rows(file)
+        yield from read_table(file)
 
 
 # ---- Rows ----

@@ -54,14 +54,23 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file. Raises FileNotFoundError, or ValueError naming a file that holds none."""
+    return _read(path, dict, "object")
+
+
+def read_list(path: Path) -> list[Any]:
+    """The JSON list in a file. Raises as `read_json`."""
+    return _read(path, list, "list")
+
+
+def _read(path: Path, kind: type, word: str) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
         value = json.loads(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"{path}: not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: not a JSON object")
+    if not isinstance(value, kind):
+        raise ValueError(f"{path}: not a JSON {word}")
     return value
 
 

@@ -12,6 +12,10 @@ from rationalyst_jax.files.ranges import (
     ABOVE_0_TO_1,
     AT_LEAST_0,
     AT_LEAST_1,
+    AT_LEAST_2,
+    AT_LEAST_8,
+    BELOW_1,
+    COSINE,
     FINITE,
     SEED,
     TEMPERATURE,
@@ -104,3 +108,55 @@ class FilterConfig:
             if not math.isfinite(tau):
                 raise ValueError(f"filter: tau_by_source.{source} must be finite, got {tau!r}")
         reduce_logprobs(np.zeros(1), self.reduction)  # raises for a name it does not know
+
+
+@dataclass(frozen=True)
+class PrefilterConfig:
+    """Which documents are like reasoning.
+
+    Attributes:
+        alpha: Smallest cosine with the references with which a document is kept. By default it is calibrated:
+            the largest one with the wanted recall. A number belongs to its encoder, normalisation and
+            references: the paper's is 0.3.
+        recall: Share of the held-out references that a calibrated alpha keeps, the mean over the sets.
+        centroids: What a document is compared with: the "mean" of the sets' centroids, each weighing the
+            same, as in the paper, or the "nearest" of them.
+        normalisation: What is done to a text before it is encoded. "paper": lower case, no punctuation, no
+            stop words (of our own list). "none": nothing.
+        max_references: Number of questions that are used of each set, drawn by lot.
+        held_out: Share of these that makes no centroid, and measures recall.
+        seed: Seed of these lots.
+        window: Largest number of tokens of a window. By default it is the encoder's own. A longer document is
+            cut where sentences end, and counts as its best window does.
+        dtype: What the encoder computes in. bfloat16 is faster on accelerators, and cosines are rounded.
+        block: Number of documents that are packed together. A killed run repeats at most two blocks.
+        batch_tokens: Number of tokens that are computed at the same time.
+        workers: Number of processes that tokenize; 0 lets the main one do it.
+
+    Raises ValueError naming the key and the value that is out of range.
+    """
+
+    alpha: float | None = None
+    recall: float = 0.95
+    centroids: Literal["mean", "nearest"] = "mean"
+    normalisation: Literal["paper", "none"] = "paper"
+    max_references: int = 2000
+    held_out: float = 0.2
+    seed: int = 0
+    window: int | None = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    block: int = 512
+    batch_tokens: int = 4096
+    workers: int = 1
+
+    def __post_init__(self):
+        require("prefilter", self, AT_LEAST_1, "block", "batch_tokens")
+        require("prefilter", self, AT_LEAST_0, "workers")
+        require("prefilter", self, AT_LEAST_2, "max_references")
+        require("prefilter", self, SEED, "seed")
+        require("prefilter", self, ABOVE_0_TO_1, "recall")
+        require("prefilter", self, BELOW_1, "held_out")
+        if self.window is not None:
+            require("prefilter", self, AT_LEAST_8, "window")
+        if self.alpha is not None:
+            require("prefilter", self, COSINE, "alpha")

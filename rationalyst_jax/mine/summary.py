@@ -1,4 +1,4 @@
-"""What mining and filtering did, counted."""
+"""What prefiltering, mining and filtering did, counted."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -8,6 +8,7 @@ import numpy as np
 
 from rationalyst_jax.mine.likelihood_filter import FilteredTriple
 from rationalyst_jax.mine.parse import FAITHFUL
+from rationalyst_jax.mine.prefilter import PAPER_ALPHA, PrefilteredDocument
 from rationalyst_jax.mine.triples import Extraction
 
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
@@ -46,6 +47,36 @@ class FilterSummary:
     gains: Mapping[float, float]
 
 
+@dataclass(frozen=True)
+class SetSummary:
+    """One reference set: its texts that make the centroid, those held out, and the shares of these that reach
+    alpha and the paper's."""
+
+    texts: int
+    held_out: int
+    recall: float
+    paper_recall: float
+
+
+@dataclass(frozen=True)
+class SourceSummary:
+    """One source of documents: how many, how many are kept, and how many the paper's alpha would keep."""
+
+    documents: int
+    kept: int
+    paper_kept: int
+
+
+@dataclass(frozen=True)
+class PrefilterSummary:
+    """The smallest cosine of a kept document, the reference sets by their names, and the sources of documents
+    by their kept shares, the largest first."""
+
+    alpha: float
+    sets: Mapping[str, SetSummary]
+    sources: Mapping[str, SourceSummary]
+
+
 def summarize_mined(extraction: Extraction) -> MineSummary:
     """Counts what became of documents and rationales."""
     return MineSummary(
@@ -72,3 +103,12 @@ def summarize_filtered(filtered: Sequence[FilteredTriple]) -> FilterSummary:
         taus=taus,
         gains={q: float(np.quantile(gains, q)) for q in QUANTILES} if gains else {},
     )
+
+
+def summarize_prefiltered(scored: Sequence[PrefilteredDocument]) -> dict[str, SourceSummary]:
+    """Counts what was kept of each source; the sources by their kept shares, the largest first."""
+    documents = Counter(one.source for one in scored)
+    kept = Counter(one.source for one in scored if one.kept)
+    by_paper = Counter(one.source for one in scored if one.cosine >= PAPER_ALPHA)
+    found = {source: SourceSummary(n, kept[source], by_paper[source]) for source, n in documents.items()}
+    return dict(sorted(found.items(), key=lambda item: -item[1].kept / item[1].documents))

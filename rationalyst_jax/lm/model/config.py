@@ -45,9 +45,9 @@ class RopeScaling:
 
     def __post_init__(self):
         for name in ("factor", "low_freq_factor", "high_freq_factor"):
-            _check_number(f"rope_scaling: {name}", getattr(self, name))
+            check_number(f"rope_scaling: {name}", getattr(self, name))
         name = "original_max_position_embeddings"
-        _check_count(f"rope_scaling: {name}", getattr(self, name))
+        check_count(f"rope_scaling: {name}", getattr(self, name))
 
 
 @dataclass(frozen=True)
@@ -75,9 +75,9 @@ class LlamaConfig:
 
     def __post_init__(self):
         for name in (*_HF_NAMES, "num_kv_heads", "head_dim", "max_position_embeddings"):
-            _check_count(name, getattr(self, name))
+            check_count(name, getattr(self, name))
         for name in ("rms_norm_eps", "rope_theta"):
-            _check_number(name, getattr(self, name))
+            check_number(name, getattr(self, name))
         if not isinstance(self.tie_embeddings, bool):
             raise ValueError(f"tie_word_embeddings must be true or false, got {self.tie_embeddings!r}")
         for name, ids in {"bos_token_id": (self.bos_token_id,), "eos_token_id": self.ends}.items():
@@ -197,12 +197,12 @@ def _is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _check_count(name: str, value: Any) -> None:
+def check_count(name: str, value: Any) -> None:
     if not _is_integer(value) or value < 1:
         raise ValueError(f"{name} must be a positive integer, got {value!r}")
 
 
-def _check_number(name: str, value: Any) -> None:
+def check_number(name: str, value: Any) -> None:
     if not (_is_integer(value) or isinstance(value, float)) or not 0 < value < math.inf:
         raise ValueError(f"{name} must be a number above 0, got {value!r}")
 
