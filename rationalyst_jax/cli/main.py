@@ -30,6 +30,8 @@ from rationalyst_jax.files.interruption import EXIT_CODE, Interrupted
 COMMANDS = {
     "demo": "run the whole method on the embedded world",
     "ablate": "leave out or change one part of the method after the other, on the embedded world",
+    "dedup": "drop documents that are duplicates of earlier ones",
+    "decontaminate": "drop documents that hold a question of an evaluation set",
     "mine": "annotate documents, or import annotated ones, and cut triples",
     "filter": "keep the rationales that make the text after them more likely",
     "calibrate": "find the threshold that reaches a wanted precision",

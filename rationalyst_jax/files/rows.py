@@ -84,8 +84,8 @@ def id_field(row: Mapping[str, Any], key: str, place: str, default: str | None =
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Writes a new file, whole or not at all."""
-    with whole(path) as unfinished:
-        unfinished.write_bytes(b"".join(map(_line, rows)))
+    with whole(path) as unfinished, unfinished.open("wb") as file:
+        file.writelines(map(_line, rows))
 
 
 def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -34,7 +34,7 @@ def read_documents(path: str | Path) -> list[Document]:
 
     Raises ValueError naming file and line for a malformed row, empty text or an id met before.
     """
-    return [document for *_, document in _documents(Path(path), text_key="text")]
+    return [document for *_, document in document_rows(Path(path))]
 
 
 def read_annotations(path: str | Path, source: str | None = None) -> list[Annotation]:
@@ -47,12 +47,14 @@ def read_annotations(path: str | Path, source: str | None = None) -> list[Annota
         Annotation(
             document, text_field(row, "output", place), text_field(row, "finish", place, default="imported")
         )
-        for place, row, document in _documents(Path(path), text_key="input", source=source)
+        for place, row, document in document_rows(Path(path), text_key="input", source=source)
     ]
 
 
-def _documents(path: Path, text_key: str, source: str | None = None) -> Iterator[tuple[str, Row, Document]]:
-    """Each row with its place "file:line" and its document."""
+def document_rows(
+    path: Path, text_key: str = "text", source: str | None = None
+) -> Iterator[tuple[str, Row, Document]]:
+    """Each row with its place "file:line" and its document; defaults and errors as `read_documents`."""
     first_at: dict[str, str] = {}
     for place, row in read_rows(path):
         text = filled_field(row, text_key, place)
