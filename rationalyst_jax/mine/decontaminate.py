@@ -162,7 +162,7 @@ class _Table:
 
 
 def _ngrams(question: Question, config: DecontaminateConfig) -> Iterator[tuple[bool, int, Hashes]]:
-    """What is looked for of a question: its different n-grams, without masked numbers (False) and with (True),
+    """What is looked for of a question: its different n-grams, with masked numbers (True) and without,
     and their length. Nothing where it is too short."""
     hashes = hash_words(words_of(question.text))
     short = len(hashes) < config.ngram
