@@ -45,7 +45,19 @@ SCORE = "score --model model --out x --pairs"
 LOCATE = "locate --solutions solutions.jsonl --scorer model --prompts world --out x"
 EVALUATE = "evaluate --task gsm8k --questions questions.jsonl --traces"
 CALIBRATE = "calibrate --scored filtered.parquet --labels"
+DEDUP = "dedup --out x --documents"
+DECONTAMINATE = "decontaminate --documents documents.jsonl --out x --against"
 BAD_INPUT = {
+    f"{DEDUP} nowhere": "nowhere: no such file of documents, nor a folder of them",
+    f"{DEDUP} folder": "folder: no JSONL file in this folder",
+    f"{DEDUP} text.jsonl": "text.jsonl:1: not JSON",
+    f"{DEDUP} pairs.jsonl": "pairs.jsonl:1: no 'text'",
+    f"{DEDUP} documents.jsonl".replace("x", "text.jsonl"): "text.jsonl: File exists",
+    f"{DECONTAMINATE} gsm8k=nowhere.jsonl": "nowhere.jsonl: No such file",
+    f"{DECONTAMINATE} gsm9k=questions.jsonl": "unknown task 'gsm9k'",
+    f"{DECONTAMINATE} gsm8k=no_answer.jsonl": "no_answer.jsonl:1: 'answer' must end in",
+    f"{DECONTAMINATE} gsm8k=tfds:rationalyst_gsm8k@folder": "tfds:rationalyst_gsm8k: no prepared set in",
+    f"{DECONTAMINATE} gsm8k=questions.jsonl".replace("documents.jsonl", "pairs.jsonl"): "pairs.jsonl:1: no",
     "mine --documents nowhere.jsonl --model model --prompts world --out x": "nowhere.jsonl: No such file",
     "mine --documents text.jsonl --model model --prompts world --out x": "text.jsonl:1: not JSON",
     "mine --documents pairs.jsonl --model model --prompts world --out x": "pairs.jsonl:1: no 'text'",
@@ -132,6 +144,11 @@ BAD_INPUT = {
     "demo --prompts wurld --run_dir x": "no prompts named 'wurld'",
 }
 BAD_USAGE = {
+    f"{DECONTAMINATE} questions.jsonl": "--against takes TASK=FILE, got 'questions.jsonl'",
+    f"{DECONTAMINATE} gsm8k=a.jsonl gsm8k=b.jsonl": "--against names gsm8k twice",
+    f"{DECONTAMINATE} gsm8k=questions.jsonl --decontaminate.min_words 20": "min_words must be at most ngram",
+    f"{DEDUP} documents.jsonl --dedup.similarity 75": "dedup: similarity must be above 0 and at most 1",
+    "decontaminate --documents documents.jsonl --out x": "against",
     "": "a command is missing",
     "mime --out x": "no command 'mime'",
     "world domination": "no command 'world domination'",
