@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from rationalyst_jax.files.rows import id_field, read_rows
+from rationalyst_jax.files.rows import id_field, read_table
 from rationalyst_jax.report.tables import counts_table
 
 Gains = Mapping[tuple[str, int], float | None]
@@ -38,7 +38,7 @@ def run(scored: Path, labels: Path, precision: float = 0.8) -> None:
 def _labeled(labels: Path, gains: Gains, scored: Path) -> Iterator[tuple[float, bool]]:
     """Gain and label of each labeled rationale; those that were too long to be scored are left out."""
     seen: set[tuple[str, int]] = set()
-    for place, row in read_rows(labels):
+    for place, row in read_table(labels):
         document = id_field(row, "document_id", place)
         index = row.get("index")
         good = row.get("good")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rationalyst_jax.files.rows import Row, id_field, read_rows, text_field
+from rationalyst_jax.files.rows import Row, id_field, read_table, text_field
 from rationalyst_jax.tasks.question import Question
 from rationalyst_jax.tasks.task import Task
 
@@ -37,7 +37,7 @@ def read_answers(path: Path, questions: Sequence[Question], task: Task) -> dict[
     by_id = {question.id: question for question in questions}
     found: dict[str, list[Answer]] = {}
     seen: set[Any] = set()
-    for place, row in read_rows(path):
+    for place, row in read_table(path):
         if "doc" in row and "resps" in row:
             asked = task.question(_object(row, "doc", place), place, "doc")
             question = by_text.find(asked.asked, place)

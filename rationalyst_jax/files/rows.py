@@ -2,51 +2,80 @@
 killed run can continue."""
 
 import csv
+import io
 import json
 import math
 import os
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 from rationalyst_jax.files.whole import naming, whole
 
 Row = dict[str, Any]
 
+# What a text file's last ending says of its compression, and the codec's name in Arrow.
+_CODECS = {".gz": "gzip", ".zst": "zstd"}
+
 
 def read_rows(path: Path) -> Iterator[tuple[str, Row]]:
-    """The objects of a JSONL file, each with its place "file:line"; blank lines are passed over.
+    """The objects of a JSONL file, each with its place "file:line"; blank lines are passed over. A file that
+    ends in .gz or .zst is decompressed.
 
     Raises ValueError naming file and line where a line is not a JSON object, or holds what cannot be written
-    again (NaN, half of a surrogate pair), and for a file without rows.
+    again (NaN, half of a surrogate pair), for a file without rows, and for one that is not compressed as it
+    is called, or was cut off.
     """
-    empty = True
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                empty = False
-                place = f"{path}:{number}"
-                yield place, _parse(line, place)
-    if empty:
-        raise ValueError(f"{path}: holds no rows")
+    yield from _not_empty(path, _read_lines(path))
 
 
 def read_table(path: Path) -> Iterator[tuple[str, Row]]:
     """The rows of a table in any of the formats that data sets come in, by the file's ending.
 
     .json: a list of objects. .csv: with a header; all values are text. .parquet. Everything else is JSONL
-    (`read_rows`). The place of a row of a list or of Parquet is "file:n", its number from 1 on. Raises
-    ValueError naming the file for one that is not what it is called, or holds no rows.
+    (`read_rows`), and so is a .json that opens no list. All but Parquet may be compressed (.gz, .zst). Of a
+    folder all files are read, those of its folders too, in the order of their paths; a name that begins with
+    "." or "_" is passed over, and a file of it may be empty.
+
+    The place of a row of a list or of Parquet is "file:n", its number from 1 on. Raises ValueError naming the
+    file for one that is not what it is called, and in a folder for one that is none of the above; and for a
+    table that holds no rows.
     """
-    match path.suffix:
-        case ".json":
-            yield from _numbered(path, _read_list(path))
-        case ".parquet":
-            yield from _numbered(path, _read_parquet(path))
-        case ".csv":
-            yield from _read_csv(path)
-        case _:
-            yield from read_rows(path)
+    yield from _not_empty(path, (row for file in table_files(path) for row in _read_file(file)))
+
+
+def table_files(path: Path) -> list[Path]:
+    """The file itself, or the files of a folder as `read_table` reads them; raises as it does."""
+    if not path.is_dir():
+        return [path]
+    files = [file for file in sorted(path.rglob("*")) if file.is_file() and not _passed_over(file, path)]
+    for file in files:
+        if table_format(file) not in _FORMATS:
+            endings = ", ".join(sorted(_FORMATS))
+            raise ValueError(f"{file}: a folder of rows holds files that end in {endings} (.gz, .zst) alone")
+    return files
+
+
+def table_format(path: Path) -> str:
+    """The ending that says how the rows of a file are written, as ".jsonl" for rows.jsonl.gz."""
+    return Path(path.stem).suffix if path.suffix in _CODECS else path.suffix
+
+
+def table_name(path: Path) -> str:
+    """A file's name, or a folder's, without its endings."""
+    return Path(path.stem).stem if path.suffix in _CODECS else path.stem
+
+
+def row_name(table: Path | str, place: str) -> str:
+    """A name for the row at a place "file:n" of a table: the table's name and n; of a folder, the path of its
+    file in it, without endings, and n."""
+    file, _, number = place.rpartition(":")
+    inside = Path(file)
+    if not inside.is_relative_to(table) or inside == Path(table):  # a table that is one file, or is prepared
+        return f"{table_name(Path(table))}-{number}"
+    inside = inside.relative_to(table)
+    return f"{inside.with_name(table_name(inside)).as_posix()}-{number}"
 
 
 def text_field(row: Mapping[str, Any], key: str, place: str, default: str | None = None) -> str:
@@ -116,42 +145,59 @@ def kept_rows(path: Path, check: Callable[[str, Row], Hashable]) -> dict[Any, Ro
     return kept
 
 
-def _numbered(path: Path, rows: Iterable[Any]) -> Iterator[tuple[str, Row]]:
-    number = 0
-    for number, row in enumerate(rows, start=1):
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}:{number}: expected an object, found {json.dumps(row):.60}")
-        yield f"{path}:{number}", row
-    if not number:
+def _not_empty(path: Path, rows: Iterable[tuple[str, Row]]) -> Iterator[tuple[str, Row]]:
+    empty = True
+    for row in rows:
+        empty = False
+        yield row
+    if empty:
         raise ValueError(f"{path}: holds no rows")
 
 
-def _read_list(path: Path) -> list[Any]:
+def _passed_over(file: Path, folder: Path) -> bool:
+    return any(part.startswith((".", "_")) for part in file.relative_to(folder).parts)
+
+
+def _read_file(path: Path) -> Iterator[tuple[str, Row]]:
+    return _FORMATS.get(table_format(path), _read_lines)(path)
+
+
+def _read_lines(path: Path) -> Iterator[tuple[str, Row]]:
+    with _opened(path) as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                place = f"{path}:{number}"
+                yield place, _parse(line, place)
+
+
+def _read_json(path: Path) -> Iterator[tuple[str, Row]]:
+    with _opened(path) as file:
+        text = file.read()
+    if text.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{"):
+        return _read_lines(path)
     try:
-        rows = json.loads(path.read_text(encoding="utf-8-sig"), parse_float=_finite, parse_constant=_finite)
+        rows = json.loads(text.decode("utf-8-sig"), parse_float=_finite, parse_constant=_finite)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON: {error}") from None
     if not isinstance(rows, list):
         raise ValueError(f"{path}: expected a list of objects, found {json.dumps(rows):.60}")
-    return rows
+    return _numbered(path, rows)
 
 
-def _read_parquet(path: Path) -> Iterator[Row]:
+def _read_parquet(path: Path) -> Iterator[tuple[str, Row]]:
     import pyarrow
     from pyarrow.parquet import ParquetFile
 
     try:
         with ParquetFile(path) as file:
-            for batch in file.iter_batches():
-                yield from batch.to_pylist()
+            yield from _numbered(path, (row for batch in file.iter_batches() for row in batch.to_pylist()))
     except pyarrow.ArrowException as error:
         raise ValueError(f"{path}: not Parquet: {' '.join(str(error).split())}") from None
 
 
 def _read_csv(path: Path) -> Iterator[tuple[str, Row]]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        table = csv.DictReader(file, strict=True)
-        place = None
+    with _opened(path) as file, io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
+        table = csv.DictReader(text, strict=True)
         try:
             for row in table:
                 place = f"{path}:{table.line_num}"
@@ -160,8 +206,41 @@ def _read_csv(path: Path) -> Iterator[tuple[str, Row]]:
                 yield place, row
         except (csv.Error, UnicodeDecodeError) as error:
             raise ValueError(f"{path}: not CSV: {error}") from None
-    if place is None:
-        raise ValueError(f"{path}: holds no rows")
+
+
+# How a file is read, by its ending.
+_FORMATS: Mapping[str, Callable[[Path], Iterator[tuple[str, Row]]]] = {
+    ".jsonl": _read_lines,
+    ".json": _read_json,
+    ".csv": _read_csv,
+    ".parquet": _read_parquet,
+}
+
+
+def _numbered(path: Path, rows: Iterable[Any]) -> Iterator[tuple[str, Row]]:
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}:{number}: expected an object, found {json.dumps(row):.60}")
+        yield f"{path}:{number}", row
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """A file's bytes, decompressed where its ending says so. An error of the codec becomes a ValueError."""
+    with path.open("rb") as file:
+        if path.suffix not in _CODECS:
+            yield file
+            return
+        import pyarrow
+
+        codec = _CODECS[path.suffix]
+        try:
+            with pyarrow.CompressedInputStream(file, codec) as stream:
+                yield cast(BinaryIO, io.BufferedReader(cast(Any, stream)))
+        except OSError as error:
+            if error.filename is not None or error.errno is not None:
+                raise  # not of the codec
+            raise ValueError(f"{path}: not {codec}, or damaged: {error}") from None
 
 
 def _parse(line: bytes, place: str) -> Row:

@@ -1,10 +1,18 @@
-"""Unlabeled documents and their annotated copies, as JSON Lines."""
+"""Unlabeled documents and their annotated copies, read from tables."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from rationalyst_jax.files.rows import Row, filled_field, id_field, read_rows, text_field
+from rationalyst_jax.files.rows import (
+    Row,
+    filled_field,
+    id_field,
+    read_table,
+    row_name,
+    table_name,
+    text_field,
+)
 
 
 @dataclass(frozen=True)
@@ -30,9 +38,11 @@ class Annotation:
 
 
 def read_documents(path: str | Path) -> list[Document]:
-    """Reads rows {"text", "id"?, "source"?}; id defaults to "<file stem>-<line>", source to the file stem.
+    """Reads rows {"text", "id"?, "source"?} of a file, or of a folder of shards (`files/rows.py`).
 
-    Raises ValueError naming file and line for a malformed row, empty text or an id met before.
+    id defaults to "<file's name>-<line>", source to the `pile_set_name` of The Pile's `meta`, or else the
+    name of the file or folder. Raises ValueError naming file and line for a malformed row, empty text or an
+    id met before.
     """
     return [document for *_, document in document_rows(Path(path))]
 
@@ -41,7 +51,7 @@ def read_annotations(path: str | Path, source: str | None = None) -> list[Annota
     """Reads rows {"input", "output", "id"?, "source"?, "finish"?}, defaults and errors as `read_documents`.
 
     Both our own annotations and text that was annotated elsewhere have this form. `source` is that of rows
-    which name none; None: the file stem.
+    which name none; None: the file's name.
     """
     return [
         Annotation(
@@ -56,10 +66,18 @@ def document_rows(
 ) -> Iterator[tuple[str, Row, Document]]:
     """Each row with its place "file:line" and its document; defaults and errors as `read_documents`."""
     first_at: dict[str, str] = {}
-    for place, row in read_rows(path):
+    for place, row in read_table(path):
         text = filled_field(row, text_key, place)
-        id = id_field(row, "id", place, default=f"{path.stem}-{place.rpartition(':')[2]}")
+        id = id_field(row, "id", place, default=row_name(path, place))
         if id in first_at:
             raise ValueError(f"{place}: id {id!r} was used before, at {first_at[id]}")
         first_at[id] = place
-        yield place, row, Document(id, text, text_field(row, "source", place, default=source or path.stem))
+        default = source or _pile_set(row) or table_name(path)
+        yield place, row, Document(id, text, text_field(row, "source", place, default=default))
+
+
+def _pile_set(row: Row) -> str | None:
+    """The part of The Pile that a row of it is from."""
+    meta = row.get("meta")
+    name = meta.get("pile_set_name") if isinstance(meta, dict) else None
+    return name if isinstance(name, str) else None

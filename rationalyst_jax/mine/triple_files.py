@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from rationalyst_jax.files.rows import Row, filled_field, id_field, read_rows, text_field
+from rationalyst_jax.files.rows import Row, filled_field, id_field, read_table, table_format, text_field
 from rationalyst_jax.mine.store import read_triples
 from rationalyst_jax.mine.triples import Triple
 
@@ -26,7 +26,7 @@ def read_triple_files(path: Path) -> list[Triple]:
     elif not path.is_file():
         raise FileNotFoundError(f"{path}: no such file of rationales")
     else:
-        triples = _read_jsonl(path) if path.suffix == ".jsonl" else read_triples(path)
+        triples = _read_jsonl(path) if table_format(path) == ".jsonl" else read_triples(path)
     if not triples:
         raise ValueError(f"{path}: holds no rationale")
     _check(path, triples)
@@ -45,7 +45,7 @@ def _check(path: Path, triples: Sequence[Triple]) -> None:
 
 
 def _read_jsonl(path: Path) -> list[Triple]:
-    places, rows = zip(*read_rows(path), strict=True)
+    places, rows = zip(*read_table(path), strict=True)
     preceding = [_preceding(row, place) for place, row in zip(places, rows, strict=True)]
     names = _documents(preceding, path.stem, places)
     ids = [

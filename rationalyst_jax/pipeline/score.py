@@ -8,7 +8,7 @@ from typing import Any, get_args
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from rationalyst_jax.files.rows import Row, append_rows, kept_rows, read_rows, text_field, write_rows
+from rationalyst_jax.files.rows import Row, append_rows, kept_rows, read_table, text_field, write_rows
 from rationalyst_jax.files.settings import claimed
 from rationalyst_jax.files.whole import check_file
 from rationalyst_jax.lm.engine.requests import ScoreRequest
@@ -54,7 +54,7 @@ def score(
         raise ValueError(f"score: decay must be above 0 and at most 1, got {decay}")
     check_file(out)
     checkpoint = models.checkpoint(model)
-    rows = list(read_rows(pairs))
+    rows = list(read_table(pairs))
     tokenizer = checkpoint.tokenizer
     before = opening_ids(tokenizer) if bos is None else single_tokens(tokenizer, [bos], "bos")
     requests = [encode(tokenizer, row, place, before) for place, row in rows]

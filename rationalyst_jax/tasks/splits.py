@@ -30,7 +30,7 @@ def sorted_into_splits(task: Task, files: Sequence[str]) -> dict[str, list[Quest
     splits: dict[str, dict[str, Question]] = {}
     for file in files:
         given, path = given_split(file)
-        for place, question in task.placed(read_table(path), path.stem):
+        for place, question in task.placed(read_table(path), path):
             own = split_called(question.split)
             if given and own and own != given:
                 raise ValueError(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from rationalyst_jax.files.rows import Row, read_table
+from rationalyst_jax.files.rows import Row, read_table, row_name
 from rationalyst_jax.tasks.cloze import Cloze
 from rationalyst_jax.tasks.question import Question, Verdict
 
@@ -70,16 +70,16 @@ class Task:
         A row without an id gets the file's name and its line number. Raises ValueError naming file and line
         for a malformed row, and for an id that is there twice.
         """
-        return [question for _, question in self.placed(read_table(path), path.stem)]
+        return [question for _, question in self.placed(read_table(path), path)]
 
-    def placed(self, rows: Iterable[tuple[str, Row]], name: str) -> Iterator[tuple[str, Question]]:
+    def placed(self, rows: Iterable[tuple[str, Row]], table: Path | str) -> Iterator[tuple[str, Question]]:
         """The questions of rows with their places "file:line", each with its place.
 
-        A row without an id gets `name` and its line number. Raises as `read`.
+        A row without an id gets one by `row_name`. Raises as `read`.
         """
         seen: set[str] = set()
         for place, row in rows:
-            question = self.question(row, place, f"{name}-{place.rpartition(':')[2]}")
+            question = self.question(row, place, row_name(table, place))
             if question.id in seen:
                 raise ValueError(f"{place}: id {question.id!r} is there twice")
             seen.add(question.id)

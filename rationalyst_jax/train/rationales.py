@@ -17,7 +17,7 @@ from rationalyst_jax.files.prepared import (
     split_digest,
     wanted,
 )
-from rationalyst_jax.files.rows import Row, read_rows
+from rationalyst_jax.files.rows import Row, read_table, table_format
 from rationalyst_jax.files.settings import file_digest
 from rationalyst_jax.prompts.prompt import PromptSet, render
 from rationalyst_jax.train.examples import Example
@@ -92,7 +92,7 @@ def _rows(source: Source) -> Iterator[Row]:
         yield from (row for _, row in read_prepared(_prepared(source)))
         return
     for file in _files(source):
-        yield from _jsonl_rows(file) if file.suffix == ".jsonl" else _parquet_rows(file)
+        yield from _jsonl_rows(file) if table_format(file) == ".jsonl" else _parquet_rows(file)
 
 
 def _files(path: Source) -> list[Path]:
@@ -134,7 +134,7 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
 
 
 def _jsonl_rows(path: Path) -> Iterator[Row]:
-    for place, row in read_rows(path):
+    for place, row in read_table(path):
         if missing := [name for name in _WANTED if name not in (*row, "kept")]:
             raise ValueError(f"{place}: no {', '.join(missing)}")
         yield _checked({name: row[name] for name in _WANTED if name in row}, f"{place}: ")
