@@ -49,7 +49,7 @@ DEDUP = "dedup --out x --documents"
 DECONTAMINATE = "decontaminate --documents documents.jsonl --out x --against"
 BAD_INPUT = {
     f"{DEDUP} nowhere": "nowhere: no such file of documents, nor a folder of them",
-    f"{DEDUP} folder": "folder: no JSONL file in this folder",
+    f"{DEDUP} folder": "folder/something: a folder of rows holds files that end in",
     f"{DEDUP} text.jsonl": "text.jsonl:1: not JSON",
     f"{DEDUP} pairs.jsonl": "pairs.jsonl:1: no 'text'",
     f"{DEDUP} documents.jsonl".replace("x", "text.jsonl"): "text.jsonl: File exists",

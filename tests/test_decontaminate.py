@@ -236,7 +236,7 @@ AGAINST = {"gsm8k": "gsm8k.jsonl", "arc": "arc.jsonl"}
 
 def test_documents_go_with_the_question_that_they_meet(here):
     outcomes, found = decontaminate(Path("in"), AGAINST, CONFIG, Path("out"))
-    assert outcomes == {"a": {"kept": 1, "question": 1}, "forum": {"question_with_other_numbers": 1}}
+    assert outcomes == {"in": {"kept": 1, "question": 1}, "forum": {"question_with_other_numbers": 1}}
     assert [d.text for d in read_documents("out/documents/a.jsonl")] == ["Nothing is asked here."]
     assert Path("out/documents/b.jsonl").read_bytes() == b""
     [verdict] = read_verdicts(Path("out/verdicts/b.jsonl"))

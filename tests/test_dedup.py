@@ -1,5 +1,6 @@
 """Duplicates of documents: signatures against exact similarities, decisions against brute force."""
 
+import gzip
 import itertools
 import json
 import os
@@ -10,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -259,15 +262,11 @@ def written(out: Path) -> dict[str, bytes]:
 
 def test_the_first_of_like_documents_stays_in_its_row(folder, tmp_path):
     outcomes = dedup(folder, CONFIG, tmp_path / "out")
-    assert outcomes == {
-        "a": {"kept": 2},
-        "c": {"exact_duplicate": 1, "kept": 2},
-        "d": {"exact_duplicate": 1, "near_duplicate": 1},
-    }
+    assert outcomes == {"in": {"kept": 4, "exact_duplicate": 2, "near_duplicate": 1}}
     kept = (tmp_path / "out" / "documents" / "c.jsonl").read_text().splitlines()
-    assert json.loads(kept[0]) == {"text": SHARDS["c"][1], "n": 1, "id": "c-2", "source": "c"}
+    assert json.loads(kept[0]) == {"id": "c-2", "text": SHARDS["c"][1], "source": "in"}
     first, second = read_verdicts(tmp_path / "out" / "verdicts" / "d.jsonl")
-    original = {"source": "d", "kept": False, "original": "a-1", "original_shard": "a"}
+    original = {"source": "in", "kept": False, "original": "a-1", "original_shard": "a"}
     assert first == original | {"id": "d-1", "reason": "exact_duplicate", "similarity": 1.0}
     near = second.pop("similarity")
     assert second == original | {"id": "d-2", "reason": "near_duplicate"}
@@ -322,7 +321,7 @@ def test_work_begun_with_other_settings_or_documents_is_refused(folder, tmp_path
     with pytest.raises(ValueError, match=r"made with other settings: shards\.a "):
         dedup(folder, CONFIG, out)
     shutil.rmtree(out / "done")
-    assert dedup(folder, CONFIG, out)["a"] == {"kept": 1}
+    assert dedup(folder, CONFIG, out) == {"in": {"kept": 4, "exact_duplicate": 1, "near_duplicate": 1}}
 
 
 def test_a_malformed_row_is_named_and_what_is_done_stays(folder, tmp_path):
@@ -336,8 +335,32 @@ def test_a_malformed_row_is_named_and_what_is_done_stays(folder, tmp_path):
 def test_a_folder_without_documents_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere: no such file of documents"):
         dedup(tmp_path / "nowhere", CONFIG, tmp_path / "out")
-    with pytest.raises(ValueError, match="no JSONL file in this folder"):
-        dedup(tmp_path, CONFIG, tmp_path / "out")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="empty: no file of documents in this folder"):
+        dedup(tmp_path / "empty", CONFIG, tmp_path / "out")
+
+
+def test_shards_of_every_format_and_in_folders_keep_their_names(tmp_path):
+    text = {"text": TEXT.format("Ann", 3), "meta": {"pile_set_name": "C4"}}
+    (tmp_path / "in" / "a").mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist([text]), tmp_path / "in" / "a" / "one.parquet")
+    with gzip.open(tmp_path / "in" / "b.jsonl.gz", "wt") as file:
+        file.write(json.dumps(text) + "\n")
+    (tmp_path / "in" / "c.jsonl.gz").write_bytes(gzip.compress(b""))
+    assert dedup(tmp_path / "in", CONFIG, tmp_path / "out") == {"C4": {"kept": 1, "exact_duplicate": 1}}
+    [verdict] = read_verdicts(tmp_path / "out" / "verdicts" / "b.jsonl")
+    assert (verdict["id"], verdict["original"], verdict["original_shard"]) == ("b-1", "a/one-1", "a/one")
+    kept = tmp_path / "out" / "documents"
+    assert [document.id for document in read_documents(kept)] == ["a/one-1"]
+    assert (kept / "c.jsonl").read_bytes() == b""
+
+
+def test_two_shards_that_would_be_written_to_one_file_are_refused(folder, tmp_path):
+    (folder / "a.json").write_text("[]")
+    with pytest.raises(
+        ValueError, match=r"a\.jsonl: what is made of it has the name of what is made of .*a\.json"
+    ):
+        dedup(folder, CONFIG, tmp_path / "out")
 
 
 @pytest.mark.parametrize(

@@ -27,9 +27,9 @@ def run(documents: Path, out: Path, decontaminate: DecontaminateConfig, against:
     """Drop documents that have words in common with the questions that models will be evaluated on.
 
     Args:
-        documents: JSONL file of documents, or a folder of such files. Each row has text, and may have id and
-            source.
-        out: Folder to write to. Its folder documents has the rows that stay, in files of the same names, and
+        documents: File of documents, or folder of shards: JSONL, JSON, CSV (.gz and .zst too) or Parquet.
+            Each row has text, and may have id and source.
+        out: Folder to write to. Its folder documents has those that stay, in files of the same names, and
             its folder verdicts says of each document that meets a question which one, and the words. A killed
             run continues there.
         decontaminate: Which documents hold a question.

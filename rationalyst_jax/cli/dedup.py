@@ -15,9 +15,9 @@ def run(documents: Path, out: Path, dedup: DedupConfig) -> None:
     Of documents that are alike the first stays, by the names of files and the order of rows in them.
 
     Args:
-        documents: JSONL file of documents, or a folder of such files. Each row has text, and may have id and
-            source.
-        out: Folder to write to. Its folder documents has the rows that stay, in files of the same names, and
+        documents: File of documents, or folder of shards: JSONL, JSON, CSV (.gz and .zst too) or Parquet.
+            Each row has text, and may have id and source.
+        out: Folder to write to. Its folder documents has those that stay, in files of the same names, and
             its folder verdicts says of each other document why it goes and which one it is like. A killed run
             continues there.
         dedup: Which documents are duplicates.

@@ -24,7 +24,7 @@ from rationalyst_jax.files.whole import whole
 from rationalyst_jax.mine.config import DedupConfig
 from rationalyst_jax.mine.documents import Document
 from rationalyst_jax.mine.minhash import Banding, MinHash, banding
-from rationalyst_jax.mine.shards import Shard, read_shard
+from rationalyst_jax.mine.shards import Shard
 from rationalyst_jax.mine.words import Hashes, hash_text, normalized, words_of
 
 _MADE_OF = b"made_of"
@@ -153,12 +153,12 @@ def _keys(band_NR: NDArray[np.uint8]) -> NDArray[np.uint64]:
 def sign_shard(shard: Shard, made_of: str, config: DedupConfig, path: Path) -> None:
     """Writes the signatures of a shard's documents to the Parquet file `path`, unless it holds them already.
 
-    made_of: fingerprint of the shard's bytes. Raises as `mine/shards.py::read_shard`.
+    made_of: fingerprint of the shard's bytes. Raises as `Shard.documents`.
     """
     fingerprint = digest([json.dumps(asdict(config), sort_keys=True).encode(), made_of.encode()]).encode()
     if path.is_file() and (pq.read_schema(path).metadata or {}).get(_MADE_OF) == fingerprint:
         return
-    signatures = sign((document for _, document in read_shard(shard)), config)
+    signatures = sign(shard.documents(), config)
     count, places = signatures.signatures_NP.shape
     packed = [None, pa.py_buffer(signatures.signatures_NP)]
     columns = {

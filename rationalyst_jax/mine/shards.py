@@ -2,11 +2,11 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from rationalyst_jax.files.rows import Row, read_rows, write_rows
-from rationalyst_jax.mine.documents import Document, document_rows
+from rationalyst_jax.files.rows import Row, read_file, table_files, table_name, write_rows
+from rationalyst_jax.mine.documents import Document, read_shard
 
 # What is to be said of a document, by its number in the shard (from 0) and itself: None where it stays, or a
 # row with at least `kept` and, where that is false, the `reason`.
@@ -20,62 +20,64 @@ Outcomes = Mapping[str, Mapping[str, int]]
 
 @dataclass(frozen=True)
 class Shard:
-    """A JSONL file of documents, and the name that files made of it have."""
+    """A file of a table of documents, and the name of the files that are made of it: its path in the table's
+    folder, without endings."""
 
     name: str
     path: Path
+    table: Path
+
+    def documents(self) -> Iterator[Document]:
+        """Raises as `mine/documents.py::read_shard`."""
+        return read_shard(self.path, self.table)
 
 
-def find_shards(documents: Path) -> list[Shard]:
-    """The file itself, or the JSONL files of a folder in the order of their names.
+def find_shards(table: Path) -> list[Shard]:
+    """The file itself, or the files of a folder in the order of their paths.
 
-    Raises FileNotFoundError where there is nothing, ValueError for a folder without such files.
+    Raises FileNotFoundError where there is nothing, ValueError for a folder without files, one with others,
+    and for two files of one name.
     """
-    if documents.is_dir():
-        paths = sorted(documents.glob("*.jsonl"))
-        if not paths:
-            raise ValueError(f"{documents}: no JSONL file in this folder")
-    elif not documents.exists():
-        raise FileNotFoundError(f"{documents}: no such file of documents, nor a folder of them")
-    else:
-        paths = [documents]
-    return [Shard(path.name.removesuffix(".jsonl"), path) for path in paths]
-
-
-def read_shard(shard: Shard) -> Iterator[tuple[Row, Document]]:
-    """The rows of a shard, each with its document; a shard may be empty. Raises as `read_documents`."""
-    if shard.path.stat().st_size:
-        yield from ((row, document) for _, row, document in document_rows(shard.path))
+    if not table.exists():
+        raise FileNotFoundError(f"{table}: no such file of documents, nor a folder of them")
+    shards: dict[str, Shard] = {}
+    for path in table_files(table):
+        inside = path.relative_to(table if table.is_dir() else table.parent)
+        name = inside.with_name(table_name(path)).as_posix()
+        if name in shards:
+            raise ValueError(
+                f"{path}: what is made of it has the name of what is made of {shards[name].path}"
+            )
+        shards[name] = Shard(name, path, table)
+    if not shards:
+        raise ValueError(f"{table}: no file of documents in this folder")
+    return list(shards.values())
 
 
 def read_verdicts(path: Path) -> Iterator[Row]:
     """What `divide` wrote of a shard."""
-    if path.stat().st_size:
-        yield from (row for _, row in read_rows(path))
+    return (row for _, row in read_file(path))
 
 
 def divide(shard: Shard, judge: Judge, out: Path) -> Outcomes:
     """Writes the documents that stay to `out/documents/NAME.jsonl`, and what was said of documents to
-    `out/verdicts/NAME.jsonl`.
+    `out/verdicts/NAME.jsonl`, with id and source.
 
-    Rows that stay keep all their fields; id and source are written in them where they were understood. A
-    verdict has the document's id and source. Both files are whole. Raises as `read_documents`; then neither
-    is written.
+    Both files are whole. Raises as `Shard.documents`; then neither is written.
     """
     outcomes: dict[str, Counter[str]] = {}
     verdicts: list[Row] = []
 
     def stay() -> Iterator[Row]:
-        for number, (row, document) in enumerate(read_shard(shard)):
-            names = {"id": document.id, "source": document.source}
+        for number, document in enumerate(shard.documents()):
             verdict = judge(number, document)
+            outcome = KEPT
             if verdict is not None:
-                verdicts.append(names | verdict)
-            kept = verdict is None or verdict["kept"]
-            of_source = outcomes.setdefault(document.source, Counter())
-            of_source[KEPT if kept or verdict is None else verdict["reason"]] += 1
-            if kept:
-                yield row | names
+                verdicts.append({"id": document.id, "source": document.source} | verdict)
+                outcome = KEPT if verdict["kept"] else verdict["reason"]
+            outcomes.setdefault(document.source, Counter())[outcome] += 1
+            if outcome == KEPT:
+                yield asdict(document)
 
     write_rows(out / DOCUMENTS / f"{shard.name}.jsonl", stay())
     write_rows(out / VERDICTS / f"{shard.name}.jsonl", verdicts)

@@ -27,7 +27,7 @@ def decontaminate(
     """Drops documents that hold a question of a task; how many documents of each source stayed or went, and
     why, and what was found of each task.
 
-    against: the questions of tasks by their names. Reads a JSONL file or the files of a folder, and writes a
+    against: the questions of tasks by their names. Reads a file or the shards of a folder, and writes a
     file for each in `out/documents` (those that stay) and `out/verdicts` (what each document meets that meets
     any question), and the counts to `out/decontaminate.json`. A killed run continues. `progress` is told how
     many shards are done. Raises ValueError for a malformed row, an unknown task, work begun with other

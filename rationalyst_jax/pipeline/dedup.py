@@ -26,7 +26,7 @@ def dedup(
     *,
     progress: Callable[[int, int, int], None] = lambda done, total, tokens: None,
 ) -> Outcomes:
-    """Drops documents that are duplicates of earlier ones, within a JSONL file or among the files of a
+    """Drops documents that are duplicates of earlier ones, within a file or among the shards of a
     folder; how many documents of each source stayed or went, and why.
 
     Writes a file for each shard in `out/documents` (those that stay), `out/verdicts` (why each other one
