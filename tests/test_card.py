@@ -79,7 +79,7 @@ def written(**options) -> str:
 def test_datasets_loads_both_configs_with_every_row(here, tmp_path, monkeypatch, without_text):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    datasets = pytest.importorskip("datasets", reason="make venv installs it with the test extra")
+    datasets = pytest.importorskip("datasets", reason="lm-eval, of the test extra, brings it")
     written(without_text=without_text)
     for config, expected in (("all", here), ("kept", [row for row in here if row.kept])):
         loaded = datasets.load_dataset("out", config, split="train", cache_dir=str(tmp_path / "cache"))

@@ -48,6 +48,11 @@ CALIBRATE = "calibrate --scored filtered.parquet --labels"
 DEDUP = "dedup --out x --documents"
 DECONTAMINATE = "decontaminate --documents documents.jsonl --out x --against"
 BAD_INPUT = {
+    "card --rationales nowhere.parquet --out x": "nowhere.parquet: no such file of rationales",
+    "card --rationales text.jsonl --out x": "text.jsonl: not Parquet",
+    "card --rationales folder --out x": "folder: no Parquet file in this folder",
+    "card --rationales filtered.parquet --out folder": "folder: exists already; give a new folder",
+    "card --rationales filtered.parquet --out x --dedup folder": "folder/dedup.json: no such file",
     f"{DEDUP} nowhere": "nowhere: no such file of documents, nor a folder of them",
     f"{DEDUP} folder": "folder/something: a folder of rows holds files that end in",
     f"{DEDUP} text.jsonl": "text.jsonl:1: not JSON",
