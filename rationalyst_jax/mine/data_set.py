@@ -83,9 +83,10 @@ def read_data_set(folder: Path, documents: Path | None = None) -> list[FilteredT
         for file in filtered_files(folder / ALL)
         for row in pq.read_table(file, columns=[*names, _HASH]).to_pylist()
     ]
-    reach: dict[str, int] = {}
-    for _, row in rows:
-        reach[row["document_id"]] = max(reach.get(row["document_id"], 0), row["end"])
+    reach: dict[tuple[Path, str], int] = {}  # how far the rows of a document reach, in the file that has it
+    for file, row in rows:
+        document = file, row["document_id"]
+        reach[document] = max(reach.get(document, 0), row["end"])
     texts: Mapping[str, str] = {}
     if documents is not None:
         texts = {document.id: document.text for document in read_documents(documents)}
@@ -96,7 +97,7 @@ def read_data_set(folder: Path, documents: Path | None = None) -> list[FilteredT
         if row["preceding"] is None:
             if name not in texts:
                 raise ValueError(f"{file}: the text of document {name!r} is not here: give the documents")
-            text = texts[name][: reach[name]]
+            text = texts[name][: reach[file, name]]
             if _hash(text) != expected:
                 raise ValueError(f"{documents}: document {name!r} is not the one that {file} was made from")
             row |= {"preceding": text[: row["start"]], "following": text[row["start"] : row["end"]]}
