@@ -159,6 +159,24 @@ def test_an_unexpected_exception_is_not_hidden(monkeypatch):
         main(["evaluate"])
 
 
+def test_documents_are_deduplicated_and_then_decontaminated(capsys):
+    lines = Path("documents.jsonl").read_text().splitlines()
+    extra = json.dumps({"text": "A page about rivers, their springs and their mouths.", "source": "[web]"})
+    Path("many").mkdir()
+    Path("many/one.jsonl").write_text("\n".join([*lines, extra]) + "\n")
+    Path("many/two.jsonl").write_text(extra + "\n")
+    assert rationalyst("dedup --documents many --out unique") == 0
+    out = capsys.readouterr().out
+    assert re.search(r"\[web\] +2 +1 +50\.0 +1 ", out) and "exact duplicate" in out
+    command = "decontaminate --documents unique/documents --out clean --against gsm8k=questions.jsonl"
+    assert rationalyst(command) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"gsm8k +4 +0 +1 +1 +0 ", out)
+    assert "not looked for: math, math500," in out
+    kept = Path("clean/documents/one.jsonl").read_text().splitlines()
+    assert [json.loads(line)["id"] for line in kept] == ["one-4"]
+
+
 def test_mine_imports_annotated_text(capsys):
     assert rationalyst("mine --annotations annotations.jsonl --prompts world --out imported") == 0
     out = capsys.readouterr().out

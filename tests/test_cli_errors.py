@@ -46,6 +46,8 @@ LOCATE = "locate --solutions solutions.jsonl --scorer model --prompts world --ou
 EVALUATE = "evaluate --task gsm8k --questions questions.jsonl --traces"
 CALIBRATE = "calibrate --scored filtered.parquet --labels"
 PREFILTER = "prefilter --documents documents.jsonl --encoder encoder --out x --references"
+DEDUP = "dedup --out x --documents"
+DECONTAMINATE = "decontaminate --documents documents.jsonl --out x --against"
 BAD_INPUT = {
     f"{PREFILTER} gsm8k=nowhere.jsonl": "nowhere.jsonl: No such file",
     f"{PREFILTER} gsm9k=train.jsonl": "unknown task 'gsm9k'",
@@ -63,6 +65,21 @@ BAD_INPUT = {
     f"{PREFILTER} gsm8k=train.jsonl --documents pairs.jsonl": "pairs.jsonl:1: no 'text'",
     f"{PREFILTER} gsm8k=train.jsonl --documents folder": "folder/something: a folder of rows holds",
     f"{PREFILTER} gsm8k=train.jsonl --out text.jsonl": "text.jsonl: File exists",
+    "card --rationales nowhere.parquet --out x": "nowhere.parquet: no such file of rationales",
+    "card --rationales text.jsonl --out x": "text.jsonl: not Parquet",
+    "card --rationales folder --out x": "folder: no Parquet file in this folder",
+    "card --rationales filtered.parquet --out folder": "folder: exists already; give a new folder",
+    "card --rationales filtered.parquet --out x --dedup folder": "folder/dedup.json: no such file",
+    f"{DEDUP} nowhere": "nowhere: no such file of documents, nor a folder of them",
+    f"{DEDUP} folder": "folder/something: a folder of rows holds files that end in",
+    f"{DEDUP} text.jsonl": "text.jsonl:1: not JSON",
+    f"{DEDUP} pairs.jsonl": "pairs.jsonl:1: no 'text'",
+    f"{DEDUP} documents.jsonl".replace("x", "text.jsonl"): "text.jsonl: File exists",
+    f"{DECONTAMINATE} gsm8k=nowhere.jsonl": "nowhere.jsonl: No such file",
+    f"{DECONTAMINATE} gsm9k=questions.jsonl": "unknown task 'gsm9k'",
+    f"{DECONTAMINATE} gsm8k=no_answer.jsonl": "no_answer.jsonl:1: 'answer' must end in",
+    f"{DECONTAMINATE} gsm8k=tfds:rationalyst_gsm8k@folder": "tfds:rationalyst_gsm8k: no prepared set in",
+    f"{DECONTAMINATE} gsm8k=questions.jsonl".replace("documents.jsonl", "pairs.jsonl"): "pairs.jsonl:1: no",
     "mine --documents nowhere.jsonl --model model --prompts world --out x": "nowhere.jsonl: No such file",
     "mine --documents text.jsonl --model model --prompts world --out x": "text.jsonl:1: not JSON",
     "mine --documents pairs.jsonl --model model --prompts world --out x": "pairs.jsonl:1: no 'text'",
@@ -152,6 +169,11 @@ BAD_USAGE = {
     f"{PREFILTER} gsm8k=train.jsonl --prefilter.recall 0": "prefilter: recall must be above 0 and at most 1",
     f"{PREFILTER} gsm8k=train.jsonl --prefilter.alpha 2": "prefilter: alpha must be between -1 and 1, got 2",
     f"{PREFILTER} gsm8k=train.jsonl --prefilter.normalisation own": "--prefilter.normalisation: Expected",
+    f"{DECONTAMINATE} questions.jsonl": "--against takes TASK=FILE, got 'questions.jsonl'",
+    f"{DECONTAMINATE} gsm8k=a.jsonl gsm8k=b.jsonl": "--against names gsm8k twice",
+    f"{DECONTAMINATE} gsm8k=questions.jsonl --decontaminate.min_words 20": "min_words must be at most ngram",
+    f"{DEDUP} documents.jsonl --dedup.similarity 75": "dedup: similarity must be above 0 and at most 1",
+    "decontaminate --documents documents.jsonl --out x": "against",
     "": "a command is missing",
     "mime --out x": "no command 'mime'",
     "world domination": "no command 'world domination'",

@@ -42,7 +42,12 @@ def read_table(path: Path) -> Iterator[tuple[str, Row]]:
     file for one that is not what it is called, and in a folder for one that is none of the above; and for a
     table that holds no rows.
     """
-    yield from _not_empty(path, (row for file in table_files(path) for row in _read_file(file)))
+    yield from _not_empty(path, (row for file in table_files(path) for row in read_file(file)))
+
+
+def read_file(path: Path) -> Iterator[tuple[str, Row]]:
+    """The rows of one file of a table, which may have none; otherwise as `read_table`."""
+    return _FORMATS.get(table_format(path), _read_lines)(path)
 
 
 def table_files(path: Path) -> list[Path]:
@@ -113,8 +118,8 @@ def id_field(row: Mapping[str, Any], key: str, place: str, default: str | None =
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Writes a new file, whole or not at all."""
-    with whole(path) as unfinished:
-        unfinished.write_bytes(b"".join(map(_line, rows)))
+    with whole(path) as unfinished, unfinished.open("wb") as file:
+        file.writelines(map(_line, rows))
 
 
 def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -156,10 +161,6 @@ def _not_empty(path: Path, rows: Iterable[tuple[str, Row]]) -> Iterator[tuple[st
 
 def _passed_over(file: Path, folder: Path) -> bool:
     return any(part.startswith((".", "_")) for part in file.relative_to(folder).parts)
-
-
-def _read_file(path: Path) -> Iterator[tuple[str, Row]]:
-    return _FORMATS.get(table_format(path), _read_lines)(path)
 
 
 def _read_lines(path: Path) -> Iterator[tuple[str, Row]]:

@@ -19,9 +19,12 @@ from rationalyst_jax.files.ranges import (
     FINITE,
     SEED,
     TEMPERATURE,
+    Range,
     require,
 )
 from rationalyst_jax.lm.trees.reduction import Reduction, reduce_logprobs
+
+_HASHES: Range = "from 1 to 1024", lambda value: 1 <= value <= 1024
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,61 @@ class AnnotateConfig:
         require("annotate", self, ABOVE_0_FINITE, "length_factor")
         require("annotate", self, TEMPERATURE, "temperature")
         require("annotate", self, ABOVE_0_TO_1, "top_p")
+
+
+@dataclass(frozen=True)
+class DedupConfig:
+    """Which documents are duplicates.
+
+    Attributes:
+        similarity: Similarity from which documents are near-duplicates: of the runs of words (shingles) in
+            either document, the fraction that both have. It is estimated. At 0.75, documents of similarity
+            0.75 are found half of the time, of 0.8 in 92 of 100 cases, and of 0.85 nearly always.
+        shingle: Number of words in a shingle. Each word that is changed changes so many shingles: with more
+            than 3, short documents are found less often.
+        hashes: Largest number of hash functions. The more, the sharper the estimate. Memory grows with it.
+        seed: Seed that the hash functions are drawn with.
+
+    Raises ValueError naming the key and the value that is out of range.
+    """
+
+    similarity: float = 0.75
+    shingle: int = 3
+    hashes: int = 128
+    seed: int = 0
+
+    def __post_init__(self):
+        require("dedup", self, ABOVE_0_TO_1, "similarity")
+        require("dedup", self, AT_LEAST_1, "shingle")
+        require("dedup", self, _HASHES, "hashes")
+        require("dedup", self, SEED, "seed")
+
+
+@dataclass(frozen=True)
+class DecontaminateConfig:
+    """Which documents hold a question of an evaluation set.
+
+    Attributes:
+        ngram: Number of words that a document and a question must have in common, one after the other. A
+            shorter question must be in the document as a whole.
+        min_words: Smallest number of those words that are no numbers. Questions with fewer words cannot be
+            looked for, and are counted.
+        drop_masked: Whether documents are dropped, too, that have a question's words with other numbers. They
+            are counted in any case.
+
+    Raises ValueError naming the key and the value that is out of range.
+    """
+
+    ngram: int = 13
+    min_words: int = 8
+    drop_masked: bool = True
+
+    def __post_init__(self):
+        require("decontaminate", self, AT_LEAST_1, "ngram", "min_words")
+        if self.min_words > self.ngram:
+            raise ValueError(
+                f"decontaminate: min_words must be at most ngram, {self.ngram}, got {self.min_words}"
+            )
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Unlabeled documents and their annotated copies, read from tables."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +8,7 @@ from rationalyst_jax.files.rows import (
     Row,
     filled_field,
     id_field,
+    read_file,
     read_table,
     row_name,
     table_name,
@@ -44,7 +45,13 @@ def read_documents(path: str | Path) -> list[Document]:
     name of the file or folder. Raises ValueError naming file and line for a malformed row, empty text or an
     id met before.
     """
-    return [document for *_, document in _documents(Path(path), text_key="text")]
+    return [document for *_, document in _documents(read_table(Path(path)), Path(path), "text")]
+
+
+def read_shard(file: Path, table: Path) -> Iterator[Document]:
+    """The documents of one file of a folder `table`, as `read_documents` gives them for the folder; none of
+    an empty file. A file that is the table itself is read as well. Raises as `read_documents`."""
+    return (document for *_, document in _documents(read_file(file), table, "text"))
 
 
 def read_annotations(path: str | Path, source: str | None = None) -> list[Annotation]:
@@ -57,20 +64,22 @@ def read_annotations(path: str | Path, source: str | None = None) -> list[Annota
         Annotation(
             document, text_field(row, "output", place), text_field(row, "finish", place, default="imported")
         )
-        for place, row, document in _documents(Path(path), text_key="input", source=source)
+        for place, row, document in _documents(read_table(Path(path)), Path(path), "input", source)
     ]
 
 
-def _documents(path: Path, text_key: str, source: str | None = None) -> Iterator[tuple[str, Row, Document]]:
+def _documents(
+    rows: Iterable[tuple[str, Row]], table: Path, text_key: str, source: str | None = None
+) -> Iterator[tuple[str, Row, Document]]:
     """Each row with its place "file:line" and its document."""
     first_at: dict[str, str] = {}
-    for place, row in read_table(path):
+    for place, row in rows:
         text = filled_field(row, text_key, place)
-        id = id_field(row, "id", place, default=row_name(path, place))
+        id = id_field(row, "id", place, default=row_name(table, place))
         if id in first_at:
             raise ValueError(f"{place}: id {id!r} was used before, at {first_at[id]}")
         first_at[id] = place
-        default = source or _pile_set(row) or table_name(path)
+        default = source or _pile_set(row) or table_name(table)
         yield place, row, Document(id, text, text_field(row, "source", place, default=default))
 
 

@@ -1,8 +1,11 @@
 """Tables of a run, for a terminal."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import astuple
 from typing import TYPE_CHECKING, Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from rationalyst_jax.report.style import p_value, percent, plain_table, points
@@ -10,6 +13,7 @@ from rationalyst_jax.report.style import p_value, percent, plain_table, points
 if TYPE_CHECKING:  # it imports scipy, and help comes before that
     from rationalyst_jax.evaluate.ranking import Estimate
     from rationalyst_jax.evaluate.step_errors import StepErrors
+    from rationalyst_jax.mine.decontaminate import Contamination
 
 
 def counts_table(title: str, rows: Mapping[str, object]) -> Table:
@@ -19,6 +23,39 @@ def counts_table(title: str, rows: Mapping[str, object]) -> Table:
     table.add_column(justify="right")
     for name, value in rows.items():
         table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
+    return table
+
+
+def outcomes_table(outcomes: Mapping[str, Mapping[str, int]]) -> Table:
+    """How many documents of each source were kept, and how many went for which reason, a source a line."""
+    table = plain_table("documents", "source")
+    total = Counter[str]()
+    for counts in outcomes.values():
+        total.update(counts)
+    reasons = sorted(total.keys() - {"kept"})
+    for heading in ("documents", "kept", "kept %", *(reason.replace("_", " ") for reason in reasons)):
+        table.add_column(heading, justify="right")
+    lines = {**outcomes, "all": total} if len(outcomes) > 1 else outcomes
+    for source, counts in lines.items():
+        documents = sum(counts.values())
+        kept = counts.get("kept", 0)
+        numbers = (documents, kept, f"{100 * kept / documents:.1f}", *(counts.get(r, 0) for r in reasons))
+        table.add_row(escape(source), *map(str, numbers))
+    return table
+
+
+def contamination_table(found: Mapping[str, "Contamination"]) -> Table:
+    """What was found of each task, a task a line."""
+    table = plain_table("questions met", "task")
+    headings = ("questions", "too short", "met", "documents", "other numbers")
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for task, of_task in found.items():
+        table.add_row(task, *map(str, astuple(of_task)))
+    table.caption = (
+        "too short to be looked for; met: by a document; documents: that meet a question;\n"
+        "other numbers: that meet one only where numbers are masked"
+    )
     return table
 
 

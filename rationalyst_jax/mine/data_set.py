@@ -1,0 +1,118 @@
+"""Mined rationales as a data set for others: every row with where it is from, with or without the text around
+it.
+
+Where the licence of a source forbids to pass its text on, rows have the hash of the document and the span
+instead: whoever has the documents puts the text back.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, fields
+from hashlib import sha256
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from rationalyst_jax.files.whole import whole
+from rationalyst_jax.mine.documents import read_documents
+from rationalyst_jax.mine.likelihood_filter import FilteredTriple
+from rationalyst_jax.mine.store import Provenance, read_filtered, read_provenance
+
+ALL = "all"
+KEPT = "kept"
+_TEXTS = ("preceding", "following")
+_HASH = "document_hash"
+
+
+@dataclass(frozen=True)
+class Published:
+    """The rows of one file, and what made them."""
+
+    triples: Sequence[FilteredTriple]
+    provenance: Provenance
+
+
+def filtered_files(path: Path) -> list[Path]:
+    """The Parquet file that `filter` wrote, or those of a folder by their names.
+
+    Raises FileNotFoundError for a missing file, ValueError for a folder without any.
+    """
+    if not path.is_dir():
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file of rationales")
+        return [path]
+    if not (files := sorted(path.glob("*.parquet"))):
+        raise ValueError(f"{path}: no Parquet file in this folder")
+    return files
+
+
+def publish(file: Path, out: Path, without_text: Collection[str]) -> Published:
+    """Writes the rows of a file that `filter` wrote to `out/all` and the kept ones to `out/kept`, under its
+    name.
+
+    All columns stay, in the order of rows. `document_hash` is added: SHA-256 of the document's text as far as
+    its rows reach. Rows of the sources `without_text` have no preceding and no following text. Raises as
+    `read_filtered` and `read_provenance`.
+    """
+    triples = read_filtered(file)
+    provenance = read_provenance(file)
+    hashes = _document_hashes(triples)
+    table = pq.read_table(file)
+    column = pa.array([hashes[triple.document_id] for triple in triples], pa.string())
+    table = table.append_column(_HASH, column)
+    hidden = pc.is_in(table["source"], pa.array(sorted(without_text), pa.string()))
+    for name in _TEXTS:
+        shown = pc.if_else(hidden, pa.scalar(None, pa.string()), table[name].cast(pa.string()))
+        table = table.set_column(table.column_names.index(name), name, shown)
+    for config, rows in ((ALL, table), (KEPT, table.filter(table["kept"]))):
+        with whole(out / config / file.name) as unfinished:
+            pq.write_table(rows, unfinished)
+    return Published(triples, provenance)
+
+
+def read_data_set(folder: Path, documents: Path | None = None) -> list[FilteredTriple]:
+    """All rows of a data set that `publish` wrote, in order.
+
+    documents: the documents themselves, for rows without text. Raises ValueError where these are missing, or
+    one of them is not there or not the same, naming file and document.
+    """
+    names = [field.name for field in fields(FilteredTriple)]
+    rows = [
+        (file, row)
+        for file in filtered_files(folder / ALL)
+        for row in pq.read_table(file, columns=[*names, _HASH]).to_pylist()
+    ]
+    reach: dict[tuple[Path, str], int] = {}  # how far the rows of a document reach, in the file that has it
+    for file, row in rows:
+        document = file, row["document_id"]
+        reach[document] = max(reach.get(document, 0), row["end"])
+    texts: Mapping[str, str] = {}
+    if documents is not None:
+        texts = {document.id: document.text for document in read_documents(documents)}
+    triples = []
+    for file, row in rows:
+        name = row["document_id"]
+        expected = row.pop(_HASH)
+        if row["preceding"] is None:
+            if name not in texts:
+                raise ValueError(f"{file}: the text of document {name!r} is not here: give the documents")
+            text = texts[name][: reach[file, name]]
+            if _hash(text) != expected:
+                raise ValueError(f"{documents}: document {name!r} is not the one that {file} was made from")
+            row |= {"preceding": text[: row["start"]], "following": text[row["start"] : row["end"]]}
+        triples.append(FilteredTriple(**row))
+    return triples
+
+
+def _document_hashes(triples: Sequence[FilteredTriple]) -> dict[str, str]:
+    """Of each document's text up to the end of its last row."""
+    last: dict[str, FilteredTriple] = {}
+    for triple in triples:
+        if triple.document_id not in last or last[triple.document_id].end < triple.end:
+            last[triple.document_id] = triple
+    return {name: _hash(triple.preceding + triple.following) for name, triple in last.items()}
+
+
+def _hash(text: str) -> str:
+    return sha256(text.encode()).hexdigest()

@@ -1,0 +1,86 @@
+"""The stage `dedup`: documents that are like an earlier one go."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from rationalyst_jax.files.rows import Row
+from rationalyst_jax.files.settings import claimed
+from rationalyst_jax.files.whole import write_json
+from rationalyst_jax.mine.config import DedupConfig
+from rationalyst_jax.mine.deduplicate import find_duplicates, read_hashes, read_ids, sign_shard
+from rationalyst_jax.mine.minhash import banding
+from rationalyst_jax.mine.shards import Judge, Outcomes, Shard, find_shards
+from rationalyst_jax.pipeline.shards import DONE, divide_shards, fingerprints
+
+EXACT = "exact_duplicate"
+NEAR = "near_duplicate"
+
+
+def dedup(
+    documents: Path,
+    config: DedupConfig,
+    out: Path,
+    *,
+    progress: Callable[[int, int, int], None] = lambda done, total, tokens: None,
+) -> Outcomes:
+    """Drops documents that are duplicates of earlier ones, within a file or among the shards of a
+    folder; how many documents of each source stayed or went, and why.
+
+    Writes a file for each shard in `out/documents` (those that stay), `out/verdicts` (why each other one
+    goes, and which one it is like) and `out/signatures`, and the counts to `out/dedup.json`. A killed run
+    continues. `progress` is told how many shards are done; each is read twice. Raises ValueError for a
+    malformed row, work begun with other settings or other documents, and while another process is at this
+    work.
+    """
+    shards = find_shards(documents)
+    made_of = fingerprints(shards)
+    settings = {"dedup": asdict(config), "shards": made_of}
+    with claimed(out / "dedup.config.json", settings, out / DONE):
+        files = [out / "signatures" / f"{shard.name}.parquet" for shard in shards]
+        for number, (shard, file) in enumerate(zip(shards, files, strict=True)):
+            progress(number, 2 * len(shards), 0)
+            sign_shard(shard, made_of[shard.name], config, file)
+        judges = _judges(shards, files, config)
+
+        def dividing(done: int, total: int, tokens: int) -> None:
+            progress(total + done, 2 * total, tokens)
+
+        outcomes = divide_shards(shards, lambda shard: judges[shard.name], out, dividing)
+        write_json(out / "dedup.json", {"settings": settings, "outcomes": outcomes})
+    return outcomes
+
+
+def _judges(shards: Sequence[Shard], files: Sequence[Path], config: DedupConfig) -> dict[str, Judge]:
+    """What is to be said of the documents of each shard."""
+    bands = banding(config.similarity, config.hashes)
+    counts, text_hashes_N, signatures_NP = read_hashes(files)
+    duplicates = find_duplicates(text_hashes_N, signatures_NP, bands)
+    firsts = np.concatenate([[0], np.cumsum(counts)]).tolist()
+    originals = np.unique(duplicates.original_N[duplicates.original_N >= 0])
+    names: dict[int, tuple[str, str]] = {}  # shard and id of each document that others are like
+    for shard, file, first, end in zip(shards, files, firsts, firsts[1:], strict=False):
+        of_shard = originals[(originals >= first) & (originals < end)].tolist()
+        ids = read_ids(file) if of_shard else []
+        names |= {original: (shard.name, ids[original - first]) for original in of_shard}
+
+    def judge(document: int) -> Row | None:
+        original = int(duplicates.original_N[document])
+        if original < 0:
+            return None
+        shard, id = names[original]
+        agreeing = int(duplicates.agreeing_N[document])
+        return {
+            "kept": False,
+            "reason": EXACT if duplicates.exact_N[document] else NEAR,
+            "original": id,
+            "original_shard": shard,
+            "similarity": round(bands.similarity(agreeing), 3),
+        }
+
+    return {
+        shard.name: lambda number, _, first=first: judge(first + number)
+        for shard, first in zip(shards, firsts, strict=False)
+    }
