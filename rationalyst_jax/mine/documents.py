@@ -1,8 +1,9 @@
-"""Unlabeled documents and their annotated copies, as JSON Lines."""
+"""Unlabeled documents, and what a model wrote about them: a copy, or rationales for places; as JSON Lines."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from rationalyst_jax.files.rows import Row, filled_field, id_field, read_rows, text_field
 
@@ -29,6 +30,65 @@ class Annotation:
     finish: str
 
 
+@dataclass(frozen=True)
+class Candidate:
+    """A rationale as a model wrote it, and why it stopped: "stop", "end" or "length"."""
+
+    text: str
+    finish: str
+
+
+@dataclass(frozen=True)
+class SampledPlace:
+    """What a model wrote when it was shown document[:start], to lead to document[start:end].
+
+    seed: of the noise of all candidates, which stand in the order of their numbers.
+    """
+
+    start: int
+    end: int
+    seed: int
+    candidates: tuple[Candidate, ...]
+
+
+@dataclass(frozen=True)
+class Insertion:
+    """Rationales sampled for places of `document`, by ascending start; a place ends where the next begins.
+
+    finish: "sampled", or "too_long" for a document whose places the model was not shown.
+    """
+
+    document: Document
+    places: tuple[SampledPlace, ...]
+    finish: str
+
+
+Annotated = Annotation | Insertion
+
+
+def annotated_row(annotated: Annotated) -> Row:
+    """The row that `read_annotations` reads as this."""
+    document = annotated.document
+    row: Row = {"id": document.id, "source": document.source, "input": document.text}
+    if isinstance(annotated, Annotation):
+        row["output"] = annotated.output
+    else:
+        row["places"] = [
+            asdict(place) | {"candidates": [*map(asdict, place.candidates)]} for place in annotated.places
+        ]
+    return row | {"finish": annotated.finish}
+
+
+def read_annotated(row: Row, place: str, document: Document) -> Annotated:
+    """What a row says of its document. Raises ValueError naming `place` and what is malformed."""
+    if "places" not in row:
+        finish = text_field(row, "finish", place, default="imported")
+        return Annotation(document, text_field(row, "output", place), finish)
+    return Insertion(
+        document, _sampled_places(row["places"], place, document), text_field(row, "finish", place)
+    )
+
+
 def read_documents(path: str | Path) -> list[Document]:
     """Reads rows {"text", "id"?, "source"?}; id defaults to "<file stem>-<line>", source to the file stem.
 
@@ -37,18 +97,43 @@ def read_documents(path: str | Path) -> list[Document]:
     return [document for *_, document in _documents(Path(path), text_key="text")]
 
 
-def read_annotations(path: str | Path, source: str | None = None) -> list[Annotation]:
-    """Reads rows {"input", "output", "id"?, "source"?, "finish"?}, defaults and errors as `read_documents`.
+def read_annotations(path: str | Path, source: str | None = None) -> list[Annotated]:
+    """Reads rows {"input", "output" or "places", "id"?, "source"?, "finish"?}, defaults and errors as
+    `read_documents`.
 
-    Both our own annotations and text that was annotated elsewhere have this form. `source` is that of rows
-    which name none; None: the file stem.
+    Our own annotations have this form, and with "output" text that was annotated elsewhere. `source` is that
+    of rows which name none; None: the file stem.
     """
-    return [
-        Annotation(
-            document, text_field(row, "output", place), text_field(row, "finish", place, default="imported")
+    rows = _documents(Path(path), text_key="input", source=source)
+    return [read_annotated(row, place, document) for place, row, document in rows]
+
+
+def _sampled_places(value: Any, where: str, document: Document) -> tuple[SampledPlace, ...]:
+    try:
+        found = tuple(
+            SampledPlace(
+                int(place["start"]),
+                int(place["end"]),
+                int(place["seed"]),
+                tuple(
+                    Candidate(text_field(one, "text", where), text_field(one, "finish", where))
+                    for one in place["candidates"]
+                ),
+            )
+            for place in value
         )
-        for place, row, document in _documents(Path(path), text_key="input", source=source)
-    ]
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{where}: 'places' must be a list of start, end, seed and candidates ({error!r})"
+        ) from None
+    last = 1
+    for place in found:
+        if not last <= place.start < place.end <= len(document.text):
+            raise ValueError(
+                f"{where}: a place from {place.start} to {place.end} is out of order, or outside the text"
+            )
+        last = place.end
+    return found
 
 
 def _documents(path: Path, text_key: str, source: str | None = None) -> Iterator[tuple[str, Row, Document]]:
