@@ -1,5 +1,7 @@
 """Where a thought may stand in a text."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -33,7 +35,7 @@ TEXTS = st.text(st.sampled_from("ab1.,;:!?…—\"')” \n\t\r\u2028\u3000\x1c�
 )
 def test_a_text_is_cut_before_what_begins(text, kind, pieces):
     bounds = [0, *find_places(text, kind), len(text)]
-    assert [text[a:b] for a, b in zip(bounds, bounds[1:], strict=False)] == pieces
+    assert [text[a:b] for a, b in pairwise(bounds)] == pieces
 
 
 @given(TEXTS, st.sampled_from(KINDS))

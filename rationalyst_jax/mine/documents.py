@@ -108,32 +108,37 @@ def read_annotations(path: str | Path, source: str | None = None) -> list[Annota
     return [read_annotated(row, place, document) for place, row, document in rows]
 
 
-def _sampled_places(value: Any, where: str, document: Document) -> tuple[SampledPlace, ...]:
-    try:
-        found = tuple(
-            SampledPlace(
-                int(place["start"]),
-                int(place["end"]),
-                int(place["seed"]),
-                tuple(
-                    Candidate(text_field(one, "text", where), text_field(one, "finish", where))
-                    for one in place["candidates"]
-                ),
-            )
-            for place in value
-        )
-    except (KeyError, TypeError) as error:
-        raise ValueError(
-            f"{where}: 'places' must be a list of start, end, seed and candidates ({error!r})"
-        ) from None
+def _sampled_places(values: Any, where: str, document: Document) -> tuple[SampledPlace, ...]:
+    if not isinstance(values, list):
+        raise ValueError(f"{where}: 'places' must be a list, found {values!r:.60}")
+    places = tuple(_sampled_place(value, where) for value in values)
     last = 1
-    for place in found:
+    for place in places:
         if not last <= place.start < place.end <= len(document.text):
             raise ValueError(
                 f"{where}: a place from {place.start} to {place.end} is out of order, or outside the text"
             )
         last = place.end
-    return found
+    return places
+
+
+def _sampled_place(value: Any, where: str) -> SampledPlace:
+    numbers = ("start", "end", "seed")
+    if (
+        not isinstance(value, dict)
+        or any(type(value.get(name)) is not int for name in numbers)
+        or not isinstance(value.get("candidates"), list)
+        or not all(isinstance(one, dict) for one in value["candidates"])
+    ):
+        raise ValueError(
+            f"{where}: a place must have integers {', '.join(numbers)}, and candidates, a list of objects; "
+            f"found {value!r:.60}"
+        )
+    candidates = tuple(
+        Candidate(text_field(one, "text", where), text_field(one, "finish", where))
+        for one in value["candidates"]
+    )
+    return SampledPlace(*(value[name] for name in numbers), candidates)
 
 
 def _documents(path: Path, text_key: str, source: str | None = None) -> Iterator[tuple[str, Row, Document]]:
