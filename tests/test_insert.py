@@ -2,12 +2,13 @@
 
 import json
 import re
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, replace
+from itertools import islice, pairwise, takewhile
+from typing import Any, cast
 
 import numpy as np
 import pytest
-from cli_files import DOCUMENT
+from cli_files import DOCUMENT, rationalyst
 from test_mine import write_lines
 
 from rationalyst_jax.lm.engine.engine import Engine
@@ -19,19 +20,21 @@ from rationalyst_jax.lm.weights.tokenizer import load_tokenizer, marker_ids
 from rationalyst_jax.mine.annotate import annotate, read_usage, usage_path
 from rationalyst_jax.mine.config import AnnotateConfig, FilterConfig
 from rationalyst_jax.mine.documents import (
-    Candidate,
     Document,
     Insertion,
     SampledPlace,
+    SampledRationale,
     annotated_row,
     read_annotations,
+    read_documents,
 )
 from rationalyst_jax.mine.likelihood_filter import ScoredTriple, decide
 from rationalyst_jax.mine.parse import read_insertion
+from rationalyst_jax.mine.places import find_places
 from rationalyst_jax.mine.summary import summarize_mined
 from rationalyst_jax.mine.triples import Triple, extract
 from rationalyst_jax.prompts.prompt import Prompt, PromptSet, load_prompts, render
-from rationalyst_jax.roles.role import Role, Sampling, derived_seed
+from rationalyst_jax.roles.role import Role, derived_seed
 from rationalyst_jax.roles.usage import Usage
 from rationalyst_jax.world.checkpoint import checkpoint_path
 from rationalyst_jax.world.corpus import documents as world_documents
@@ -106,11 +109,11 @@ class LetterRole(Role):
 
     def to_generate(self, prompt, fields, how):
         options = {name: value for name, value in vars(how).items() if name != "suppress"}
-        return GenerateRequest(tuple(map(ord, fields["preceding"])), **options)
+        return GenerateRequest(tuple(map(ord, str(fields["preceding"]))), **options)
 
     def to_score(self, prompt, fields, target, suppress):
         value = 9 if self.dear in target else 1
-        return ScoreRequest(tuple(map(ord, fields["preceding"])), (value,) * len(target))
+        return ScoreRequest(tuple(map(ord, str(fields["preceding"]))), (value,) * len(target))
 
 
 def run(path, model: Any, documents=DOCUMENTS, dear="zzz", **config):
@@ -172,31 +175,44 @@ def test_nothing_is_scored_where_all_places_are_taken_anyway(tmp_path):
     assert all(isinstance(request, GenerateRequest) for request in model.requests)
 
 
-def test_the_surprise_of_a_real_model_is_what_the_filter_scores(tmp_path):
+@pytest.fixture(scope="module")
+def world() -> tuple[Role, PromptSet]:
     base = checkpoint_path("world")
     tokenizer = load_tokenizer(base)
-    prompts = load_prompts("world")
-    llama = load_llama(base)
-    documents = [Document(row["id"], row["text"], row["source"]) for row in world_documents(3, 4)]
-    role = Role(Engine(llama, tokenizer, max_sequences=8), tokenizer)
+    engine = Engine(load_llama(base), tokenizer, max_sequences=8, prefill_chunks=1)
+    return Role(engine, tokenizer), load_prompts("world")
+
+
+def documents_of_the_world(seed: int, count: int) -> list[Document]:
+    return [Document(row["id"], row["text"], row["source"]) for row in world_documents(seed, count)]
+
+
+def test_the_surprise_of_a_real_model_is_what_the_filter_scores(tmp_path, world):
+    role, prompts = world
     config = AnnotateConfig(
         "insert", places="line", most_places=2, max_rationale_tokens=4, suppress=("<BOT>",)
     )
-    for insertion in annotate(documents, role, prompts, config, tmp_path / "a.jsonl"):
-        assert isinstance(insertion, Insertion)
-        text = insertion.document.text
-        lines = [match.end() for match in re.finditer("\n", text)]
-        pairs = []
-        for start, end in zip(lines, [*lines[1:], len(text)], strict=True):
-            ids = render(
-                tokenizer, prompts["follow"], {"preceding": text[:start]}, target=text[start:end], close=False
-            )
-            pairs.append(Pair(*ids))
-        suppress = marker_ids(tokenizer, ("<BOT>",))
-        [logprobs] = score(llama, [pairs], row_length=512, rows_per_batch=1, suppress=suppress).result()
+    documents = documents_of_the_world(3, 3)
+    groups = []
+    for document in documents:
+        starts = find_places(document.text, "line")
+        texts = [document.text[start:end] for start, end in pairwise([*starts, len(document.text)])]
+        fields = [{"preceding": document.text[:start]} for start in starts]
+        ids = [
+            render(role.tokenizer, prompts["follow"], given, text, False)
+            for given, text in zip(fields, texts, strict=True)
+        ]
+        groups.append([Pair(*pair) for pair in ids])
+    suppress = marker_ids(role.tokenizer, ("<BOT>",))
+    model = cast(Engine, role.model).model
+    scores = score(model, groups, row_length=512, rows_per_batch=1, suppress=suppress).result()
+    insertions = annotate(documents, role, prompts, config, tmp_path / "a.jsonl")
+    for insertion, logprobs in zip(insertions, scores, strict=True):
         surprise = [-reduce_logprobs(of_line, "decayed_sum") for of_line in logprobs]
+        starts = find_places(insertion.document.text, "line")
+        assert isinstance(insertion, Insertion) and len(starts) > 2
         most = sorted(np.argsort(surprise)[-2:])
-        assert len(lines) > 2 and [place.start for place in insertion.places] == [lines[i] for i in most]
+        assert [place.start for place in insertion.places] == [starts[i] for i in most]
 
 
 def test_documents_that_are_too_long_are_left_out_and_places_without_room(tmp_path):
@@ -251,7 +267,7 @@ def test_a_setting_of_insertion_is_refused_where_documents_are_copied(key, value
 @pytest.mark.parametrize("key", ["most_places", "candidates", "max_rationale_tokens"])
 def test_a_count_below_1_is_named(key):
     with pytest.raises(ValueError, match=f"annotate: {key} must be at least 1, got 0"):
-        AnnotateConfig("insert", **{key: 0})
+        replace(AnnotateConfig("insert"), **{key: 0})
 
 
 # What is written down
@@ -329,8 +345,8 @@ def test_a_malformed_row_is_named_by_file_and_line(tmp_path, changes, message):
 
 def inserted(*candidates: tuple[str, str], document: Document = DOCUMENTS[0]) -> Insertion:
     places = [
-        SampledPlace(9, 26, 1, tuple(Candidate(*one) for one in candidates)),
-        SampledPlace(26, len(TEXT), 2, (Candidate("last", "end"),)),
+        SampledPlace(9, 26, 1, tuple(SampledRationale(*one) for one in candidates)),
+        SampledPlace(26, len(TEXT), 2, (SampledRationale("last", "end"),)),
     ]
     return Insertion(document, tuple(places), "sampled")
 
@@ -393,13 +409,10 @@ def test_the_best_of_a_place_is_kept_where_it_reaches_tau():
     assert sum(t.kept for t in unfiltered) == 7
 
 
-def test_a_real_model_inserts_and_a_killed_run_continues_with_the_same_bytes(tmp_path):
-    base = checkpoint_path("world")
-    tokenizer = load_tokenizer(base)
-    prompts = load_prompts("world")
-    role = Role(Engine(load_llama(base), tokenizer, max_sequences=8, prefill_chunks=1), tokenizer)
-    documents = [Document(row["id"], row["text"], row["source"]) for row in world_documents(7, 4)]
-    config = AnnotateConfig("insert", places="line", candidates=2, max_rationale_tokens=32, block=3)
+def test_a_real_model_inserts_and_a_killed_run_continues_with_the_same_bytes(tmp_path, world):
+    role, prompts = world
+    documents = documents_of_the_world(7, 3)
+    config = AnnotateConfig("insert", places="line", candidates=2, max_rationale_tokens=32, block=2)
     path = tmp_path / "a.jsonl"
     insertions = annotate(documents, role, prompts, config, path)
     extraction = extract(insertions)
@@ -412,36 +425,41 @@ def test_a_real_model_inserts_and_a_killed_run_continues_with_the_same_bytes(tmp
     assert path.read_bytes() == whole
 
 
-def test_documents_are_computed_once(tmp_path, shared):
-    """Long web texts, with the real tokenizer and prompts."""
-    from random_model import random_llama
-
-    from rationalyst_jax.lm.model.config import LlamaConfig
-    from rationalyst_jax.mine.documents import read_documents
-
-    tokenizer = load_tokenizer(shared / "llama3_tokenizer")
-    shape = LlamaConfig(128256, 8, 8, 1, 2, 1, 4, max_position_embeddings=4096, eos_token_id=128001)
-    role = Role(Engine(random_llama(shape), tokenizer, max_sequences=16), tokenizer)
-    long = [one for one in read_documents(shared / "pile_like" / "mixed.jsonl") if len(one.text) > 6000][:2]
-    documents = [Document(one.id, one.text[:6000], one.source) for one in long]
+def test_a_document_is_computed_once_for_all_its_places(tmp_path, world):
+    role, prompts = world
+    text = "\n".join(row["text"] for row in world_documents(5, 7))
     config = AnnotateConfig("insert", places="line", max_rationale_tokens=2)
-    insertions = annotate(documents, role, load_prompts("llama3"), config, tmp_path / "a.jsonl")
+    [insertion] = annotate([Document("d", text, "s")], role, prompts, config, tmp_path / "a.jsonl")
+    assert isinstance(insertion, Insertion)
+    places = len(insertion.places)
     used = read_usage(tmp_path / "a.jsonl")
-    places = sum(len(one.places) for one in insertions if isinstance(one, Insertion))
-    prompt = len(role.to_generate(load_prompts("llama3")["insert"], {"preceding": "x"}, Sampling(1)).context)
-    once = prompt + sum(role.count_tokens(document.text) for document in documents)
-    assert places > 20
-    # A request computes its own last page and what the template writes after the text.
-    assert used.prefilled < once + 24 * places
-    assert used.prefilled + used.cached > 5 * used.prefilled
+    page = 16
+    assert places > 30
+    # Beside the document each request computes no more than its own last page.
+    assert used.prefilled < role.count_tokens(text) + page * places
+    assert used.prefilled + used.cached > 10 * used.prefilled
+
+
+def test_contexts_of_a_chat_differ_in_what_ends_them_alone(shared):
+    """The text grows in the middle of the prompt: demonstrations are before it, the template's end after."""
+    tokenizer = load_tokenizer(shared / "llama3_tokenizer")
+    prompts = load_prompts("llama3")
+    for one in islice(read_documents(shared / "pile_like" / "mixed.jsonl"), 0, None, 60):
+        text = one.text[:1500]
+        contexts = []
+        for start in [*find_places(text, "sentence"), len(text)]:
+            contexts.append(render(tokenizer, prompts["insert"], {"preceding": text[:start]}, None, False)[0])
+        for context, longer in pairwise(contexts):
+            same = sum(
+                1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(context, longer, strict=False))
+            )
+            assert len(context) - same <= 8  # the end of the turn, the assistant's header, a word at the cut
 
 
 # The one path
 
 
 def test_insertion_flows_through_the_same_commands(files, tmp_path, monkeypatch, capsys):
-    from cli_files import rationalyst
-
     monkeypatch.chdir(tmp_path)
     (tmp_path / "d.jsonl").write_bytes((files / "documents.jsonl").read_bytes())
     model = f"--model {files}/model --prompts world"

@@ -233,7 +233,7 @@ def test_a_document_that_was_mended_is_annotated_anew_and_the_others_are_kept(tm
     model = CopyingModel()
     annotations = run_annotate(path, model, documents=mended)
     assert len(model.requests) == 1 and [a.document for a in annotations] == mended
-    assert annotations[5].output == f"2 {derived_seed(0, 5)} é\n"
+    assert annotations[5] == Annotation(mended[5], f"2 {derived_seed(0, 5)} é\n", "stop")
     assert read_annotations(path) == annotations
 
 

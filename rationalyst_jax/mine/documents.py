@@ -31,7 +31,7 @@ class Annotation:
 
 
 @dataclass(frozen=True)
-class Candidate:
+class SampledRationale:
     """A rationale as a model wrote it, and why it stopped: "stop", "end" or "length"."""
 
     text: str
@@ -48,7 +48,7 @@ class SampledPlace:
     start: int
     end: int
     seed: int
-    candidates: tuple[Candidate, ...]
+    candidates: tuple[SampledRationale, ...]
 
 
 @dataclass(frozen=True)
@@ -135,10 +135,10 @@ def _sampled_place(value: Any, where: str) -> SampledPlace:
             f"found {value!r:.60}"
         )
     candidates = tuple(
-        Candidate(text_field(one, "text", where), text_field(one, "finish", where))
+        SampledRationale(text_field(one, "text", where), text_field(one, "finish", where))
         for one in value["candidates"]
     )
-    return SampledPlace(*(value[name] for name in numbers), candidates)
+    return SampledPlace(value["start"], value["end"], value["seed"], candidates)
 
 
 def _documents(path: Path, text_key: str, source: str | None = None) -> Iterator[tuple[str, Row, Document]]:

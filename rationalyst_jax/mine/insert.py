@@ -10,7 +10,7 @@ from itertools import pairwise
 
 from rationalyst_jax.lm.trees.reduction import reduce_logprobs
 from rationalyst_jax.mine.config import AnnotateConfig
-from rationalyst_jax.mine.documents import Candidate, Document, Insertion, SampledPlace
+from rationalyst_jax.mine.documents import Document, Insertion, SampledPlace, SampledRationale
 from rationalyst_jax.mine.places import find_places, largest
 from rationalyst_jax.prompts.prompt import PromptSet
 from rationalyst_jax.roles.drive import ask
@@ -55,7 +55,9 @@ async def insert(
     places = []
     for ((start, end), seed, _), handle in zip(asked, handles, strict=True):
         used += Usage.of(annotator.model, handle)
-        candidates = tuple(Candidate(generation.text, generation.finish) for generation in handle.result)
+        candidates = tuple(
+            SampledRationale(generation.text, generation.finish) for generation in handle.result
+        )
         places.append(SampledPlace(start, end, seed, candidates))
     return Insertion(document, tuple(places), "sampled"), used
 
