@@ -50,14 +50,19 @@ def long_documents(shared: Path, rationales: int, documents: int, characters: in
     ends = characters // _CHARACTERS_PER_END
     if rationales >= ends:
         raise ValueError(f"{characters} characters are too few for {rationales} rationales")
+    return [_annotate(document, rationales) for document in long_texts(shared, documents, characters)]
+
+
+def long_texts(shared: Path, documents: int, characters: int) -> list[Document]:
+    """Web pages, articles and papers cut to about `characters`. Raises ValueError where there are too few."""
     path = shared / "pile_like" / "mixed.jsonl"
     long = (document for document in read_documents(path) if len(document.text) >= characters)
     cut = (replace(one, text=one.text[:characters].rsplit(maxsplit=1)[0]) for one in long)
-    kept = [document for document in cut if len(_starts(document.text)) >= ends]
+    kept = [document for document in cut if len(_starts(document.text)) >= characters // _CHARACTERS_PER_END]
     if len(kept) < documents:
         raise ValueError(f"{path}: {len(kept)} texts of {characters} characters, not {documents}")
     # From all over the file, which is sorted by kind.
-    return [_annotate(kept[i * len(kept) // documents], rationales) for i in range(documents)]
+    return [kept[i * len(kept) // documents] for i in range(documents)]
 
 
 def filter_groups(

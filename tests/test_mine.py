@@ -13,7 +13,7 @@ from rationalyst_jax.lm.engine.engine import Engine
 from rationalyst_jax.lm.engine.requests import GenerateRequest, Generation, Handle
 from rationalyst_jax.lm.weights.hf import load_llama
 from rationalyst_jax.lm.weights.tokenizer import load_tokenizer
-from rationalyst_jax.mine.annotate import annotate, document_seed
+from rationalyst_jax.mine.annotate import annotate
 from rationalyst_jax.mine.calibrate import LabeledGain, calibrate
 from rationalyst_jax.mine.config import AnnotateConfig, FilterConfig
 from rationalyst_jax.mine.documents import Annotation, Document, read_annotations, read_documents
@@ -29,7 +29,7 @@ from rationalyst_jax.mine.store import (
 from rationalyst_jax.mine.summary import summarize_filtered, summarize_mined
 from rationalyst_jax.mine.triples import Triple, extract
 from rationalyst_jax.prompts.prompt import Prompt, PromptSet, load_prompts
-from rationalyst_jax.roles.role import NotAnswered, Role
+from rationalyst_jax.roles.role import NotAnswered, Role, derived_seed
 from rationalyst_jax.world.checkpoint import checkpoint_path
 from rationalyst_jax.world.corpus import documents as world_documents
 
@@ -185,7 +185,7 @@ def test_annotations_are_asked_for_with_a_seed_of_their_own_and_room_for_rationa
     model = CopyingModel()
     annotations = run_annotate(tmp_path / "a.jsonl", model, seed=3, length_margin=2)
     assert [a.document for a in annotations] == DOCUMENTS
-    assert annotations[1] == Annotation(DOCUMENTS[1], f"3 {document_seed(3, 1)} é\n", "stop")
+    assert annotations[1] == Annotation(DOCUMENTS[1], f"3 {derived_seed(3, 1)} é\n", "stop")
     assert len({r.seed for r in model.requests}) == len(DOCUMENTS)
     assert all(0 <= r.seed < 2**31 and r.stop == ("|end|",) and r.temperature == 1 for r in model.requests)
     assert [r.max_tokens for r in model.requests[:3]] == [6, 7, 9]  # 1.6 · (2, 3, 4) + 2, rounded up
@@ -233,7 +233,7 @@ def test_a_document_that_was_mended_is_annotated_anew_and_the_others_are_kept(tm
     model = CopyingModel()
     annotations = run_annotate(path, model, documents=mended)
     assert len(model.requests) == 1 and [a.document for a in annotations] == mended
-    assert annotations[5].output == f"2 {document_seed(0, 5)} é\n"
+    assert annotations[5] == Annotation(mended[5], f"2 {derived_seed(0, 5)} é\n", "stop")
     assert read_annotations(path) == annotations
 
 
@@ -258,7 +258,7 @@ def test_documents_that_are_too_long_are_left_out_by_name(tmp_path):
     model = CopyingModel()
     annotations = run_annotate(tmp_path / "a.jsonl", model, max_document_tokens=4)
     assert [a.finish for a in annotations] == ["stop"] * 3 + ["too_long"] * 4 + ["stop"] * 3
-    assert model.requests[3].seed == document_seed(0, 7)  # a seed goes with the place in the run
+    assert model.requests[3].seed == derived_seed(0, 7)  # a seed goes with the place in the run
     # A prompt (here the document itself) and its copy must fit in the model's positions.
     annotations = run_annotate(tmp_path / "b.jsonl", CopyingModel(positions=8))
     assert [a.finish for a in annotations] == ["stop"] * 3 + ["too_long"] * 4 + ["stop"] * 3

@@ -1,6 +1,7 @@
 """Prompts become the same token ids for every use, and documents can never act as control tokens."""
 
 import json
+import re
 
 import pytest
 import transformers
@@ -216,13 +217,23 @@ def test_shipped_prompts_name_their_target_and_closing():
     for file, closing in (("llama3", ""), ("world", "<EOT>")):
         prompts = load_prompts(file)
         assert set(prompts.prompts) == {
-            "annotate", "rationale", "follow", "follow_guided", "step", "judge", "step_guided",
+            "annotate", "insert", "rationale", "follow", "follow_guided", "step", "judge", "step_guided",
         }  # fmt: skip
+        assert prompts["insert"].messages[-2:] == prompts["rationale"].messages[-2:]
         assert prompts["rationale"].target == "rationale"
         assert prompts["rationale"].closing == closing
         assert prompts["follow_guided"].target == "following"
     with pytest.raises(ValueError, match="no prompt 'explain'"):
         load_prompts("world")["explain"]
+
+
+def test_demonstrations_of_insertion_point_ahead_in_one_sentence_of_their_own():
+    messages = load_prompts("llama3")["insert"].messages
+    demonstrations = list(zip(messages[1:-2:2], messages[2:-2:2], strict=True))
+    assert len(demonstrations) == 6
+    for (_, preceding), (_, rationale) in demonstrations:
+        assert rationale.endswith(".") and rationale.count(". ") == 0 and "\n" not in rationale
+        assert not re.search(r"\d", rationale) and rationale not in preceding
 
 
 def test_demonstrations_copy_their_document_faithfully():

@@ -24,9 +24,10 @@ from rationalyst_jax.prompts.prompt import load_demonstrations, load_prompts, re
 from rationalyst_jax.reason.config import ReasonConfig
 from rationalyst_jax.reason.solve import solve
 from rationalyst_jax.reason.strategies import STRATEGIES
-from rationalyst_jax.reason.traces import UNRATED, Usage, count_unrated
+from rationalyst_jax.reason.traces import UNRATED, count_unrated
 from rationalyst_jax.reason.trajectory import Roles
 from rationalyst_jax.roles.role import Role
+from rationalyst_jax.roles.usage import Usage
 from rationalyst_jax.tasks.benchmarks import task_named
 from rationalyst_jax.tasks.question import Question
 from rationalyst_jax.tasks.task import Task

@@ -1,4 +1,4 @@
-"""`rationalyst mine`: documents, or copies annotated elsewhere, become triples."""
+"""`rationalyst mine`: documents, or annotations that are there already, become triples."""
 
 from argparse import ArgumentError
 from pathlib import Path
@@ -8,7 +8,7 @@ from rich.console import Console
 from rationalyst_jax.lm.engine.config import EngineConfig
 from rationalyst_jax.mine.config import AnnotateConfig
 from rationalyst_jax.report.progress import track
-from rationalyst_jax.report.tables import counts_table
+from rationalyst_jax.report.tables import counts_table, usage_counts
 from rationalyst_jax.roles.config import EndpointConfig
 
 
@@ -31,8 +31,9 @@ def run(
             continues there.
         prompts: Prompt set: the name of a shipped one (llama3, world), or a YAML file.
         documents: JSONL file of documents to annotate. Each row has text, and may have id and source.
-        annotations: JSONL file of documents that were annotated elsewhere, to import instead. Each row has
-            input (the document) and output (its annotated copy), and may have id and source.
+        annotations: JSONL file of documents that were annotated before or elsewhere, to import instead. Each
+            row has input (the document) and output (its annotated copy), or as mine wrote it places (what was
+            inserted), and may have id and source.
         annotate: How documents are annotated.
         engine: Models opened from checkpoint folders.
         endpoint: Models behind an address.
@@ -44,6 +45,7 @@ def run(
     from rationalyst_jax.pipeline.mine import import_annotations, mine
     from rationalyst_jax.pipeline.models import Models
     from rationalyst_jax.prompts.prompt import load_prompts
+    from rationalyst_jax.roles.usage import Usage
 
     console = Console()
     prompt_set = load_prompts(prompts)
@@ -53,7 +55,7 @@ def run(
         if source is not None:
             raise ArgumentError(None, "--source is for --annotations: documents name their own")
         with Models(engine, endpoint) as models, track(console, "documents annotated") as progress:
-            summary = mine(
+            summary, usage = mine(
                 documents,
                 model,
                 models,
@@ -64,6 +66,7 @@ def run(
                 progress=progress,
             )
     elif annotations is not None and documents is None:
+        usage = Usage()
         name = model or "imported"
         summary = import_annotations(
             annotations, name, prompt_set, out, source=source, min_similarity=min_similarity
@@ -75,6 +78,7 @@ def run(
     rows: dict[str, object] = {name: getattr(summary, name) for name in names}
     rows |= {f"document: {name}": count for name, count in summary.document_outcomes.items()}
     rows |= {f"rationale: {name}": count for name, count in summary.rationale_outcomes.items()}
+    rows |= usage_counts(usage)
     console.print(counts_table("mined", rows))
     if not summary.triples:
-        console.print("no triples: the outcomes above say what became of the copies")
+        console.print("no triples: the outcomes above say what became of the documents")

@@ -1,17 +1,22 @@
-"""A language model copies documents and inserts rationales; a killed run continues where it stopped."""
+"""A language model annotates documents; a killed run continues where it stopped.
+
+Two ways: it copies a document and inserts rationales into the copy (here), or it writes rationales for places
+of the document (`mine/insert.py`).
+"""
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
-
-import numpy as np
 
 from rationalyst_jax.files.rows import Row, append_rows, kept_rows, write_rows
 from rationalyst_jax.mine.config import AnnotateConfig
-from rationalyst_jax.mine.documents import Annotation, Document
-from rationalyst_jax.prompts.prompt import Prompt, PromptSet
+from rationalyst_jax.mine.documents import Annotated, Annotation, Document, annotated_row, read_annotated
+from rationalyst_jax.mine.insert import insert
+from rationalyst_jax.prompts.prompt import PromptSet
 from rationalyst_jax.roles.drive import ask, drive
-from rationalyst_jax.roles.role import Role, Sampling
+from rationalyst_jax.roles.role import Role, Sampling, derived_seed
+from rationalyst_jax.roles.usage import Usage
 
 
 def annotate(
@@ -21,14 +26,15 @@ def annotate(
     config: AnnotateConfig,
     path: Path,
     progress: Callable[[int, int, int], None] = lambda done, total, tokens: None,
-) -> list[Annotation]:
+) -> list[Annotated]:
     """Annotates `documents` into the JSONL file `path` and returns all annotations, in their order.
 
     A document's row is written as soon as it is annotated; in the end the rows stand in the documents' order.
     A file that is already there is continued: what it has of this run's documents is kept, and what it has of
     a document whose text has changed is made anew. Each document has its own noise, so a continued run writes
-    what an uninterrupted one does (but where two words are equally likely up to float rounding). `progress`
-    is told how many documents are done, of how many, and how many tokens this call has computed.
+    what an uninterrupted one does (but where two words are equally likely up to float rounding). What a
+    document took is added to the file of `usage_path`. `progress` is told how many documents are done, of how
+    many, and how many tokens this call has computed.
 
     Raises ValueError where the file annotates other documents, and, when all others are done, if documents
     failed (at an endpoint): called again, it tries them again.
@@ -39,33 +45,45 @@ def annotate(
         document = by_id.get(row.get("id", ""))
         if document is None:
             raise ValueError(f"{place}: annotates {row.get('id')!r}, which is no document of this run")
-        annotation = Annotation(document, row.get("output", ""), row.get("finish", ""))
-        return document.id if row == _row(annotation) else None
+        if row.get("input") != document.text:
+            return None
+        annotated = read_annotated(row, place, document)
+        if row != annotated_row(annotated):
+            return None
+        done[document.id] = annotated
+        return document.id
 
-    rows = kept_rows(path, check)
+    done: dict[str, Annotated] = {}
+    kept_rows(path, check)
+    if done:
+        read_usage(path)  # cuts off what a kill left of a row
+    else:
+        usage_path(path).unlink(missing_ok=True)
 
     def tell() -> None:
-        progress(len(rows), len(documents), annotator.model.tokens)
+        progress(len(done), len(documents), annotator.model.tokens)
 
     tell()
     failures: dict[str, Exception] = {}
     for first in range(0, len(documents), config.block):
         block = range(first, min(first + config.block, len(documents)))
-        missing = [number for number in block if documents[number].id not in rows]
+        missing = [number for number in block if documents[number].id not in done]
         if not missing:
             continue
 
-        def finished(index: int, annotation: Annotation) -> None:
-            row = _row(annotation)
-            append_rows(path, [row])
-            rows[annotation.document.id] = row
+        def finished(index: int, result: tuple[Annotated, Usage]) -> None:
+            annotated, used = result
+            id = annotated.document.id
+            append_rows(usage_path(path), [{"id": id, **asdict(used)}])
+            append_rows(path, [annotated_row(annotated)])
+            done[id] = annotated
 
         def failed(index: int, error: Exception, missing: Sequence[int] = missing) -> None:
             failures[documents[missing[index]].id] = error
 
         annotator.model.forget()
-        prompt = prompts["annotate"]
-        coroutines = [_annotated(documents[i], i, annotator, prompt, config) for i in missing]
+        method = _METHODS[config.method]
+        coroutines = [method(documents[i], i, annotator, prompts, config) for i in missing]
         drive(coroutines, [annotator.model], finished, failed, tell)
     if failures:
         name, error = next(iter(failures.items()))
@@ -73,41 +91,51 @@ def annotate(
             f"annotate: {len(failures)} of {len(documents)} documents failed, as document {name}: {error}; "
             f"the others are in {path}, and the same run again tries these again"
         )
-    write_rows(path, (rows[document.id] for document in documents))
-    return [Annotation(d, rows[d.id]["output"], rows[d.id]["finish"]) for d in documents]
+    annotated = [done[document.id] for document in documents]
+    write_rows(path, map(annotated_row, annotated))
+    return annotated
 
 
-async def _annotated(
-    document: Document, number: int, annotator: Role, prompt: Prompt, config: AnnotateConfig
-) -> Annotation:
+def usage_path(annotations: Path) -> Path:
+    """Where the ledger of a file of annotations is: a row for each time that a document was annotated."""
+    return annotations.with_suffix(".usage.jsonl")
+
+
+def read_usage(annotations: Path) -> Usage:
+    """What annotating took so far, also what a kill lost. Raises ValueError naming a malformed row."""
+    total = Usage()
+
+    def add(place: str, row: Row) -> str:
+        nonlocal total
+        try:
+            total += Usage(**{key: count for key, count in row.items() if key != "id"})
+        except TypeError as error:
+            raise ValueError(f"{place}: not a row of a ledger ({error})") from None
+        return place
+
+    kept_rows(usage_path(annotations), add)
+    return total
+
+
+async def copy(
+    document: Document, number: int, annotator: Role, prompts: PromptSet, config: AnnotateConfig
+) -> tuple[Annotation, Usage]:
     """Asks for the copy of the document at place `number` of the whole run."""
+    prompt = prompts["annotate"]
     length = annotator.count_tokens(document.text)
     how = Sampling(
         max_tokens=math.ceil(config.length_factor * length + config.length_margin),
         temperature=config.temperature,
         top_p=config.top_p,
         stop=(prompt.closing,) if prompt.closing else (),
-        seed=document_seed(config.seed, number),
+        seed=derived_seed(config.seed, number),
     )
     request = annotator.to_generate(prompt, {"document": document.text}, how)
     if length > config.max_document_tokens or not annotator.has_room(request, length):
-        return Annotation(document, "", "too_long")
+        return Annotation(document, "", "too_long"), Usage()
     [handle] = await ask((annotator.model, request))
     [generation] = handle.result
-    return Annotation(document, generation.text, generation.finish)
+    return Annotation(document, generation.text, generation.finish), Usage.of(annotator.model, handle)
 
 
-def document_seed(seed: int, position: int) -> int:
-    """The seed of the document at `position`: 31 bits, whatever else is in its block."""
-    return int(np.random.SeedSequence([seed, position]).generate_state(1)[0]) >> 1
-
-
-def _row(annotation: Annotation) -> dict[str, str]:
-    document = annotation.document
-    return {
-        "id": document.id,
-        "source": document.source,
-        "input": document.text,
-        "output": annotation.output,
-        "finish": annotation.finish,
-    }
+_METHODS = {"copy": copy, "insert": insert}

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 import numpy as np
@@ -23,6 +23,10 @@ from rationalyst_jax.files.ranges import (
     require,
 )
 from rationalyst_jax.lm.trees.reduction import Reduction, reduce_logprobs
+from rationalyst_jax.mine.places import PlaceKind
+
+# What only the method "insert" looks at.
+_INSERTING = ("places", "most_places", "candidates", "max_rationale_tokens", "prompt", "suppress")
 
 _HASHES: Range = "from 1 to 1024", lambda value: 1 <= value <= 1024
 
@@ -32,6 +36,9 @@ class AnnotateConfig:
     """How documents are annotated.
 
     Attributes:
+        method: How rationales come into a document. With "copy", the paper's way, the model copies the
+            document and writes rationales into the copy. With "insert" it is shown the text before a place
+            and writes what may stand there: nothing is copied.
         temperature: Temperature at which the model writes; 0 is greedy. The default is 1, because greedy
             copies of a small model hold only vacuous rationales.
         top_p: Each token is drawn from the likeliest ones that together have at least this probability.
@@ -42,10 +49,22 @@ class AnnotateConfig:
         length_factor: An annotated copy may have up to length_factor times the document's tokens, plus
             length_margin.
         length_margin: Tokens that an annotated copy may have beyond length_factor times the document's.
+        places: Where rationales are inserted: before each "line", each "sentence" (and line), or each
+            "clause" (and sentence).
+        most_places: Largest number of places in a document. Of more, those are taken whose next words
+            surprise the model most. By default all are taken.
+        candidates: Number of rationales that are sampled for each place.
+        max_rationale_tokens: Largest number of tokens in an inserted rationale. One that is not finished by
+            then is not used.
+        prompt: The prompt that asks for a rationale: "insert" shows an instruct model how, "rationale" is
+            what a RATIONALYST was trained on.
+        suppress: Marker strings, one token each, that are never inserted. They have no probability where the
+            surprise of words is measured.
 
-    Raises ValueError naming the key and the value that is out of range.
+    Raises ValueError naming the key and the value that is out of range, or that changes nothing.
     """
 
+    method: Literal["copy", "insert"] = "copy"
     temperature: float = 1.0
     top_p: float = 1.0
     seed: int = 0
@@ -53,14 +72,34 @@ class AnnotateConfig:
     max_document_tokens: int = 2048
     length_factor: float = 1.6
     length_margin: int = 64
+    places: PlaceKind = "sentence"
+    most_places: int | None = None
+    candidates: int = 1
+    max_rationale_tokens: int = 128
+    prompt: Literal["insert", "rationale"] = "insert"
+    suppress: tuple[str, ...] = ()
 
     def __post_init__(self):
-        require("annotate", self, AT_LEAST_1, "block", "max_document_tokens")
+        counts = ("block", "max_document_tokens", "candidates", "max_rationale_tokens")
+        require("annotate", self, AT_LEAST_1, *counts)
         require("annotate", self, AT_LEAST_0, "length_margin")
         require("annotate", self, SEED, "seed")
         require("annotate", self, ABOVE_0_FINITE, "length_factor")
         require("annotate", self, TEMPERATURE, "temperature")
         require("annotate", self, ABOVE_0_TO_1, "top_p")
+        if self.most_places is not None:
+            require("annotate", self, AT_LEAST_1, "most_places")
+        for option in fields(self):
+            if self.method == "copy" and option.name in _INSERTING:
+                if (value := getattr(self, option.name)) != option.default:
+                    raise ValueError(f"annotate: {option.name} is {value!r}, but method copy inserts nothing")
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """Names of the prompts that the model is asked with."""
+        if self.method == "copy":
+            return ("annotate",)
+        return (self.prompt,) if self.most_places is None else (self.prompt, "follow")
 
 
 @dataclass(frozen=True)
@@ -131,6 +170,8 @@ class FilterConfig:
             paper has 1.2 for GSM8K, 0.5 for ECQA and 0 for The Pile.
         keep: Which rationales are kept. "gain" keeps those that reach their threshold. Two ablations: "all"
             keeps every one, "random" draws as many of each source by lot as "gain" would keep.
+        per_place: How many rationales "gain" may keep at one place of a document: "all" that reach their
+            threshold, or the "best" of them, with the largest gain.
         share: Fraction of the rationales so kept that stays, drawn by lot; the others are dropped. Equal
             seeds give nested shares: what stays at 0.1 stays at 0.3.
         seed: Seed of the lots that keep "random" and share draw.
@@ -150,6 +191,7 @@ class FilterConfig:
     tau: float = 0.0
     tau_by_source: Mapping[str, float] = field(default_factory=dict)
     keep: Literal["gain", "all", "random"] = "gain"
+    per_place: Literal["all", "best"] = "all"
     share: float = 1.0
     seed: int = 0
     suppress: tuple[str, ...] = ()

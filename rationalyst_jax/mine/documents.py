@@ -1,8 +1,9 @@
-"""Unlabeled documents and their annotated copies, read from tables."""
+"""Unlabeled documents, and what a model wrote about them: a copy, or rationales for places; in tables."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from rationalyst_jax.files.rows import (
     Row,
@@ -38,6 +39,65 @@ class Annotation:
     finish: str
 
 
+@dataclass(frozen=True)
+class SampledRationale:
+    """A rationale as a model wrote it, and why it stopped: "stop", "end" or "length"."""
+
+    text: str
+    finish: str
+
+
+@dataclass(frozen=True)
+class SampledPlace:
+    """What a model wrote when it was shown document[:start], to lead to document[start:end].
+
+    seed: of the noise of all candidates, which stand in the order of their numbers.
+    """
+
+    start: int
+    end: int
+    seed: int
+    candidates: tuple[SampledRationale, ...]
+
+
+@dataclass(frozen=True)
+class Insertion:
+    """Rationales sampled for places of `document`, by ascending start; a place ends where the next begins.
+
+    finish: "sampled", or "too_long" for a document whose places the model was not shown.
+    """
+
+    document: Document
+    places: tuple[SampledPlace, ...]
+    finish: str
+
+
+Annotated = Annotation | Insertion
+
+
+def annotated_row(annotated: Annotated) -> Row:
+    """The row that `read_annotations` reads as this."""
+    document = annotated.document
+    row: Row = {"id": document.id, "source": document.source, "input": document.text}
+    if isinstance(annotated, Annotation):
+        row["output"] = annotated.output
+    else:
+        row["places"] = [
+            asdict(place) | {"candidates": [*map(asdict, place.candidates)]} for place in annotated.places
+        ]
+    return row | {"finish": annotated.finish}
+
+
+def read_annotated(row: Row, place: str, document: Document) -> Annotated:
+    """What a row says of its document. Raises ValueError naming `place` and what is malformed."""
+    if "places" not in row:
+        finish = text_field(row, "finish", place, default="imported")
+        return Annotation(document, text_field(row, "output", place), finish)
+    return Insertion(
+        document, _sampled_places(row["places"], place, document), text_field(row, "finish", place)
+    )
+
+
 def read_documents(path: str | Path) -> list[Document]:
     """Reads rows {"text", "id"?, "source"?} of a file, or of a folder of shards (`files/rows.py`).
 
@@ -54,18 +114,48 @@ def read_shard(file: Path, table: Path) -> Iterator[Document]:
     return (document for *_, document in _documents(read_file(file), table, "text"))
 
 
-def read_annotations(path: str | Path, source: str | None = None) -> list[Annotation]:
-    """Reads rows {"input", "output", "id"?, "source"?, "finish"?}, defaults and errors as `read_documents`.
+def read_annotations(path: str | Path, source: str | None = None) -> list[Annotated]:
+    """Reads rows {"input", "output" or "places", "id"?, "source"?, "finish"?}, defaults and errors as
+    `read_documents`.
 
-    Both our own annotations and text that was annotated elsewhere have this form. `source` is that of rows
-    which name none; None: the file's name.
+    Our own annotations have this form, and with "output" text that was annotated elsewhere. `source` is that
+    of rows which name none; None: the file's name.
     """
-    return [
-        Annotation(
-            document, text_field(row, "output", place), text_field(row, "finish", place, default="imported")
+    rows = _documents(read_table(Path(path)), Path(path), "input", source)
+    return [read_annotated(row, place, document) for place, row, document in rows]
+
+
+def _sampled_places(values: Any, where: str, document: Document) -> tuple[SampledPlace, ...]:
+    if not isinstance(values, list):
+        raise ValueError(f"{where}: 'places' must be a list, found {values!r:.60}")
+    places = tuple(_sampled_place(value, where) for value in values)
+    last = 1
+    for place in places:
+        if not last <= place.start < place.end <= len(document.text):
+            raise ValueError(
+                f"{where}: a place from {place.start} to {place.end} is out of order, or outside the text"
+            )
+        last = place.end
+    return places
+
+
+def _sampled_place(value: Any, where: str) -> SampledPlace:
+    numbers = ("start", "end", "seed")
+    if (
+        not isinstance(value, dict)
+        or any(type(value.get(name)) is not int for name in numbers)
+        or not isinstance(value.get("candidates"), list)
+        or not all(isinstance(one, dict) for one in value["candidates"])
+    ):
+        raise ValueError(
+            f"{where}: a place must have integers {', '.join(numbers)}, and candidates, a list of objects; "
+            f"found {value!r:.60}"
         )
-        for place, row, document in _documents(read_table(Path(path)), Path(path), "input", source)
-    ]
+    candidates = tuple(
+        SampledRationale(text_field(one, "text", where), text_field(one, "finish", where))
+        for one in value["candidates"]
+    )
+    return SampledPlace(value["start"], value["end"], value["seed"], candidates)
 
 
 def _documents(

@@ -32,6 +32,7 @@ Reason = Literal[
     "all",  # kept: everything that could be scored is
     "drawn",  # kept by lot
     "below_tau",
+    "not_best",  # reaches tau, but another rationale of its place gains more
     "not_drawn",
     "not_in_share",  # would have been kept, but the lot left it out of the share that is
     "too_long",  # not scored: doesn't fit in a row, or in the model's positions
@@ -191,6 +192,8 @@ def decide(scored: Iterable[ScoredTriple], config: FilterConfig) -> list[Filtere
             reasons.append("all")
         else:
             reasons.append("gain" if triple.gain >= _tau(triple, config) else "below_tau")
+    if config.per_place == "best":
+        reasons = _best(scored, reasons)
     if config.keep == "random":
         reasons = _by_lot(scored, reasons, config.seed)
     reasons = _share(reasons, config.share, config.seed)
@@ -218,6 +221,17 @@ def filter_pairs(triple: Triple, tokenizer: PreTrainedTokenizerBase, prompts: Pr
 
 def _tau(triple: Triple, config: FilterConfig) -> float:
     return config.tau_by_source.get(triple.source, config.tau)
+
+
+def _best(scored: Sequence[ScoredTriple], reasons: Sequence[Reason]) -> list[Reason]:
+    """Leaves of each place's triples that reach tau the one with the largest gain, the first of equal
+    ones."""
+    by_place: dict[tuple[str, int], list[int]] = {}
+    for i, reason in enumerate(reasons):
+        if reason == "gain":
+            by_place.setdefault((scored[i].document_id, scored[i].start), []).append(i)
+    best = {max(at_place, key=lambda i: scored[i].gain or 0.0) for at_place in by_place.values()}
+    return ["not_best" if reason == "gain" and i not in best else reason for i, reason in enumerate(reasons)]
 
 
 def _by_lot(scored: Sequence[ScoredTriple], reasons: Sequence[Reason], seed: int) -> list[Reason]:

@@ -1,6 +1,6 @@
-"""What a model wrote as an annotated copy, read back against the document it was asked to copy.
+"""What a model wrote, read back against the document: an annotated copy of it, or rationales for its places.
 
-The model's copy is used for two things only: to judge how faithful it is, and to see where in the *document*
+A model's copy is used for two things only: to judge how faithful it is, and to see where in the *document*
 each rationale belongs. Text for training and scoring is always cut from the document. Both the judgement and
 the places go by the characters that are not white space, because models reflow text freely.
 """
@@ -12,6 +12,8 @@ from typing import Literal
 
 from rapidfuzz.distance import Levenshtein, Opcode
 
+from rationalyst_jax.mine.documents import Insertion, SampledPlace
+
 DocumentOutcome = Literal[
     "exact",  # the copy equals the document up to white space
     "near",  # similar enough
@@ -21,12 +23,14 @@ DocumentOutcome = Literal[
     "changed",  # too different
     "empty",  # nothing but rationales, or nothing
     "marked_document",  # the document itself holds a marker: no telling whose is whose
+    "inserted",  # nothing was copied
+    "no_place",  # nothing was copied, and there is no place for a rationale
 ]
 RationaleOutcome = Literal[
     "clean",
     "altered",  # usable: a marker spelled differently, [BOT] or </BOT>
     "line_end",  # usable: never closed, but its line ends and it is no text of the document
-    "unclosed",  # never closed, and nothing says where it ends
+    "unclosed",  # never closed, and nothing says where it ends; or cut off when its tokens ran out
     "nested",  # a rationale inside a rationale
     "stray",  # a closing marker with nothing to close
     "empty",
@@ -36,8 +40,11 @@ RationaleOutcome = Literal[
     "no_preceding",  # at the very start
     "no_following",  # at the very end, or directly before another rationale
     "unfaithful",  # in a copy that is not faithful
+    "repeated",  # the words of another one that was sampled for the same place
 ]
-FAITHFUL: frozenset[DocumentOutcome] = frozenset({"exact", "near", "trimmed", "unannotated"})
+FAITHFUL: frozenset[DocumentOutcome] = frozenset(
+    {"exact", "near", "trimmed", "unannotated", "inserted", "no_place"}
+)
 USABLE: frozenset[RationaleOutcome] = frozenset({"clean", "altered", "line_end"})
 
 _MARKER = re.compile(r"(?:<\|?|\[|&lt;)\s*(/?)\s*(BOT|EOT)\s*(/?)\s*(?:\|?>|\]|&gt;)", re.IGNORECASE)
@@ -119,6 +126,31 @@ def parse(document: str, output: str, min_similarity: float = 0.9) -> Parsed:
         for item in found
     ]
     return Parsed(outcome, similarity, _drop_shadowed(placed))
+
+
+def read_insertion(insertion: Insertion) -> list[list[Rationale]]:
+    """What was sampled for each place of a document, with the outcomes that rationales of a copy have."""
+    original = _squeeze(insertion.document.text)
+    return [_read_candidates(place, original) for place in insertion.places]
+
+
+def _read_candidates(place: SampledPlace, original: str) -> list[Rationale]:
+    found = []
+    for candidate in place.candidates:
+        text = candidate.text.strip()
+        outcome: RationaleOutcome = "clean"
+        if candidate.finish == "length":
+            outcome = "unclosed"
+        elif not text:
+            outcome = "empty"
+        elif _MARKER.search(text):
+            outcome = "nested"
+        elif _squeeze(text) in original:
+            outcome = "copied"
+        elif any(text == other.text for other in found):
+            outcome = "repeated"
+        found.append(Rationale(text, place.start if outcome == "clean" else None, outcome))
+    return found
 
 
 @dataclass(frozen=True)

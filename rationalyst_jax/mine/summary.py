@@ -18,9 +18,9 @@ QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 class MineSummary:
     """From documents to triples.
 
-    annotated: documents whose copy holds a marker; faithful: documents whose copy is faithful;
-    document_outcomes, rationale_outcomes: how many met each outcome of parsing (`mine/parse.py`), the most
-    frequent first.
+    annotated: documents whose copy holds a marker, or that had rationales inserted; faithful: documents whose
+    copy is faithful, or of which none was made; document_outcomes, rationale_outcomes: how many met each
+    outcome of parsing (`mine/parse.py`), the most frequent first.
     """
 
     documents: int

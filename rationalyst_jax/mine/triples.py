@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from rationalyst_jax.mine.documents import Annotation, Document
-from rationalyst_jax.mine.parse import Parsed, parse
+from rationalyst_jax.mine.documents import Annotated, Document, Insertion
+from rationalyst_jax.mine.parse import USABLE, Parsed, RationaleOutcome, parse, read_insertion
 
 
 @dataclass(frozen=True)
@@ -13,8 +13,10 @@ class Triple:
     """One rationale and the text of the document around it (arXiv 2410.01044).
 
     preceding: the document up to the rationale, without rationales; it ends with white space.
-    following: the document from there to the next usable rationale, or to the end; document[start:end].
-    index: the rationale's number among the usable ones of its document.
+    following: the document from there to the next usable rationale, or where rationales were inserted to the
+        next place, or to the end; document[start:end].
+    index: the rationale's number in its document: of a copy among the usable ones; where they were inserted
+        among all, so that candidate k of n for place i has the number i · n + k.
     """
 
     document_id: str
@@ -31,7 +33,7 @@ class Triple:
 class Extraction:
     """Triples, with how many documents and rationales met which outcome (of `mine.parse`).
 
-    annotated: documents in whose copy there is any marker.
+    annotated: documents in whose copy there is any marker, or for which any rationale was sampled.
     """
 
     triples: tuple[Triple, ...]
@@ -58,8 +60,33 @@ def cut_triples(document: Document, parsed: Parsed) -> list[Triple]:
     ]
 
 
-def extract(annotations: Iterable[Annotation], min_similarity: float = 0.9) -> Extraction:
-    """Parses every annotated copy and cuts its triples, counting what became of documents and rationales.
+def cut_inserted(insertion: Insertion) -> tuple[list[Triple], list[RationaleOutcome]]:
+    """One triple for each usable rationale, and the outcomes of all."""
+    document = insertion.document
+    triples = []
+    outcomes = []
+    for place, rationales in zip(insertion.places, read_insertion(insertion), strict=True):
+        for rationale in rationales:
+            if rationale.outcome in USABLE:
+                triples.append(
+                    Triple(
+                        document_id=document.id,
+                        source=document.source,
+                        index=len(outcomes),
+                        start=place.start,
+                        end=place.end,
+                        preceding=document.text[: place.start],
+                        rationale=rationale.text,
+                        following=document.text[place.start : place.end],
+                    )
+                )
+            outcomes.append(rationale.outcome)
+    return triples, outcomes
+
+
+def extract(annotations: Iterable[Annotated], min_similarity: float = 0.9) -> Extraction:
+    """Parses what was written about every document and cuts its triples, counting what became of documents
+    and rationales.
 
     A document that was too long to be annotated is an outcome of its own.
     """
@@ -70,10 +97,16 @@ def extract(annotations: Iterable[Annotation], min_similarity: float = 0.9) -> E
     for annotation in annotations:
         if annotation.finish == "too_long":
             documents["too_long"] += 1
-            continue
-        parsed = parse(annotation.document.text, annotation.output, min_similarity)
-        annotated += bool(parsed.rationales)
-        documents[parsed.outcome] += 1
-        rationales.update(rationale.outcome for rationale in parsed.rationales)
-        triples += cut_triples(annotation.document, parsed)
+        elif isinstance(annotation, Insertion):
+            found, outcomes = cut_inserted(annotation)
+            annotated += bool(outcomes)
+            documents["inserted" if outcomes else "no_place"] += 1
+            rationales.update(outcomes)
+            triples += found
+        else:
+            parsed = parse(annotation.document.text, annotation.output, min_similarity)
+            annotated += bool(parsed.rationales)
+            documents[parsed.outcome] += 1
+            rationales.update(rationale.outcome for rationale in parsed.rationales)
+            triples += cut_triples(annotation.document, parsed)
     return Extraction(tuple(triples), annotated, documents, rationales)

@@ -33,7 +33,13 @@ from rationalyst_jax.reason.config import ReasonConfig
 from rationalyst_jax.reason.strategies import check_strategy, prompts_of
 from rationalyst_jax.report.plots import accuracy_chart, accuracy_curve
 from rationalyst_jax.report.progress import track, track_steps
-from rationalyst_jax.report.tables import accuracy_table, counts_table, ledger_table, training_table
+from rationalyst_jax.report.tables import (
+    accuracy_table,
+    counts_table,
+    ledger_table,
+    training_table,
+    usage_counts,
+)
 from rationalyst_jax.tasks.benchmarks import task_named
 from rationalyst_jax.tasks.sources import questions_digest, read_questions
 from rationalyst_jax.world.corpus import QUESTION_SETS, documents, questions
@@ -121,11 +127,12 @@ class Experiment:
         self.prompts = load_prompts(config.prompts)
         self.shown = self.prompts.shown(load_demonstrations(self.task.demonstrations))
         base = models.checkpoint(config.model)
-        needed = ("annotate", "follow", "follow_guided", "rationale", "step")
+        needed = (*config.annotate.prompts, "follow", "follow_guided", "rationale", "step")
         models.check(config.model, self.shown, needed)
         base.check(mesh_of(config.train.mesh, jax.devices()))
         mesh_for(config.filter, config.mesh)
-        marker_ids(base.tokenizer, (*config.filter.suppress, *config.reason.suppress))
+        markers = (*config.annotate.suppress, *config.filter.suppress, *config.reason.suppress)
+        marker_ids(base.tokenizer, markers)
         for name, rationalyst in config.rationalysts.items():
             try:
                 self.filter_config(rationalyst)
@@ -206,7 +213,7 @@ class Experiment:
 
     def mine(self) -> dict[str, Any]:
         with track(self.console, "documents annotated") as progress:
-            summary = mine(
+            summary, usage = mine(
                 self.documents_path(),
                 self.config.model,
                 self.models,
@@ -217,6 +224,7 @@ class Experiment:
             )
         counts = {key: value for key, value in asdict(summary).items() if not isinstance(value, Mapping)}
         counts |= {f"  {name}": count for name, count in summary.document_outcomes.items()}
+        counts |= usage_counts(usage)
         self.console.print(counts_table("mined", counts))
         return asdict(summary)
 

@@ -1,4 +1,4 @@
-"""The stage `mine`: documents, or copies annotated elsewhere, become triples."""
+"""The stage `mine`: documents, or annotations that are there already, become triples."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -6,14 +6,15 @@ from pathlib import Path
 
 from rationalyst_jax.files.lock import locked
 from rationalyst_jax.files.settings import claimed
-from rationalyst_jax.mine.annotate import annotate
+from rationalyst_jax.mine.annotate import annotate, read_usage
 from rationalyst_jax.mine.config import AnnotateConfig
-from rationalyst_jax.mine.documents import Annotation, read_annotations, read_documents
+from rationalyst_jax.mine.documents import Annotated, read_annotations, read_documents
 from rationalyst_jax.mine.store import Provenance, write_triples
 from rationalyst_jax.mine.summary import MineSummary, summarize_mined
 from rationalyst_jax.mine.triples import extract
 from rationalyst_jax.pipeline.models import Models, Place
 from rationalyst_jax.prompts.prompt import PromptSet
+from rationalyst_jax.roles.usage import Usage
 
 MIN_SIMILARITY = 0.9
 TRIPLES = "triples.parquet"
@@ -29,16 +30,22 @@ def mine(
     *,
     min_similarity: float = MIN_SIMILARITY,
     progress: Callable[[int, int, int], None] = lambda done, total, tokens: None,
-) -> MineSummary:
+) -> tuple[MineSummary, Usage]:
     """Has a model annotate the documents of a JSONL file, and cuts them into triples.
 
-    Writes `annotations.jsonl`, where a killed run continues, and `triples.parquet` into the folder `out`.
-    Raises ValueError for a malformed row, for work begun with other settings, and while another process is at
-    this work.
+    Writes `annotations.jsonl`, where a killed run continues, and `triples.parquet` into the folder `out`. The
+    second value is what all annotations took, those before a kill included (`annotations.usage.jsonl`).
+    Raises ValueError for a malformed row, for surprise asked of a model that gives no log-probabilities, for
+    work begun with other settings, and while another process is at this work.
     """
     _check(min_similarity)
     found = read_documents(documents)
-    models.check(annotator, prompts, ["annotate"])
+    models.check(annotator, prompts, config.prompts, config.suppress)
+    if config.most_places is not None and models.known(annotator).tokenizer is None:
+        raise ValueError(
+            f"annotate: most_places needs log-probabilities of texts, which the chat at {annotator} does not "
+            "give: name the endpoint's tokenizer, or take all places"
+        )
     settings = {
         "model": models.known(annotator).name,
         "prompts": prompts.version,
@@ -49,7 +56,7 @@ def mine(
         [role] = models.roles(annotator)
         annotations = annotate(found, role, prompts, config, file, progress)
         how = {"annotate": asdict(config) | {"int8": models.engine.int8}, "annotations": None}
-        return _cut(annotations, str(annotator), how, prompts, out, min_similarity)
+        return _cut(annotations, str(annotator), how, prompts, out, min_similarity), read_usage(file)
 
 
 def import_annotations(
@@ -61,8 +68,8 @@ def import_annotations(
     source: str | None = None,
     min_similarity: float = MIN_SIMILARITY,
 ) -> MineSummary:
-    """Cuts a JSONL file of documents that were annotated elsewhere into `triples.parquet` in the folder
-    `out`.
+    """Cuts a JSONL file of documents that were annotated before, here or elsewhere, into `triples.parquet` in
+    the folder `out`.
 
     annotator: the name of the model that wrote them. source: of rows that name none (by default the file's
     name). Raises ValueError for a malformed row, and while another process writes the same file.
@@ -75,7 +82,7 @@ def import_annotations(
 
 
 def _cut(
-    annotations: Sequence[Annotation],
+    annotations: Sequence[Annotated],
     annotator: str,
     how: dict[str, object],
     prompts: PromptSet,

@@ -25,6 +25,7 @@ _PLACEHOLDER = re.compile(r"\{([a-z_]+[0-9]*)\}")
 # What each prompt may ask for; the last one is what the model is to write (the target).
 _PLACEHOLDERS = {
     "annotate": ("document", "annotated"),
+    "insert": ("preceding", "rationale"),
     "rationale": ("preceding", "rationale"),
     "follow": ("preceding", "following"),
     "follow_guided": ("preceding", "rationale", "following"),

@@ -5,11 +5,12 @@ so that a run with other settings never continues it.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from rationalyst_jax.files.rows import append_rows, kept_rows, read_rows, write_rows
+from rationalyst_jax.roles.usage import Usage
 
 # A judge's words that are no rating count as the middle of its scale from 0 to 3. Ratings are whole numbers,
 # so in a trace this score says that there was none.
@@ -48,24 +49,6 @@ class Sample:
     steps: tuple[str, ...]
     answer: str | None
     finish: str
-
-
-@dataclass(frozen=True)
-class Usage:
-    """The ledger of a question and a role: requests; tokens generated, computed as context, found in the
-    cache instead, and scored; and the operations that took (`lm/model/flops.py`; 0 where an endpoint keeps
-    them to itself).
-    """
-
-    requests: int = 0
-    generated: int = 0
-    prefilled: int = 0
-    cached: int = 0
-    scored: int = 0
-    flops: int = 0
-
-    def __add__(self, other: "Usage") -> "Usage":
-        return Usage(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
 
 @dataclass(frozen=True)

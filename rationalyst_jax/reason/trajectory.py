@@ -13,9 +13,10 @@ from rationalyst_jax.lm.engine.requests import Generation, Handle
 from rationalyst_jax.lm.trees.reduction import reduce_logprobs
 from rationalyst_jax.prompts.prompt import Field, PromptSet
 from rationalyst_jax.reason.config import ReasonConfig
-from rationalyst_jax.reason.traces import UNRATED, Step, Usage
+from rationalyst_jax.reason.traces import UNRATED, Step
 from rationalyst_jax.roles.drive import Call, ask
 from rationalyst_jax.roles.role import Model, NotAnswered, Role, Sampling
+from rationalyst_jax.roles.usage import Usage
 from rationalyst_jax.tasks.question import Question
 
 # Finds the answer to a question in the text of one step; None where there is none, or none that can be read.
@@ -266,10 +267,7 @@ class Trajectory:
         return fields if rationale is None else fields | {"rationale": rationale}
 
     def _count(self, role: str, model: Any, handle: Handle) -> None:
-        used = handle.usage
-        flops = model.flops(handle)
-        spent = Usage(1, used.generated, used.prefilled, used.cached, used.scored, flops)
-        self.usage[role] = self.usage.get(role, Usage()) + spent
+        self.usage[role] = self.usage.get(role, Usage()) + Usage.of(model, handle)
 
 
 def mean_logprob(generation: Generation) -> float:

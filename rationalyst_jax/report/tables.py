@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # it imports scipy, and help comes before that
     from rationalyst_jax.evaluate.ranking import Estimate
     from rationalyst_jax.evaluate.step_errors import StepErrors
     from rationalyst_jax.mine.decontaminate import Contamination
+    from rationalyst_jax.roles.usage import Usage
 
 
 def counts_table(title: str, rows: Mapping[str, object]) -> Table:
@@ -57,6 +58,20 @@ def contamination_table(found: Mapping[str, "Contamination"]) -> Table:
         "other numbers: that meet one only where numbers are masked"
     )
     return table
+
+
+def usage_counts(usage: "Usage") -> dict[str, object]:
+    """What a role took, by names; nothing where it was asked nothing."""
+    if not usage.requests:
+        return {}
+    counts: dict[str, object] = {
+        "tokens written": usage.generated,
+        "tokens scored": usage.scored,
+        "context tokens sent": usage.prefilled + usage.cached,
+        "context tokens computed": usage.prefilled,
+        "GFLOP": usage.flops / 1e9,
+    }
+    return {name: count for name, count in counts.items() if count}
 
 
 def accuracy_table(title: str, results: Mapping[str, Mapping[str, Any]], baselines: Sequence[str]) -> Table:

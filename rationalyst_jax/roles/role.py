@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from rationalyst_jax.lm.engine.requests import GenerateRequest, Handle, ScoreRequest
@@ -70,6 +71,11 @@ class Sampling:
     stop: tuple[str, ...] = ()
     seed: int = 0
     suppress: tuple[str, ...] = ()
+
+
+def derived_seed(*numbers: int) -> int:
+    """The seed of a request that these numbers tell from all others: 31 bits."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0]) >> 1
 
 
 @dataclass(frozen=True)
