@@ -128,7 +128,7 @@ def test_the_variance_of_single_items_is_that_of_delong():
     found = there(auroc_interval(score, error, np.arange(len(score))))
     logits = np.log(found.high / (1 - found.high)) - np.log(found.low / (1 - found.low))
     root = logits / 2 * found.mean * (1 - found.mean)
-    # DeLong's factors are m / (m - 1) and n / (n - 1), Obuchowski's is K / (K - 1); Student's t is above 1.96.
+    # DeLong's factors are m / (m - 1) and n / (n - 1), ours is K / (K - 1); Student's t is above 1.96.
     assert 1.96 < root / variance**0.5 < 2.4
 
 
@@ -160,9 +160,10 @@ def coverage(true, count, shared, every=2):
 
 
 def expect_covered(share, few):
-    """93 to 97 %, give or take what 1,000 simulations do above; more where so few steps are in the wrong order
-    that the exact interval, or a single step, decides."""
-    assert 0.93 <= share <= (0.998 if few else 0.98)
+    """93 to 97 % with the error of 1,000 simulations above. Where few steps stand in the wrong order, often
+    none, the exact interval decides: it may cover more."""
+    assert share >= 0.93
+    assert few or share <= 0.98
 
 
 @pytest.mark.parametrize(("true", "count"), [(0.5, 20), (0.9, 20), (0.98, 50)])
@@ -175,7 +176,9 @@ def test_intervals_cover_the_true_auroc(true, count):
 @pytest.mark.parametrize("shared", [0.0, 0.3])
 @pytest.mark.parametrize(("true", "count"), COVERED)
 def test_intervals_cover_the_true_auroc_in_1000_simulations(true, count, shared, every):
-    expect_covered(coverage(true, count, shared, every), few=count / every * (1 - true) <= 1)
+    expect_covered(
+        coverage(true, count, shared, every), few=count / every < 5 or count / every * (1 - true) <= 1
+    )
 
 
 @pytest.mark.slow
