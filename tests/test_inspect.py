@@ -90,6 +90,16 @@ def test_gains_are_those_that_the_filter_writes(here, files, capsys):
     assert "[b]" in out  # text of a rationale, no markup
 
 
+def test_whether_an_alternative_is_kept_is_a_matter_of_its_gain_alone(here, files):
+    options = SCORED.format(files)
+    inspect = "inspect --rationales triples.parquet --out"
+    assert rationalyst(f"{inspect} all.jsonl {options}") == 0
+    lots = "--filter.keep random --filter.share 0.25"
+    assert rationalyst(f"{inspect} share.jsonl {options} {lots}") == 0
+    assert [r["kept"] for r in _rows(here / "share.jsonl")] == [r["kept"] for r in _rows(here / "all.jsonl")]
+    assert any(r["kept"] for r in _rows(here / "all.jsonl"))
+
+
 def test_the_shuffled_rationale_is_never_of_its_own_document_and_otherwise_any():
     found = [
         replace(_plain(f"d{i}", index), rationale=f"d{i}-{index}", source="web" if i < 4 else "math")

@@ -96,8 +96,8 @@ def test_f1_is_of_problems_that_the_threshold_has_not_seen():
     assert not {s.problem for s in tuning} & {s.problem for s in others}
     result = there(error_f1(solutions, "implicit"))
     assert result.threshold == best_threshold(tuning, "implicit")
-    assert result.f1.value == pytest.approx(f1_at(others, result.threshold))
-    assert result.f1.low < result.f1.value < result.f1.high
+    assert result.f1.mean == pytest.approx(f1_at(others, result.threshold))
+    assert result.f1.low < result.f1.mean < result.f1.high
     assert result.tuned_on == len({s.problem for s in tuning})
     # What the other problems' scores are changes F1 and not the threshold.
     swapped = [
@@ -107,7 +107,7 @@ def test_f1_is_of_problems_that_the_threshold_has_not_seen():
         for s in solutions
     ]
     again = there(error_f1(swapped, "implicit"))
-    assert again.threshold == result.threshold and again.f1.value < result.f1.value
+    assert again.threshold == result.threshold and again.f1.mean < result.f1.mean
 
 
 def test_f1_has_an_interval_where_all_or_none_are_found():
@@ -116,14 +116,14 @@ def test_f1_has_an_interval_where_all_or_none_are_found():
         for i in range(60)
     ]
     perfect = there(error_f1(solutions, "score"))
-    assert perfect.f1.value == 1 and 0.8 < perfect.f1.low < 1 and perfect.f1.high == 1
+    assert perfect.f1.mean == 1 and 0.8 < perfect.f1.low < 1 and perfect.f1.high == 1
     turned = [
         ScoredSolution(s.problem, "", s.first_error, {"score": (s.scores["score"][0] * sign,)})
         for s in solutions
         for sign in [1 if held_out(s.problem) else -1]
     ]
     none = there(error_f1(turned, "score"))
-    assert none.f1.value == 0 and none.f1.low == 0 and 0 < none.f1.high
+    assert none.f1.mean == 0 and none.f1.low == 0 and 0 < none.f1.high
 
 
 def test_without_both_sorts_of_solutions_there_is_no_f1():
@@ -158,9 +158,10 @@ def test_solutions_without_any_error_have_counts_and_no_measure():
     assert {score.auroc for score in result.scores.values()} == {None}
 
 
-def test_a_resample_without_any_error_counts_for_nothing():
+def test_scores_of_few_problems_have_intervals_within_0_and_1():
     given = drawn(7)
     wrong = [s for s in given if s.first_error][:2]
     right = [s for s in given if s.first_error is None and s.problem not in {w.problem for w in wrong}][:3]
-    estimate = there(step_errors([*wrong, *right]).scores["implicit"].auroc)
-    assert 0 <= estimate.low <= estimate.value <= estimate.high <= 1
+    quality = step_errors([*wrong, *right]).scores["implicit"]
+    for interval in (there(quality.auroc), there(quality.average_precision)):
+        assert 0 <= interval.low <= interval.mean <= interval.high <= 1

@@ -5,7 +5,7 @@ question, the questions on one passage): values of one cluster say less than as 
 None: each value is its own cluster.
 """
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,7 +27,7 @@ Clusters = Sequence[Hashable] | None
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean (or a difference of means) and its 95 % interval."""
+    """A mean (a difference of means, a share of pairs, a mean precision …) and its 95 % interval."""
 
     mean: float
     low: float
@@ -94,30 +94,58 @@ def difference_interval(a: Outcomes, b: Outcomes, clusters: Clusters = None) -> 
 def mean_interval(values: Values, seed: int = 0, clusters: Clusters = None) -> Interval:
     """The mean of `values` [N], of any unit, with its bootstrap interval; ValueError where N is 0.
 
-    Whole clusters are resampled (Efron 1979). The percentiles are those at which the interval of a normal
-    mean is as wide as Student's: the plain ones are too narrow for few clusters (Hesterberg 2015, The
-    American Statistician 69). One cluster says nothing about the spread, so the interval has no ends
-    (infinities). Values that are all equal give a point, so outcomes have intervals of their own,
-    `proportion_interval` and `difference_interval`.
+    Whole clusters are resampled (`resampled_interval`). One cluster says nothing about the spread, so the
+    interval has no ends (infinities). Values that are all equal give a point, so outcomes have intervals of
+    their own, `proportion_interval` and `difference_interval`.
     """
     values_N = np.asarray(values, dtype=np.float64)
     if values_N.size == 0:
         raise ValueError("a mean of no values has no interval")
-    mean = float(values_N.mean())
     sums_K, sizes_K = cluster_sums(values_N, clusters)
-    K = sums_K.size
+    order_K = np.lexsort((sizes_K, sums_K))  # the values' own order decides nothing
+
+    def mean(drawn_RK: np.ndarray) -> np.ndarray:
+        drawn_RK = order_K[drawn_RK]
+        return sums_K[drawn_RK].sum(axis=1) / sizes_K[drawn_RK].sum(axis=1)
+
+    return resampled_interval(float(values_N.mean()), mean, sums_K.size, seed)
+
+
+def resampled_interval(
+    mean: float, statistic: Callable[[np.ndarray], np.ndarray], K: int, seed: int = 0, numbers: int = 0
+) -> Interval:
+    """The bootstrap interval of any statistic, whose value is `mean`: K clusters are resampled (Efron 1979).
+
+    statistic: from the numbers, 0 to K - 1, of the clusters drawn in R resamples [R, K] to its values [R];
+    NaN where there is none: such a resample is left out. numbers: how many it computes with for each
+    resample, where that is more than K; it bounds R.
+
+    The percentiles are those at which the interval of a normal mean is as wide as Student's: the plain ones
+    are too narrow for few clusters (Hesterberg 2015, The American Statistician 69). One cluster says nothing
+    about the spread: the interval has no ends (infinities).
+    """
     if K == 1:
         return Interval(mean, -np.inf, np.inf)
-    order_K = np.lexsort((sizes_K, sums_K))  # the values' own order decides nothing
     rng = np.random.default_rng(seed)
-    chunk = max(1, 2**22 // K)
-    means = []
-    for start in range(0, RESAMPLES, chunk):
-        drawn_RK = order_K[rng.integers(K, size=(min(chunk, RESAMPLES - start), K))]
-        means.append(sums_K[drawn_RK].sum(axis=1) / sizes_K[drawn_RK].sum(axis=1))
+    values_R = np.concatenate(
+        [statistic(rng.integers(K, size=(R, K))) for R in chunk_sizes(RESAMPLES, max(K, numbers))]
+    )
     tail = ndtr(np.sqrt(K / (K - 1)) * stdtrit(K - 1, TAIL))
-    low, high = np.quantile(np.concatenate(means), (tail, 1 - tail))
+    low, high = np.quantile(values_R[~np.isnan(values_R)], (tail, 1 - tail))
     return Interval(mean, float(low), float(high))
+
+
+def times_drawn(drawn_RK: np.ndarray) -> np.ndarray:
+    """How often each of K clusters is among the K drawn, in each of R resamples: [R, K]."""
+    R, K = drawn_RK.shape
+    return np.bincount((drawn_RK + K * np.arange(R)[:, None]).ravel(), minlength=R * K).reshape(R, K)
+
+
+def chunk_sizes(resamples: int, numbers: int) -> Iterator[int]:
+    """The resamples in parts that take little memory, where each takes so many numbers."""
+    size = max(1, 2**22 // numbers)
+    for start in range(0, resamples, size):
+        yield min(size, resamples - start)
 
 
 def mcnemar(a: Outcomes, b: Outcomes, clusters: Clusters = None) -> float:

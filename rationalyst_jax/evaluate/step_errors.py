@@ -11,15 +11,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from rationalyst_jax.evaluate.ranking import (
-    Estimate,
     auroc_difference,
     auroc_interval,
-    one_outcome,
-    percentiles,
     permutation_test,
-    point,
     precision_interval,
-    resampled,
+)
+from rationalyst_jax.evaluate.statistics import (
+    Interval,
+    proportion_interval,
+    resampled_interval,
+    times_drawn,
 )
 
 TUNED_SHARE = 0.2  # of the problems, for choosing thresholds
@@ -50,7 +51,7 @@ class ErrorF1:
     that F1 is of.
     """
 
-    f1: Estimate
+    f1: Interval
     on_errors: float
     on_right: float
     threshold: float
@@ -62,8 +63,8 @@ class ScoreQuality:
     """How well one score finds errors. None: there are no errors, or there is nothing else (F1: in one of
     the parts)."""
 
-    auroc: Estimate | None
-    average_precision: Estimate | None
+    auroc: Interval | None
+    average_precision: Interval | None
     f1: ErrorF1 | None
 
 
@@ -71,7 +72,7 @@ class ScoreQuality:
 class ScoreComparison:
     """AUROC of one score minus that of another on the same steps, and the p-value of the permutation test."""
 
-    difference: Estimate
+    difference: Interval
     p: float
 
 
@@ -91,7 +92,7 @@ class StepErrors:
     errors: int
     scores: Mapping[str, ScoreQuality]
     compared: Mapping[tuple[str, str], ScoreComparison]
-    by_generator: Mapping[str, Mapping[str, Estimate | None]]
+    by_generator: Mapping[str, Mapping[str, Interval | None]]
 
 
 def step_errors(solutions: Sequence[ScoredSolution], seed: int = 0) -> StepErrors:
@@ -100,13 +101,11 @@ def step_errors(solutions: Sequence[ScoredSolution], seed: int = 0) -> StepError
     items = {name: labeled_steps(solutions, name) for name in names}
     _, error_N, cluster_N = items[names[0]]
     compared = {}
-    if error_N.any() and not error_N.all():
-        for a, b in PAIRS:
-            if a in items and b in items:
-                steps = items[a][0], items[b][0], error_N, cluster_N
-                compared[a, b] = ScoreComparison(
-                    auroc_difference(*steps, seed), permutation_test(*steps, seed)
-                )
+    for a, b in PAIRS:
+        if a in items and b in items:
+            steps = items[a][0], items[b][0], error_N, cluster_N
+            if difference := auroc_difference(*steps):
+                compared[a, b] = ScoreComparison(difference, permutation_test(*steps, seed))
     return StepErrors(
         problems=len({solution.problem for solution in solutions}),
         solutions=len(solutions),
@@ -115,14 +114,14 @@ def step_errors(solutions: Sequence[ScoredSolution], seed: int = 0) -> StepError
         errors=int(error_N.sum()),
         scores={
             name: ScoreQuality(
-                auroc_interval(*items[name], seed),
+                auroc_interval(*items[name]),
                 precision_interval(*items[name], seed),
                 error_f1(solutions, name, seed),
             )
             for name in names
         },
         compared=compared,
-        by_generator=_by_generator(solutions, names, seed),
+        by_generator=_by_generator(solutions, names),
     )
 
 
@@ -160,30 +159,30 @@ def error_f1(solutions: Sequence[ScoredSolution], name: str, seed: int = 0) -> E
     error_S = np.array([solution.first_error is not None for solution in others])
     problem_S = np.array([solution.problem for solution in others])
 
-    def accuracy(of_S: np.ndarray, weight_RS: np.ndarray) -> np.ndarray:
-        with np.errstate(invalid="ignore"):
-            return (weight_RS * (found_S & of_S)).sum(1) / (weight_RS * of_S).sum(1)
-
-    def f1(weight_RS: np.ndarray) -> np.ndarray:
-        return harmonic_mean(accuracy(error_S, weight_RS), accuracy(~error_S, weight_RS))
-
-    on_errors = point(lambda weight_RS: accuracy(error_S, weight_RS), len(others))
-    on_right = point(lambda weight_RS: accuracy(~error_S, weight_RS), len(others))
+    tuned_on = len({solution.problem for solution in tuning})
+    on_errors = float(found_S[error_S].mean())
+    on_right = float(found_S[~error_S].mean())
+    [mean] = harmonic_mean(np.array([on_errors]), np.array([on_right])).tolist()
     if {on_errors, on_right} & {0.0, 1.0}:
         # Resampling shows no spread of an accuracy where all or none are found: F1 of both ends is cautious.
-        ends = []
-        for of_S, value in ((error_S, on_errors), (~error_S, on_right)):
-            if value in (0.0, 1.0):
-                ends.append(one_outcome(value, len(set(problem_S[of_S]))))
-            else:
-                part = resampled(lambda weight_RS, of_S=of_S: accuracy(of_S, weight_RS), problem_S, seed)
-                ends.append(percentiles(part))
-        low, high = (float(end) for end in harmonic_mean(*np.array(ends)))
-    else:
-        low, high = percentiles(resampled(f1, problem_S, seed))
-    value = point(f1, len(others))
-    tuned_on = len({solution.problem for solution in tuning})
-    return ErrorF1(Estimate(value, low, high), on_errors, on_right, threshold, tuned_on)
+        parts = [proportion_interval(found_S[of_S], problem_S[of_S].tolist()) for of_S in (error_S, ~error_S)]
+        low, high = harmonic_mean(*np.array([[part.low, part.high] for part in parts])).tolist()
+        return ErrorF1(Interval(mean, low, high), on_errors, on_right, threshold, tuned_on)
+
+    problems, place_S = np.unique(problem_S, return_inverse=True)
+
+    def f1(drawn_RK: np.ndarray) -> np.ndarray:
+        weight_RS = times_drawn(drawn_RK)[:, place_S]
+        with np.errstate(invalid="ignore"):
+            accuracies = [
+                (weight_RS * (found_S & of_S)).sum(1) / (weight_RS * of_S).sum(1)
+                for of_S in (error_S, ~error_S)
+            ]
+        return harmonic_mean(*accuracies)
+
+    found_at = resampled_interval(mean, f1, len(problems), seed, numbers=len(others))
+    interval = Interval(mean, max(found_at.low, 0.0), min(found_at.high, 1.0))
+    return ErrorF1(interval, on_errors, on_right, threshold, tuned_on)
 
 
 def best_threshold(solutions: Sequence[ScoredSolution], name: str) -> float:
@@ -222,8 +221,8 @@ def harmonic_mean(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _by_generator(
-    solutions: Sequence[ScoredSolution], names: Sequence[str], seed: int
-) -> dict[str, dict[str, Estimate | None]]:
+    solutions: Sequence[ScoredSolution], names: Sequence[str]
+) -> dict[str, dict[str, Interval | None]]:
     generators = sorted({solution.generator for solution in solutions})
     if len(generators) < 2:
         return {}
@@ -231,6 +230,6 @@ def _by_generator(
     for generator in generators:
         own = [solution for solution in solutions if solution.generator == generator]
         if len({s.problem for s in own if s.first_error is not None}) >= FEWEST:
-            measured = {name: auroc_interval(*labeled_steps(own, name), seed) for name in names}
+            measured = {name: auroc_interval(*labeled_steps(own, name)) for name in names}
             by_generator[generator] = measured
     return by_generator

@@ -105,7 +105,8 @@ def _score_and_write(
         scored, _ = score_triples(
             at_places, model, checkpoint.tokenizer, scorer.prompts, config, scores, progress, devices
         )
-        decided = iter(decide(scored, replace(config, keep="gain", per_place="all")))
+        every = replace(config, keep="gain", share=1.0, per_place="all")
+        decided = iter(decide(scored, every))
         inspected = _inspected(triples, texts, [{name: next(decided) for name in of} for of in texts])
         _draw(inspected, out.with_suffix(".png"))
         write_rows(out, map(_row, inspected))

@@ -11,7 +11,7 @@ from rich.table import Table
 from rationalyst_jax.report.style import p_value, percent, plain_table, points
 
 if TYPE_CHECKING:  # it imports scipy, and help comes before that
-    from rationalyst_jax.evaluate.ranking import Estimate
+    from rationalyst_jax.evaluate.statistics import Interval
     from rationalyst_jax.evaluate.step_errors import StepErrors
     from rationalyst_jax.mine.decontaminate import Contamination
     from rationalyst_jax.roles.usage import Usage
@@ -144,7 +144,7 @@ def step_errors_table(quality: "StepErrors") -> Table:
     for heading in ("AUROC [95 %]", "average precision [95 %]"):
         table.add_column(heading, justify="right", no_wrap=True)
     for name, score in quality.scores.items():
-        table.add_row(name, *(_estimate(value, 1, ".3f") for value in (score.auroc, score.average_precision)))
+        table.add_row(name, *(_interval(value, 1, ".3f") for value in (score.auroc, score.average_precision)))
     share = quality.errors / quality.steps
     table.caption = f"by chance AUROC is 0.5 and average precision {share:.3f}"
     return table
@@ -160,7 +160,7 @@ def error_f1_table(quality: "StepErrors") -> Table:
     found = {name: score.f1 for name, score in quality.scores.items() if score.f1 is not None}
     for name, f1 in found.items():
         accuracies = (f"{100 * share:.1f}" for share in (f1.on_errors, f1.on_right))
-        table.add_row(name, _estimate(f1.f1, 100, ".1f"), *accuracies, f"{f1.threshold:.4g}")
+        table.add_row(name, _interval(f1.f1, 100, ".1f"), *accuracies, f"{f1.threshold:.4g}")
     tuned = max(f1.tuned_on for f1 in found.values())
     table.caption = (
         "F1 of two accuracies: on solutions with an error (wrong %), and without (right %);\n"
@@ -175,7 +175,7 @@ def comparisons_table(quality: "StepErrors") -> Table:
     table.add_column("AUROC difference [95 %]", justify="right", no_wrap=True)
     table.add_column("p", justify="right", no_wrap=True)
     for (a, b), compared in quality.compared.items():
-        table.add_row(f"{a} − {b}", _estimate(compared.difference, 1, "+.3f"), f"{compared.p:.2g}")
+        table.add_row(f"{a} − {b}", _interval(compared.difference, 1, "+.3f"), f"{compared.p:.2g}")
     table.caption = "p of the permutation test that swaps the scores of whole problems"
     return table
 
@@ -187,12 +187,12 @@ def generators_table(quality: "StepErrors") -> Table:
     for name in names:
         table.add_column(name, justify="right", no_wrap=True)
     for generator, scores in quality.by_generator.items():
-        table.add_row(generator, *(_estimate(scores[name], 1, ".2f") for name in names))
+        table.add_row(generator, *(_interval(scores[name], 1, ".2f") for name in names))
     return table
 
 
-def _estimate(estimate: "Estimate | None", scale: float, form: str) -> str:
-    if estimate is None:
+def _interval(interval: "Interval | None", scale: float, form: str) -> str:
+    if interval is None:
         return "–"
-    value, low, high = (scale * end for end in (estimate.value, estimate.low, estimate.high))
+    value, low, high = (scale * end for end in (interval.mean, interval.low, interval.high))
     return f"{value:{form}} [{low:{form}}, {high:{form}}]"
