@@ -11,7 +11,6 @@ from hashlib import sha256
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rationalyst_jax.files.whole import whole
@@ -61,10 +60,9 @@ def publish(file: Path, out: Path, without_text: Collection[str]) -> Published:
     table = pq.read_table(file)
     column = pa.array([hashes[triple.document_id] for triple in triples], pa.string())
     table = table.append_column(_HASH, column)
-    hidden = pc.is_in(table["source"], pa.array(sorted(without_text), pa.string()))
     for name in _TEXTS:
-        shown = pc.if_else(hidden, pa.scalar(None, pa.string()), table[name].cast(pa.string()))
-        table = table.set_column(table.column_names.index(name), name, shown)
+        shown = [None if triple.source in without_text else getattr(triple, name) for triple in triples]
+        table = table.set_column(table.column_names.index(name), name, pa.array(shown, pa.string()))
     for config, rows in ((ALL, table), (KEPT, table.filter(table["kept"]))):
         with whole(out / config / file.name) as unfinished:
             pq.write_table(rows, unfinished)
