@@ -188,10 +188,11 @@ def test_intervals_cover_the_true_difference_in_1000_simulations(a, b, count):
     covered = 0
     for _ in range(1_000):
         shared = rng.normal(size=len(error))
-        scores = [
-            (shared + rng.normal(size=len(error))) / 2**0.5 + ~error * 2**0.5 * norm.ppf(t) for t in (a, b)
-        ]
-        found = there(auroc_difference(*scores, error, cluster))
+        score_a, score_b = (
+            (shared + rng.normal(size=len(error))) / 2**0.5 + ~error * 2**0.5 * norm.ppf(true)
+            for true in (a, b)
+        )
+        found = there(auroc_difference(score_a, score_b, error, cluster))
         covered += found.low <= a - b <= found.high
     expect_covered(covered / 1_000, few=False)
 
