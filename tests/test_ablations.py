@@ -183,7 +183,7 @@ def test_a_table_says_whether_all_were_trained_for_equally_long():
 
 def test_a_table_compares_with_the_baselines_it_is_told():
     rows = {"a": result(0.5, 0.4, 0.6), "b": result(0.6, 0.5, 0.7) | {"vs_b": None}}
-    for p_holm, said in ((0.04321, "0.043"), (1e-9, "< 0.001")):
+    for p_holm, said in ((0.04321, "0.043"), (1e-9, "<0.001")):
         rows["a"] |= {"vs_b": {"difference": -0.1, "low": -0.2, "high": 0.05, "p_holm": p_holm}}
         text = shown(accuracy_table("runs", rows, ["b"]))
         assert "− b [95 %]" in text and "-10.0 [-20.0, 5.0]" in text and "random" not in text
