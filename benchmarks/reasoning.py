@@ -208,7 +208,7 @@ def guided(role: Role, questions: list[Question], prompts: PromptSet) -> tuple[f
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         traces = solve(
-            questions, Roles(role, role, role), prompts, config, lambda text: None, Path(folder) / "t.jsonl"
+            questions, Roles(role, role, role), prompts, config, lambda *_: None, Path(folder) / "t.jsonl"
         )
         seconds = time.perf_counter() - start
     assert all(len(trace.steps) == STEPS for trace in traces)
