@@ -68,6 +68,7 @@ class Transformers:
     """A model of `roles/role.py`: answers all that waits, call by call, each with its whole prompt."""
 
     repeatable = False
+    positions = None
 
     def __init__(self, folder: Path, tokenizer: PreTrainedTokenizerBase):
         model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
@@ -75,6 +76,7 @@ class Transformers:
         self.tokenizer = tokenizer
         self.filler = tokenizer.eos_token_id
         self.waiting: list[Handle] = []
+        self.tokens = 0
 
     @property
     def busy(self) -> bool:
@@ -99,6 +101,7 @@ class Transformers:
             with torch.inference_mode():
                 self._score(batch) if key is None else self._generate(batch)
             for handle in batch:
+                self.tokens += handle.usage.prefilled + handle.usage.generated + handle.usage.scored
                 handle.done = True
         return chosen
 
@@ -162,10 +165,15 @@ class Apart:
     def __init__(self, engine: Engine):
         self._engine = engine
         self._number = 0
+        self.positions = engine.positions
         self.step = engine.step
         self.cancel = engine.cancel
         self.forget = engine.forget
         self.flops = engine.flops
+
+    @property
+    def tokens(self) -> int:
+        return self._engine.tokens
 
     @property
     def busy(self) -> bool:
@@ -208,7 +216,7 @@ def guided(role: Role, questions: list[Question], prompts: PromptSet) -> tuple[f
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         traces = solve(
-            questions, Roles(role, role, role), prompts, config, lambda text: None, Path(folder) / "t.jsonl"
+            questions, Roles(role, role, role), prompts, config, lambda *_: None, Path(folder) / "t.jsonl"
         )
         seconds = time.perf_counter() - start
     assert all(len(trace.steps) == STEPS for trace in traces)

@@ -20,7 +20,7 @@ from rationalyst_jax.pipeline.evaluate import evaluate
 from rationalyst_jax.pipeline.models import Models, address_of
 from rationalyst_jax.pipeline.reason import Cast, ReasonSummary, reason
 from rationalyst_jax.pipeline.run_dir import RunDir
-from rationalyst_jax.prompts.prompt import PromptSet, load_demonstrations, load_prompts
+from rationalyst_jax.prompts.prompt import load_demonstrations, load_prompts
 from rationalyst_jax.reason.config import ReasonConfig
 from rationalyst_jax.reason.strategies import check_strategy, needs_rationalyst
 from rationalyst_jax.reason.traces import mean_ledger, read_traces
@@ -136,7 +136,8 @@ class Benchmark:
         self.models = models
         self.console = console
         self.path = Path(config.run_dir)
-        self.prompts = {name: self._prompts(name) for name in config.tasks}
+        sets = {name: its.prompts or config.prompts for name, its in config.tasks.items()}
+        self.prompts = {name: load_prompts(file) for name, file in sets.items()}
         for name, approach in config.approaches.items():
             try:
                 check_strategy(self.reason_config(approach, 0), has_rationalyst=True)
@@ -154,9 +155,6 @@ class Benchmark:
             for cell in self.cells(task):
                 if (other := cells.setdefault(file_name(cell.row), cell)) != cell:
                     raise ValueError(f"benchmark: {other.row!r} and {cell.row!r} would share their files")
-
-    def _prompts(self, task: str) -> PromptSet:
-        return load_prompts(self.config.tasks[task].prompts or self.config.prompts)
 
     def cells(self, task: str) -> list[Cell]:
         checkpoints = self.config.checkpoints.items()
