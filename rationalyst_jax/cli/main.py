@@ -31,6 +31,8 @@ COMMANDS = {
     "demo": "run the whole method on the embedded world",
     "ablate": "leave out or change one part of the method after the other, on the embedded world",
     "mine": "annotate documents, or import annotated ones, and cut triples",
+    "mine run": "annotate and filter many shards of documents, in worker processes",
+    "mine status": "how far a run over shards is, and what it took",
     "filter": "keep the rationales that make the text after them more likely",
     "calibrate": "find the threshold that reaches a wanted precision",
     "inspect": "compare rationales with human ones, with others, and with saying nothing",

@@ -12,6 +12,7 @@ from typing import Any
 from rationalyst_jax.files.whole import naming, whole
 
 Row = dict[str, Any]
+Reject = Callable[[ValueError], None]  # is told what is wrong with a row that is left out, or raises it
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, Row]]:
@@ -21,14 +22,30 @@ def read_rows(path: Path) -> Iterator[tuple[str, Row]]:
     again (NaN, half of a surrogate pair), and for a file without rows.
     """
     empty = True
+    for row in read_any_rows(path, refuse):
+        empty = False
+        yield row
+    if empty:
+        raise ValueError(f"{path}: holds no rows")
+
+
+def read_any_rows(path: Path, reject: Reject) -> Iterator[tuple[str, Row]]:
+    """As `read_rows`, but `reject` gets the error of each malformed line, and there may be no row at all."""
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
-                empty = False
                 place = f"{path}:{number}"
-                yield place, _parse(line, place)
-    if empty:
-        raise ValueError(f"{path}: holds no rows")
+                try:
+                    row = _parse(line, place)
+                except ValueError as error:
+                    reject(error)
+                    continue
+                yield place, row
+
+
+def refuse(error: ValueError) -> None:
+    """Rejects a row, and with it everything."""
+    raise error
 
 
 def read_table(path: Path) -> Iterator[tuple[str, Row]]:

@@ -1,0 +1,19 @@
+"""`rationalyst mine status`: how far a run over shards is."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+
+from rationalyst_jax.report.mining import stages_table
+
+
+def run(run_dir: Path) -> None:
+    """Show how far a run of `rationalyst mine run` is, and what it took so far; whether or not it is at work.
+
+    Args:
+        run_dir: Folder of the run.
+    """
+    from rationalyst_jax.pipeline.sharded import status
+
+    Console().print(stages_table({stage.name: asdict(stage) for stage in status(run_dir)}))
