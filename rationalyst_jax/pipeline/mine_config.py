@@ -26,7 +26,7 @@ class MineRunConfig:
         losses: How often the worker of one shard may die. Another one then goes on with that shard. After
             more deaths the run stops.
         bad_rows: Largest fraction of a shard's rows that may be malformed. Such rows are left out, counted
-            and listed. With 0 the first one is an error. A shard with an error holds up no other shard.
+            and listed. With 0 the first one is an error.
         min_similarity: Smallest similarity of a copy to its document (0 to 1) with which the copy is used.
         engine: Models opened from checkpoint folders.
         endpoint: Models behind an address.

@@ -47,7 +47,7 @@ def run(config: MineRunConfig, *, console: Console) -> list[StageStatus]:
         if work.failed:
             first, *others = (f"{name}: {message}" for name, message in work.failed.items())
             _say_first(others, console)
-            raise ValueError(f"{first}; the other shards went on, and the same command tries this again")
+            raise ValueError(f"{first}; what is done is kept, and the same command tries this again")
         write_json(path / "summary.json", {stage.name: asdict(stage) for stage in found})
     merged = path / STAGES[-1].name / STAGES[-1].makes["all rationales"]
     console.print(f"all rationales in {merged}, kept or not", highlight=False, markup=False, soft_wrap=True)
