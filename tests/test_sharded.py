@@ -169,6 +169,8 @@ def test_a_run_that_is_stopped_takes_its_workers_with_it_and_goes_on_to_the_same
     assert not is_there(worker)
     if number == signal.SIGTERM:
         assert said == "stopped by SIGTERM; the same command goes on from here\n"
+    annotated = status(root / "run")[1]
+    assert annotated.begun >= 1 and annotated.at_work["s01"][1] == 3
     begun = read_json(root / "run" / "stages" / "annotate" / "s01.json")
     assert "output" not in begun and (root / "run" / "annotate" / "s01" / "part.jsonl").read_bytes()
     (root / "wait-s01").unlink()

@@ -16,4 +16,9 @@ def run(run_dir: Path) -> None:
     """
     from rationalyst_jax.pipeline.sharded import status
 
-    Console().print(stages_table({stage.name: asdict(stage) for stage in status(run_dir)}))
+    console = Console()
+    found = status(run_dir)
+    console.print(stages_table({stage.name: asdict(stage) for stage in found}))
+    for stage in found:
+        for shard, (done, total) in stage.at_work.items():
+            console.print(f"{stage.name} of {shard}: {done} of {total}", highlight=False, markup=False)

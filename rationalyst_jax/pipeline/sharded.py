@@ -95,7 +95,8 @@ class StageStatus:
     """How far a stage has come: of `tasks` some are done and some begun.
 
     The tally is of those done. tokens (that models computed) and seconds (of workers) are of all that were
-    begun, what dead workers lost included.
+    begun, what dead workers lost included. at_work: of shards that were begun, how many documents or
+    rationales are done, and of how many, where the stage has told.
     """
 
     name: str
@@ -105,6 +106,7 @@ class StageStatus:
     tally: Tally
     tokens: int
     seconds: float
+    at_work: Mapping[str, Sequence[int]]
 
 
 @dataclass(frozen=True)
@@ -164,9 +166,8 @@ class ShardedRun:
             stage.name: dict.fromkeys([None] if stage.over_all else shards) for stage in stages
         }
         self._total = sum(map(len, self._waiting.values()))
-        self._made: dict[
-            tuple[str, str | None], Mapping[str, str]
-        ] = {}  # fingerprints by kind, of what is done
+        # Of each stage and shard that is done, fingerprints of what was made, by kinds.
+        self._made: dict[tuple[str, str | None], Mapping[str, str]] = {}
         self._at_work: dict[str, _AtWork] = {}
         self._losses = Counter[str]()
         self._tokens = 0  # that this run has computed
@@ -316,8 +317,9 @@ def status(run_dir: Path) -> list[StageStatus]:
 
 
 def _status(run_dir: Path, stage: str, shards: Sequence[str | None]) -> StageStatus:
-    paths = [_marker_path(run_dir, stage, shard) for shard in shards]
-    markers = [read_json(path) for path in paths if path.exists()]
+    paths = {shard: _marker_path(run_dir, stage, shard) for shard in shards}
+    found = {shard or "all": read_json(path) for shard, path in paths.items() if path.exists()}
+    markers = list(found.values())
     done = [marker for marker in markers if "output" in marker]
     counts = Counter[str]()
     for marker in done:
@@ -325,7 +327,9 @@ def _status(run_dir: Path, stage: str, shards: Sequence[str | None]) -> StageSta
     sums = {key: sum(marker[key] for marker in done) for key in ("taken", "made", "flops")}
     tally = Tally(**sums, counts=dict(counts.most_common()))
     tokens, seconds = (sum(marker[key] for marker in markers) for key in ("tokens", "seconds"))
-    return StageStatus(stage, len(shards), len(done), len(markers) - len(done), tally, tokens, seconds)
+    at_work = {shard: marker["progress"] for shard, marker in found.items() if "progress" in marker}
+    begun = len(markers) - len(done)
+    return StageStatus(stage, len(shards), len(done), begun, tally, tokens, seconds, at_work)
 
 
 def _marker_path(run_dir: Path, stage: str, shard: str | None) -> Path:
