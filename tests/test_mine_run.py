@@ -181,7 +181,8 @@ def test_a_run_whose_workers_are_killed_ends_with_the_same_bytes(here):
 
     def start(run_dir: str, workers: int) -> subprocess.Popen:
         command = f"{RUN} --run_dir {run_dir} --workers {workers}"
-        return subprocess.Popen([sys.executable, "run.py", *command.split()], stdout=subprocess.PIPE)
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+        return subprocess.Popen([sys.executable, "run.py", *command.split()], env=environment)
 
     def begun() -> Iterator[Path]:
         return Path("killed").glob("annotate/*/annotations.jsonl")
@@ -189,15 +190,13 @@ def test_a_run_whose_workers_are_killed_ends_with_the_same_bytes(here):
     run = start("killed", workers=2)
     for _ in range(3):
         while not any(path.stat().st_size for path in begun()):
+            assert run.poll() is None
             time.sleep(0.1)
         for worker in workers_of(run.pid):
             os.kill(worker, signal.SIGKILL)
         time.sleep(1)
-    run.communicate(timeout=600)
-    assert run.returncode == 0
-    whole = start("whole", workers=1)
-    whole.communicate(timeout=600)
-    assert whole.returncode == 0
+    assert run.wait(timeout=600) == 0
+    assert start("whole", workers=1).wait(timeout=600) == 0
     names = [path.relative_to("whole") for path in Path("whole").rglob("*.*") if path.suffix != ".json"]
     assert len(names) > 10
     for name in names:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -130,12 +131,12 @@ def test_a_shard_whose_workers_die_again_and_again_ends_the_run_with_its_name(ro
     assert made(root / "run") == made(root / "whole")
 
 
-def wait_for(path: Path) -> None:
-    for _ in range(3000):
-        if path.exists():
+def wait_for(holds: Callable[[], bool]) -> None:
+    for _ in range(6000):
+        if holds():
             return
         time.sleep(0.01)
-    raise AssertionError(f"{path} did not come")
+    raise AssertionError("waited for a minute")
 
 
 def is_there(process: int) -> bool:
@@ -157,15 +158,12 @@ def test_a_run_that_is_stopped_takes_its_workers_with_it_and_goes_on_to_the_same
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     waits = root / "waits-s01"
-    wait_for(waits)
-    time.sleep(0.2)
+    wait_for(lambda: waits.exists() and "s01" in status(root / "run")[1].at_work)
     run.send_signal(number)
     _, said = run.communicate(timeout=60)
     worker = int(waits.read_text())
-    for _ in range(1000 if number == signal.SIGKILL else 1):
-        if not is_there(worker):
-            break
-        time.sleep(0.01)
+    if number == signal.SIGKILL:
+        wait_for(lambda: not is_there(worker))
     assert not is_there(worker)
     if number == signal.SIGTERM:
         assert said == "stopped by SIGTERM; the same command goes on from here\n"
