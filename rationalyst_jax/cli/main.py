@@ -34,6 +34,8 @@ COMMANDS = {
     "dedup": "drop documents that are duplicates of earlier ones",
     "decontaminate": "drop documents that hold a question of an evaluation set",
     "mine": "annotate documents, or import annotated ones, and cut triples",
+    "mine run": "annotate and filter many shards of documents, in worker processes",
+    "mine status": "how far a run over shards is, and what it took",
     "filter": "keep the rationales that make the text after them more likely",
     "calibrate": "find the threshold that reaches a wanted precision",
     "inspect": "compare rationales with human ones, with others, and with saying nothing",

@@ -2,6 +2,8 @@
 
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 # sysexits.h calls it EX_TEMPFAIL: try again. What launches a job runs it again where it ends so.
@@ -24,3 +26,20 @@ def end_at_sigterm() -> None:
         os._exit(EXIT_CODE)
 
     signal.signal(signal.SIGTERM, end)
+
+
+@contextmanager
+def interrupted_by_sigterm() -> Iterator[None]:
+    """A context in which SIGTERM raises Interrupted, so that what began there is ended in order.
+
+    For the main thread, and for work that can be stopped at any time and continued.
+    """
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise Interrupted("stopped by SIGTERM; the same command goes on from here")
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

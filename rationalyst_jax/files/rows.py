@@ -14,9 +14,15 @@ from typing import Any, BinaryIO, cast
 from rationalyst_jax.files.whole import naming, whole
 
 Row = dict[str, Any]
+Reject = Callable[[ValueError], None]  # is told what is wrong with a row that is left out, or raises it
 
 # What a text file's last ending says of its compression, and the codec's name in Arrow.
 _CODECS = {".gz": "gzip", ".zst": "zstd"}
+
+
+def refuse(error: ValueError) -> None:
+    """Rejects a row, and with it everything."""
+    raise error
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, Row]]:
@@ -27,7 +33,7 @@ def read_rows(path: Path) -> Iterator[tuple[str, Row]]:
     again (NaN, half of a surrogate pair), for a file without rows, and for one that is not compressed as it
     is called, or was cut off.
     """
-    yield from _not_empty(path, _read_lines(path))
+    yield from _not_empty(path, _read_lines(path, refuse))
 
 
 def read_table(path: Path) -> Iterator[tuple[str, Row]]:
@@ -45,9 +51,10 @@ def read_table(path: Path) -> Iterator[tuple[str, Row]]:
     yield from _not_empty(path, (row for file in table_files(path) for row in read_file(file)))
 
 
-def read_file(path: Path) -> Iterator[tuple[str, Row]]:
-    """The rows of one file of a table, which may have none; otherwise as `read_table`."""
-    return _FORMATS.get(table_format(path), _read_lines)(path)
+def read_file(path: Path, reject: Reject = refuse) -> Iterator[tuple[str, Row]]:
+    """The rows of one file of a table, which may have none; otherwise as `read_table`. `reject` gets the
+    error of each malformed row; a file that is not what it is called is refused in any case."""
+    return _FORMATS.get(table_format(path), _read_lines)(path, reject)
 
 
 def table_files(path: Path) -> list[Path]:
@@ -163,54 +170,61 @@ def _passed_over(file: Path, folder: Path) -> bool:
     return any(part.startswith((".", "_")) for part in file.relative_to(folder).parts)
 
 
-def _read_lines(path: Path) -> Iterator[tuple[str, Row]]:
+def _read_lines(path: Path, reject: Reject) -> Iterator[tuple[str, Row]]:
     with _opened(path) as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
                 place = f"{path}:{number}"
-                yield place, _parse(line, place)
+                try:
+                    row = _parse(line, place)
+                except ValueError as error:
+                    reject(error)
+                    continue
+                yield place, row
 
 
-def _read_json(path: Path) -> Iterator[tuple[str, Row]]:
+def _read_json(path: Path, reject: Reject) -> Iterator[tuple[str, Row]]:
     with _opened(path) as file:
         text = file.read()
     if text.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{"):
-        return _read_lines(path)
+        return _read_lines(path, reject)
     try:
         rows = json.loads(text.decode("utf-8-sig"), parse_float=_finite, parse_constant=_finite)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON: {error}") from None
     if not isinstance(rows, list):
         raise ValueError(f"{path}: expected a list of objects, found {json.dumps(rows):.60}")
-    return _numbered(path, rows)
+    return _numbered(path, rows, reject)
 
 
-def _read_parquet(path: Path) -> Iterator[tuple[str, Row]]:
+def _read_parquet(path: Path, reject: Reject) -> Iterator[tuple[str, Row]]:
     import pyarrow
     from pyarrow.parquet import ParquetFile
 
     try:
         with ParquetFile(path) as file:
-            yield from _numbered(path, (row for batch in file.iter_batches() for row in batch.to_pylist()))
+            rows = (row for batch in file.iter_batches() for row in batch.to_pylist())
+            yield from _numbered(path, rows, reject)
     except pyarrow.ArrowException as error:
         raise ValueError(f"{path}: not Parquet: {' '.join(str(error).split())}") from None
 
 
-def _read_csv(path: Path) -> Iterator[tuple[str, Row]]:
+def _read_csv(path: Path, reject: Reject) -> Iterator[tuple[str, Row]]:
     with _opened(path) as file, io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
         table = csv.DictReader(text, strict=True)
         try:
             for row in table:
                 place = f"{path}:{table.line_num}"
                 if None in row or None in row.values():
-                    raise ValueError(f"{place}: has another number of columns than the header")
-                yield place, row
+                    reject(ValueError(f"{place}: has another number of columns than the header"))
+                else:
+                    yield place, row
         except (csv.Error, UnicodeDecodeError) as error:
             raise ValueError(f"{path}: not CSV: {error}") from None
 
 
 # How a file is read, by its ending.
-_FORMATS: Mapping[str, Callable[[Path], Iterator[tuple[str, Row]]]] = {
+_FORMATS: Mapping[str, Callable[[Path, Reject], Iterator[tuple[str, Row]]]] = {
     ".jsonl": _read_lines,
     ".json": _read_json,
     ".csv": _read_csv,
@@ -218,11 +232,13 @@ _FORMATS: Mapping[str, Callable[[Path], Iterator[tuple[str, Row]]]] = {
 }
 
 
-def _numbered(path: Path, rows: Iterable[Any]) -> Iterator[tuple[str, Row]]:
+def _numbered(path: Path, rows: Iterable[Any], reject: Reject) -> Iterator[tuple[str, Row]]:
     for number, row in enumerate(rows, start=1):
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}:{number}: expected an object, found {json.dumps(row):.60}")
-        yield f"{path}:{number}", row
+        place = f"{path}:{number}"
+        if isinstance(row, dict):
+            yield place, row
+        else:
+            reject(ValueError(f"{place}: expected an object, found {json.dumps(row):.60}"))
 
 
 @contextmanager

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from rationalyst_jax.files.rows import (
+    Reject,
     Row,
     filled_field,
     id_field,
     read_file,
     read_table,
+    refuse,
     row_name,
     table_name,
     text_field,
@@ -108,10 +110,12 @@ def read_documents(path: str | Path) -> list[Document]:
     return [document for *_, document in _documents(read_table(Path(path)), Path(path), "text")]
 
 
-def read_shard(file: Path, table: Path) -> Iterator[Document]:
+def read_shard(file: Path, table: Path, reject: Reject = refuse) -> Iterator[Document]:
     """The documents of one file of a folder `table`, as `read_documents` gives them for the folder; none of
-    an empty file. A file that is the table itself is read as well. Raises as `read_documents`."""
-    return (document for *_, document in _documents(read_file(file), table, "text"))
+    an empty file. A file that is the table itself is read as well. `reject` gets the error of each malformed
+    row."""
+    rows = read_file(file, reject)
+    return (document for *_, document in _documents(rows, table, "text", reject=reject))
 
 
 def read_annotations(path: str | Path, source: str | None = None) -> list[Annotated]:
@@ -159,18 +163,26 @@ def _sampled_place(value: Any, where: str) -> SampledPlace:
 
 
 def _documents(
-    rows: Iterable[tuple[str, Row]], table: Path, text_key: str, source: str | None = None
+    rows: Iterable[tuple[str, Row]],
+    table: Path,
+    text_key: str,
+    source: str | None = None,
+    reject: Reject = refuse,
 ) -> Iterator[tuple[str, Row, Document]]:
     """Each row with its place "file:line" and its document."""
     first_at: dict[str, str] = {}
     for place, row in rows:
-        text = filled_field(row, text_key, place)
-        id = id_field(row, "id", place, default=row_name(table, place))
-        if id in first_at:
-            raise ValueError(f"{place}: id {id!r} was used before, at {first_at[id]}")
+        try:
+            text = filled_field(row, text_key, place)
+            id = id_field(row, "id", place, default=row_name(table, place))
+            if id in first_at:
+                raise ValueError(f"{place}: id {id!r} was used before, at {first_at[id]}")
+            of_row = text_field(row, "source", place, default=source or _pile_set(row) or table_name(table))
+        except ValueError as error:
+            reject(error)
+            continue
         first_at[id] = place
-        default = source or _pile_set(row) or table_name(table)
-        yield place, row, Document(id, text, text_field(row, "source", place, default=default))
+        yield place, row, Document(id, text, of_row)
 
 
 def _pile_set(row: Row) -> str | None:

@@ -68,6 +68,19 @@ def write_filtered(path: str | Path, triples: Sequence[FilteredTriple], provenan
     _write(path, triples, FILTERED_SCHEMA, provenance)
 
 
+def merge_filtered(files: Sequence[Path], path: Path, provenance: Provenance) -> None:
+    """Writes the rows of files that `write_filtered` wrote into one, in their order, a file at a time."""
+    schema = FILTERED_SCHEMA.with_metadata(provenance.metadata())
+    with whole(path) as unfinished, pq.ParquetWriter(unfinished, schema) as writer:
+        for file in files:
+            writer.write_table(_table(file).replace_schema_metadata(schema.metadata))
+
+
+def read_sources(path: str | Path) -> list[str]:
+    """The sources of a file that `write_triples` or `write_filtered` wrote."""
+    return _table(path, ["source"])["source"].unique().to_pylist()
+
+
 def read_triples(path: str | Path) -> list[Triple]:
     """Reads what `write_triples` or `write_filtered` wrote.
 
@@ -146,10 +159,10 @@ def _is_text(type: pa.DataType) -> bool:
     return pa.types.is_string(type) or pa.types.is_large_string(type) or pa.types.is_string_view(type)
 
 
-def _table(path: str | Path) -> pa.Table:
+def _table(path: str | Path, columns: list[str] | None = None) -> pa.Table:
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file of triples")
     try:
-        return pq.read_table(path)
+        return pq.read_table(path, columns=columns)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path}: not Parquet: {error}") from None

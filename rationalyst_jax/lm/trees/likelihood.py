@@ -8,7 +8,7 @@ Natural logarithms throughout: every log-probability is in nats, float32.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import cached_property, partial
 from itertools import pairwise
 from typing import Any, NamedTuple, TypeVar
@@ -41,14 +41,19 @@ class Pair:
 
 @dataclass(frozen=True)
 class Work:
-    """What was computed: tokens of the sequences apart, nodes of their trees, places of the rows."""
+    """What was computed: tokens of the sequences apart, nodes of their trees, places of the rows.
+
+    attended, targets: as `lm/model/flops.py` counts them, of the nodes.
+    """
 
     tokens: int = 0
     nodes: int = 0
     places: int = 0
+    attended: int = 0
+    targets: int = 0
 
     def __add__(self, other: "Work") -> "Work":
-        return Work(self.tokens + other.tokens, self.nodes + other.nodes, self.places + other.places)
+        return Work(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
     @property
     def filled(self) -> float:
@@ -206,7 +211,11 @@ def _pack(groups: Sequence[Sequence[Pair]], row_length: int, rows_per_batch: int
             strip.pairs.append(pair)
             strip.places.append((r - strip.rows.start) * row_length + o + nodes)
     work = Work(
-        sum(len(pair) for group in groups for pair in group), sum(map(len, trees)), rows.token_RT.size
+        tokens=sum(len(pair) for group in groups for pair in group),
+        nodes=sum(map(len, trees)),
+        places=rows.token_RT.size,
+        attended=sum(int(tree.position.sum()) + len(tree) for tree in trees),
+        targets=sum(len(strip.nodes) for strip in strips),
     )
     return _Packed(rows, [strips[i : i + shards] for i in range(0, len(strips), shards)], work)
 

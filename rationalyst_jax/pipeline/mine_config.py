@@ -1,0 +1,58 @@
+"""What mining over shards is told."""
+
+from dataclasses import dataclass, field
+
+from rationalyst_jax.files.ranges import AT_LEAST_0, AT_LEAST_1, FRACTION, require
+from rationalyst_jax.lm.engine.config import EngineConfig
+from rationalyst_jax.mine.config import AnnotateConfig, FilterConfig
+from rationalyst_jax.roles.config import EndpointConfig
+
+
+@dataclass(frozen=True)
+class MineRunConfig:
+    """One run of mining, from shards of documents to rationales.
+
+    Attributes:
+        run_dir: Folder for everything that the run writes. A killed run continues there.
+        documents: Shards of documents: a folder of JSONL files, or one such file. Each row has text, and may
+            have id and source. An id may be used once in all shards.
+        model: Model that annotates: a checkpoint folder, "world" for the shipped model, or the address of an
+            OpenAI-compatible endpoint (http://host:port/v1).
+        prompts: Prompt set: the name of a shipped one (llama3, world), or a YAML file.
+        scorer: Checkpoint folder of the model that judges rationales, or "world"; by default the model that
+            annotates.
+        workers: Number of processes that work at once, each with models of its own. By default one for each
+            NVIDIA GPU, which it has alone, and one on a machine without.
+        losses: How often the worker of one shard may die. Another one then goes on with that shard. After
+            more deaths the run stops.
+        bad_rows: Largest fraction of a shard's rows that may be malformed. Such rows are left out, counted
+            and listed. With 0 the first one is an error.
+        min_similarity: Smallest similarity of a copy to its document (0 to 1) with which the copy is used.
+        engine: Models opened from checkpoint folders.
+        endpoint: Models behind an address.
+        annotate: How documents are annotated. Each shard has a seed of its own, made of this seed and the
+            shard's name.
+        filter: How rationales are judged. Lots (keep "random", share) are drawn within a shard.
+
+    Raises ValueError naming the key and the value that is out of range.
+    """
+
+    run_dir: str
+    documents: str
+    model: str
+    prompts: str
+    scorer: str | None = None
+    workers: int | None = None
+    losses: int = 3
+    bad_rows: float = 0.5
+    min_similarity: float = 0.9
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    endpoint: EndpointConfig = field(default_factory=EndpointConfig)
+    annotate: AnnotateConfig = field(default_factory=AnnotateConfig)
+    filter: FilterConfig = field(default_factory=FilterConfig)
+
+    def __post_init__(self):
+        if self.workers is not None:
+            require("mine run", self, AT_LEAST_1, "workers")
+        require("mine run", self, AT_LEAST_0, "losses")
+        require("mine run", self, FRACTION, "bad_rows", "min_similarity")

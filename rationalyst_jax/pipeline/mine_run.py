@@ -1,0 +1,115 @@
+"""Mining over shards, in worker processes: what `rationalyst mine run` does."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from rationalyst_jax.files.interruption import interrupted_by_sigterm
+from rationalyst_jax.files.rows import read_file
+from rationalyst_jax.files.whole import write_json
+from rationalyst_jax.lm.weights.tokenizer import marker_ids
+from rationalyst_jax.mine.shards import find_shards
+from rationalyst_jax.pipeline.mine_config import MineRunConfig
+from rationalyst_jax.pipeline.mine_stages import BAD_ROWS, OF_SOURCE, STAGES, Tools, open_tools
+from rationalyst_jax.pipeline.run_dir import RunDir
+from rationalyst_jax.pipeline.sharded import ShardedRun, StageStatus, perform, status
+from rationalyst_jax.pipeline.workers import environments, supervise
+from rationalyst_jax.prompts.prompt import check_prompts
+from rationalyst_jax.report.mining import stages_table
+from rationalyst_jax.report.progress import track
+from rationalyst_jax.report.tables import counts_table
+
+_SHOWN = 5  # lines of a kind
+
+
+def run(config: MineRunConfig, *, console: Console) -> list[StageStatus]:
+    """Mines all shards, or goes on with a run that was stopped; gives what became of them.
+
+    Raises ValueError for bad input, for a run directory made with other settings, while another process is at
+    work in it, for a shard whose workers die again and again, and, when all others are done, where shards
+    were refused; Interrupted after SIGTERM.
+    """
+    shards = _shards(Path(config.documents))
+    places = environments(config.workers)
+    with open_tools(config) as tools:
+        settings = _settings(tools)  # finds what is wrong with models and prompts before anything is written
+    path = Path(config.run_dir)
+    with RunDir(path, settings, console), interrupted_by_sigterm():
+        with track(console, "stages of shards") as progress:
+            work = ShardedRun(path, shards, STAGES, settings, losses=config.losses, progress=progress)
+            supervise(work, partial(open_tools, config), perform, places)
+        found = status(path)
+        _say(config, found, console)
+        _say_bad_rows(path / STAGES[0].name, list(shards), console)
+        if work.failed:
+            first, *others = (f"{name}: {message}" for name, message in work.failed.items())
+            _say_first(others, console)
+            raise ValueError(f"{first}; what is done is kept, and the same command tries this again")
+        write_json(path / "summary.json", {stage.name: asdict(stage) for stage in found})
+    merged = path / STAGES[-1].name / STAGES[-1].makes["all rationales"]
+    console.print(f"all rationales in {merged}, kept or not", highlight=False, markup=False, soft_wrap=True)
+    return found
+
+
+def _shards(documents: Path) -> dict[str, Path]:
+    """Files of documents by the names of their folders in a run: a path's "/" is "+" there. Raises as
+    `find_shards`, and ValueError for two files of one name."""
+    shards: dict[str, Path] = {}
+    for shard in find_shards(documents):
+        name = shard.name.replace("/", "+")
+        if name in shards:
+            raise ValueError(
+                f"{shard.path}: what is made of it has the name of what is made of {shards[name]}"
+            )
+        shards[name] = shard.path
+    return shards
+
+
+def _settings(tools: Tools) -> dict[str, Any]:
+    """All that decides the results but the shards, as JSON values. Raises ValueError for a model that cannot
+    be asked what it will be asked."""
+    config = tools.config
+    models = tools.models
+    models.check(config.model, tools.prompts, config.annotate.prompts, config.annotate.suppress)
+    scorer = models.checkpoint(tools.scorer)
+    check_prompts(scorer.tokenizer, tools.prompts, ["follow", "follow_guided"])
+    marker_ids(scorer.tokenizer, config.filter.suppress)
+    settings = asdict(config)
+    for key in ("run_dir", "documents", "workers", "losses", "endpoint"):  # a run may be moved and go on
+        del settings[key]
+    names = {"model": models.known(config.model).name, "scorer": scorer.fingerprint}
+    return settings | names | {"prompts": tools.prompts.version}
+
+
+def _say(config: MineRunConfig, found: Sequence[StageStatus], console: Console) -> None:
+    """What became of documents and rationales, and which thresholds met no source."""
+    console.print(stages_table({stage.name: asdict(stage) for stage in found}))
+    for stage in found:
+        counts = {name: n for name, n in stage.tally.counts.items() if n}
+        if counts:
+            console.print(counts_table(stage.name, counts))
+    sources = {name.removeprefix(OF_SOURCE) for name in found[0].tally.counts if name.startswith(OF_SOURCE)}
+    if unused := [source for source in config.filter.tau_by_source if source not in sources]:
+        console.print(
+            f"no document has source {', '.join(unused)}, which tau_by_source names",
+            style="yellow",
+            markup=False,
+        )
+
+
+def _say_bad_rows(folder: Path, shards: Sequence[str], console: Console) -> None:
+    """The first bad rows, a line each."""
+    files = [path for shard in shards if (path := folder / shard / BAD_ROWS).exists()]
+    bad = [row["error"] for path in files for _, row in read_file(path)]
+    _say_first([f"left out: {error}" for error in bad], console)
+
+
+def _say_first(lines: Sequence[str], console: Console) -> None:
+    for line in lines[:_SHOWN]:
+        console.print(line, style="yellow", markup=False, soft_wrap=True)
+    if len(lines) > _SHOWN:
+        console.print(f"and {len(lines) - _SHOWN} more like these", style="yellow")
