@@ -100,6 +100,7 @@ def run(root: Path, run_dir: Path, workers: int, losses: int = 3) -> ShardedRun:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     try:
         with interrupted_by_sigterm():
             run(Path(sys.argv[1]), Path(sys.argv[2]), workers=2)

@@ -5,6 +5,7 @@ import re
 from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -70,8 +71,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[FilteredTriple
     return rows
 
 
-def written(**options) -> str:
-    readme = data_set(Path("in"), Path("out"), name="thoughts", **({"licenses": {}} | options))
+def written(**options: Any) -> str:
+    options = {"licenses": {}} | options
+    readme = data_set(Path("in"), Path("out"), name="thoughts", **options)
     return readme.read_text(encoding="utf-8")
 
 

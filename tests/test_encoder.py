@@ -115,10 +115,10 @@ def test_windows_have_the_vectors_of_texts_apart_whatever_they_are_packed_with(n
     for text, vector in zip(texts, found, strict=True):
         mean = alone(model, text).mean(0)
         np.testing.assert_allclose(vector, mean / np.linalg.norm(mean), rtol=0, atol=1e-5)
-    programs = _vectors._cache_size()
+    compiled = _vectors._cache_size()  # pyright: ignore[reportAttributeAccessIssue]
     reversed_order = encode(encoder, texts[::-1], eps=eps, max_tokens=40, batch_tokens=80)()
     np.testing.assert_allclose(reversed_order[::-1], found, rtol=0, atol=1e-5)
-    assert _vectors._cache_size() == programs
+    assert _vectors._cache_size() == compiled  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @given(st.lists(st.integers(4, 30), max_size=40))

@@ -11,10 +11,16 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from cli_files import rationalyst
+from random_encoder import save_encoder
+from task_rows import original_rows
 
 from rationalyst_jax.files.rows import write_rows
+from rationalyst_jax.files.whole import read_json
+from rationalyst_jax.mine.documents import read_documents
 from rationalyst_jax.mine.store import read_filtered, read_provenance
 from rationalyst_jax.pipeline import mine_run
 from rationalyst_jax.pipeline.sharded import ShardedRun
@@ -99,7 +105,7 @@ def test_shards_become_what_the_commands_make_of_them(here, in_process, capsys):
     assert found["filter"]["tally"]["flops"] > 0
     capsys.readouterr()
     assert rationalyst("mine status --run_dir run") == 0
-    assert "annotate   3 of 3" in capsys.readouterr().out
+    assert "annotate 3 of 3" in " ".join(capsys.readouterr().out.split())
 
     # Settings that change what is made are refused, and nothing is lost.
     before = merged.read_bytes()
@@ -107,6 +113,55 @@ def test_shards_become_what_the_commands_make_of_them(here, in_process, capsys):
     told = "run/experiment.config.json: made with other settings: filter.tau_by_source.web 2.0 -> 3.0; remove"
     assert told in capsys.readouterr().err
     assert merged.read_bytes() == before
+
+
+def test_documents_pass_the_stages_as_they_pass_the_commands_and_the_card_tells_what_became_of_them(
+    here, in_process
+):
+    save_encoder(here / "encoder")
+    rows = list(documents(0, 12))
+    # Shards of both formats; the second has a duplicate of the first.
+    Path("web/more").mkdir(parents=True)
+    write_rows(Path("web/more/a.jsonl"), rows[:6])
+    pq.write_table(pa.Table.from_pylist([*rows[6:], rows[0] | {"id": "again"}]), "web/b.parquet")
+    write_rows(Path("train.jsonl"), original_rows("gsm8k", "train", 6))
+    options = "--prefilter.workers 0 --prefilter.recall 1 --prefilter.held_out 0.5"
+    command = f"prefilter --documents web --encoder encoder --references gsm8k=train.jsonl --out 1 {options}"
+    assert rationalyst(command) == 0
+    near = read_documents("1/documents.jsonl")
+    assert {"again", rows[0]["id"]} < {document.id for document in near} and len(near) < 13
+    write_rows(Path("test.jsonl"), [{"question": near[0].text, "answer": "It is so.\n#### 4"}])
+    passing = f"--encoder encoder --references.gsm8k train.jsonl --against.gsm8k test.jsonl {options}"
+    assert rationalyst(f"{RUN.replace('documents shards', 'documents web')} {passing} --run_dir run") == 0
+    assert list(stages("run")) == [
+        *("documents", "check", "prefilter", "sign", "duplicates", "dedup", "decontaminate"),
+        *("annotate", "filter", "merge"),
+    ]
+
+    commands = (
+        "dedup --documents 1/documents.jsonl --out 2",
+        "decontaminate --documents 2/documents --against gsm8k=test.jsonl --out 3",
+    )
+    for command in commands:
+        assert rationalyst(command) == 0
+    [apart] = [read_documents(path) for path in Path("3/documents").iterdir()]
+    passed = [
+        one
+        for shard in ("b", "more+a")
+        for one in read_documents(f"run/decontaminate/{shard}/documents.jsonl")
+    ]
+    assert passed == apart and len(passed) == len(near) - 2
+    found = stages("run")
+    assert found["dedup"]["tally"]["counts"]["exact_duplicate"] == 1
+    assert found["decontaminate"]["tally"]["counts"]["question"] == 1
+    assert found["prefilter"]["tokens"] > 0 and found["prefilter"]["tally"]["flops"] > 0
+    for stage, folder in (("dedup", "2"), ("decontaminate", "3")):
+        ours = read_json(Path("run/merge", f"{stage}.json"))
+        theirs = read_json(Path(folder, f"{stage}.json"))
+        assert ours["outcomes"] == theirs["outcomes"] and ours.get("tasks") == theirs.get("tasks")
+    card = "card --rationales run/merge/rationales.parquet --name n --out card"
+    assert rationalyst(f"{card} --dedup run/merge --decontaminate run/merge") == 0
+    assert "exact duplicate" in Path("card/README.md").read_text()
 
 
 BAD_SHARDS = {
@@ -137,8 +192,13 @@ def test_shards_that_share_an_id_are_refused_by_name(here, in_process, capsys):
 
 
 BAD_INPUT = {
+    "mine run --documents shards --encoder nowhere": "a prefilter needs both, an encoder and references",
+    "mine run --documents shards --encoder nowhere --references.gsm8k nowhere.jsonl": "nowhere.jsonl",
+    "mine run --documents shards --against.gsm8k nowhere.jsonl": "nowhere.jsonl: ",
+    "mine run --documents shards --against.nonsense shards/a.jsonl": "unknown task 'nonsense'",
+    "mine run --documents shards --dedup.seed 3 --duplicates true": "dedup: settings of a stage that is not",
     "mine run --documents nowhere": "nowhere: no such file of documents, nor a folder of them",
-    "mine run --documents run": "run: no JSONL file in this folder",
+    "mine run --documents run": "run: no file of documents in this folder",
     "mine run --documents shards --model nowhere": "nowhere: no such checkpoint folder",
     "mine run --documents shards --filter.suppress [nonsense]": "suppress: 'nonsense' is",
     "mine run --documents shards --scorer http://127.0.0.1:9/v1": "a checkpoint folder is needed here",

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rationalyst_jax.mine.documents import Document, read_annotations
+from rationalyst_jax.mine.documents import Annotation, Document, read_annotations
 from rationalyst_jax.mine.parse import FAITHFUL, USABLE, parse
 from rationalyst_jax.mine.triples import cut_triples, extract
 
@@ -232,6 +232,7 @@ def test_places_survive_small_changes_anywhere_in_real_copies(shared):
     """Each copy loses a few characters far from its rationales; the exact copy is the oracle."""
     rng = random.Random(0)
     for annotation in read_annotations(shared / "rationalyst" / "extractor_output.jsonl"):
+        assert isinstance(annotation, Annotation)
         document = annotation.document.text
         output = annotation.output
         exact = parse(document, output)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from random_encoder import save_encoder
 from task_rows import original_rows
-from transformers import BertModel, BertTokenizerFast
+from transformers import BertModel, PreTrainedTokenizerFast
 
 from rationalyst_jax.files.rows import read_table
 from rationalyst_jax.mine import prefilter as stage
@@ -70,7 +70,7 @@ def test_documents_are_judged_as_a_calculation_apart_does(folder, capsys):
     assert [(row["id"], row["source"]) for row in rows] == [(d.id, d.source) for d in documents]
 
     model = BertModel.from_pretrained(folder / "encoder").eval()
-    tokenizer = BertTokenizerFast(tokenizer_file=str(folder / "encoder" / "tokenizer.json"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "encoder" / "tokenizer.json"))
 
     def vector(text: str) -> np.ndarray:
         with torch.no_grad():

@@ -155,7 +155,6 @@ def test_a_run_that_is_stopped_takes_its_workers_with_it_and_goes_on_to_the_same
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     waits = root / "waits-s01"
     wait_for(lambda: waits.exists() and "s01" in status(root / "run")[1].at_work)

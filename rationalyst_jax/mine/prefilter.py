@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from rationalyst_jax.files.rows import Row, append_rows, kept_rows
 from rationalyst_jax.files.settings import digest, package_versions
 from rationalyst_jax.files.whole import whole
+from rationalyst_jax.lm.model.flops import encoder_flops
 from rationalyst_jax.lm.trees.likelihood import one_ahead
 from rationalyst_jax.lm.weights.encoder import EncoderCheckpoint
 from rationalyst_jax.mine import windows
@@ -69,12 +70,14 @@ class EncodedText:
 
 
 class TextEncoder:
-    """An encoder with its weights, and how it reads texts. tokens: how many it has computed so far."""
+    """An encoder with its weights, and how it reads texts. tokens, flops: how many tokens it has computed so
+    far, and with how many operations (`lm/model/flops.py`)."""
 
     def __init__(self, checkpoint: EncoderCheckpoint, config: PrefilterConfig):
         self.tokens = 0
+        self.flops = 0
         self._cutter = cutter_of(checkpoint, config)
-        self._eps = checkpoint.config.layer_norm_eps
+        self._sizes = checkpoint.config
         self._config = config
         self._encoder = checkpoint.load(config.dtype)
 
@@ -82,7 +85,9 @@ class TextEncoder:
         """The texts of each block, encoded. Workers cut the next blocks meanwhile."""
         cut = in_order(self._cutter, blocks, self._config.workers, preload=windows.__name__)
         for of_texts, vectors in one_ahead(map(self._begin, cut)):
-            self.tokens += sum(len(window.tokens) for of_text in of_texts for window in of_text)
+            lengths = [len(window.tokens) for of_text in of_texts for window in of_text]
+            self.tokens += sum(lengths)
+            self.flops += encoder_flops(self._sizes, sum(lengths), sum(length**2 for length in lengths))
             ends = np.cumsum([len(of_text) for of_text in of_texts])
             yield list(map(EncodedText, of_texts, np.split(vectors(), ends[:-1])))
 
@@ -96,7 +101,7 @@ class TextEncoder:
         vectors = encode(
             self._encoder,
             tokens,
-            eps=self._eps,
+            eps=self._sizes.layer_norm_eps,
             max_tokens=self._cutter.max_tokens,
             batch_tokens=self._config.batch_tokens,
         )

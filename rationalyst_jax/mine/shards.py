@@ -1,7 +1,7 @@
 """Documents in shards: what a stage reads, and what it writes of those that stay and those that go."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -12,8 +12,6 @@ from rationalyst_jax.mine.documents import Document, read_shard
 # row with at least `kept` and, where that is false, the `reason`.
 Judge = Callable[[int, Document], Row | None]
 KEPT = "kept"
-DOCUMENTS = "documents"
-VERDICTS = "verdicts"
 # How many documents of a source met which outcome: "kept", or the reason why not.
 Outcomes = Mapping[str, Mapping[str, int]]
 
@@ -59,17 +57,17 @@ def read_verdicts(path: Path) -> Iterator[Row]:
     return (row for _, row in read_file(path))
 
 
-def divide(shard: Shard, judge: Judge, out: Path) -> Outcomes:
-    """Writes the documents that stay to `out/documents/NAME.jsonl`, and what was said of documents to
-    `out/verdicts/NAME.jsonl`, with id and source.
+def divide(documents: Iterable[Document], judge: Judge, staying: Path, verdicts_path: Path) -> Outcomes:
+    """Writes the documents of a shard that stay to the JSONL file `staying`, and what was said of documents,
+    with id and source, to another one.
 
-    Both files are whole. Raises as `Shard.documents`; then neither is written.
+    Both files are whole. Raises as `documents` does; then neither is written.
     """
     outcomes: dict[str, Counter[str]] = {}
     verdicts: list[Row] = []
 
     def stay() -> Iterator[Row]:
-        for number, document in enumerate(shard.documents()):
+        for number, document in enumerate(documents):
             verdict = judge(number, document)
             outcome = KEPT
             if verdict is not None:
@@ -79,6 +77,17 @@ def divide(shard: Shard, judge: Judge, out: Path) -> Outcomes:
             if outcome == KEPT:
                 yield asdict(document)
 
-    write_rows(out / DOCUMENTS / f"{shard.name}.jsonl", stay())
-    write_rows(out / VERDICTS / f"{shard.name}.jsonl", verdicts)
+    write_rows(staying, stay())
+    write_rows(verdicts_path, verdicts)
     return outcomes
+
+
+def add_outcomes(several: Iterable[Outcomes]) -> dict[str, dict[str, int]]:
+    """The outcomes of several shards together."""
+    total: dict[str, dict[str, int]] = {}
+    for outcomes in several:
+        for source, counts in outcomes.items():
+            of_source = total.setdefault(source, {})
+            for outcome, count in counts.items():
+                of_source[outcome] = of_source.get(outcome, 0) + count
+    return total

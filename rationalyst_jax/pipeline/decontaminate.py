@@ -10,8 +10,8 @@ from rationalyst_jax.files.settings import claimed
 from rationalyst_jax.files.whole import write_json
 from rationalyst_jax.mine.config import DecontaminateConfig
 from rationalyst_jax.mine.decontaminate import Contamination, QuestionIndex, contamination, judge
-from rationalyst_jax.mine.shards import VERDICTS, Outcomes, find_shards, read_verdicts
-from rationalyst_jax.pipeline.shards import DONE, divide_shards, fingerprints
+from rationalyst_jax.mine.shards import Outcomes, find_shards, read_verdicts
+from rationalyst_jax.pipeline.shards import DONE, VERDICTS, divide_shards, fingerprints
 from rationalyst_jax.tasks.benchmarks import task_named
 from rationalyst_jax.tasks.sources import questions_digest, read_questions
 

@@ -1,6 +1,6 @@
 """The stage `dedup`: documents that are like an earlier one go."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from rationalyst_jax.files.whole import write_json
 from rationalyst_jax.mine.config import DedupConfig
 from rationalyst_jax.mine.deduplicate import find_duplicates, read_hashes, read_ids, sign_shard
 from rationalyst_jax.mine.minhash import banding
-from rationalyst_jax.mine.shards import Judge, Outcomes, Shard, find_shards
+from rationalyst_jax.mine.shards import Judge, Outcomes, find_shards
 from rationalyst_jax.pipeline.shards import DONE, divide_shards, fingerprints
 
 EXACT = "exact_duplicate"
@@ -43,44 +43,53 @@ def dedup(
         for number, (shard, file) in enumerate(zip(shards, files, strict=True)):
             progress(number, 2 * len(shards), 0)
             sign_shard(shard, made_of[shard.name], config, file)
-        judges = _judges(shards, files, config)
+        gone = duplicates([shard.name for shard in shards], files, config)
 
         def dividing(done: int, total: int, tokens: int) -> None:
             progress(total + done, 2 * total, tokens)
 
-        outcomes = divide_shards(shards, lambda shard: judges[shard.name], out, dividing)
+        outcomes = divide_shards(shards, lambda shard: judge_by(gone(shard.name)), out, dividing)
         write_json(out / "dedup.json", {"settings": settings, "outcomes": outcomes})
     return outcomes
 
 
-def _judges(shards: Sequence[Shard], files: Sequence[Path], config: DedupConfig) -> dict[str, Judge]:
-    """What is to be said of the documents of each shard."""
+def judge_by(gone: Mapping[int, Row]) -> Judge:
+    """Documents go that have a verdict here, by their numbers in the shard."""
+    return lambda number, _: gone.get(number)
+
+
+def duplicates(
+    shards: Sequence[str], files: Sequence[Path], config: DedupConfig
+) -> Callable[[str], dict[int, Row]]:
+    """Which documents of shards, so named and signed in `files`, are to go: by the name of a shard the
+    verdicts, by the numbers of documents in it."""
     bands = banding(config.similarity, config.hashes)
     counts, text_hashes_N, signatures_NP = read_hashes(files)
-    duplicates = find_duplicates(text_hashes_N, signatures_NP, bands)
-    firsts = np.concatenate([[0], np.cumsum(counts)]).tolist()
-    originals = np.unique(duplicates.original_N[duplicates.original_N >= 0])
+    found = find_duplicates(text_hashes_N, signatures_NP, bands)
+    ends = np.cumsum(counts, dtype=np.int64)
+    first_of = dict(zip(shards, (ends - counts).tolist(), strict=True))
+    count_of = dict(zip(shards, counts, strict=True))
+    originals = np.unique(found.original_N[found.original_N >= 0])
     names: dict[int, tuple[str, str]] = {}  # shard and id of each document that others are like
-    for shard, file, first, end in zip(shards, files, firsts, firsts[1:], strict=False):
-        of_shard = originals[(originals >= first) & (originals < end)].tolist()
+    for shard, file in zip(shards, files, strict=True):
+        first = first_of[shard]
+        of_shard = originals[(originals >= first) & (originals < first + count_of[shard])].tolist()
         ids = read_ids(file) if of_shard else []
-        names |= {original: (shard.name, ids[original - first]) for original in of_shard}
+        names |= {original: (shard, ids[original - first]) for original in of_shard}
 
-    def judge(document: int) -> Row | None:
-        original = int(duplicates.original_N[document])
-        if original < 0:
-            return None
-        shard, id = names[original]
-        agreeing = int(duplicates.agreeing_N[document])
+    def verdict(document: int) -> Row:
+        shard, id = names[int(found.original_N[document])]
         return {
             "kept": False,
-            "reason": EXACT if duplicates.exact_N[document] else NEAR,
+            "reason": EXACT if found.exact_N[document] else NEAR,
             "original": id,
             "original_shard": shard,
-            "similarity": round(bands.similarity(agreeing), 3),
+            "similarity": round(bands.similarity(int(found.agreeing_N[document])), 3),
         }
 
-    return {
-        shard.name: lambda number, _, first=first: judge(first + number)
-        for shard, first in zip(shards, firsts, strict=False)
-    }
+    def gone(shard: str) -> dict[int, Row]:
+        first = first_of[shard]
+        numbers = np.flatnonzero(found.original_N[first : first + count_of[shard]] >= 0).tolist()
+        return {number: verdict(first + number) for number in numbers}
+
+    return gone

@@ -1,10 +1,17 @@
 """What mining over shards is told."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from rationalyst_jax.files.ranges import AT_LEAST_0, AT_LEAST_1, FRACTION, require
 from rationalyst_jax.lm.engine.config import EngineConfig
-from rationalyst_jax.mine.config import AnnotateConfig, FilterConfig
+from rationalyst_jax.mine.config import (
+    AnnotateConfig,
+    DecontaminateConfig,
+    DedupConfig,
+    FilterConfig,
+    PrefilterConfig,
+)
 from rationalyst_jax.roles.config import EndpointConfig
 
 
@@ -14,8 +21,9 @@ class MineRunConfig:
 
     Attributes:
         run_dir: Folder for everything that the run writes. A killed run continues there.
-        documents: Shards of documents: a folder of JSONL files, or one such file. Each row has text, and may
-            have id and source. An id may be used once in all shards.
+        documents: Shards of documents: a folder of files, JSONL, JSON, CSV (.gz and .zst too) or Parquet, or
+            one such file. Each row has text, and may have id and source. An id may be used once in all
+            shards.
         model: Model that annotates: a checkpoint folder, "world" for the shipped model, or the address of an
             OpenAI-compatible endpoint (http://host:port/v1).
         prompts: Prompt set: the name of a shipped one (llama3, world), or a YAML file.
@@ -27,9 +35,19 @@ class MineRunConfig:
             more deaths the run stops.
         bad_rows: Largest fraction of a shard's rows that may be malformed. Such rows are left out, counted
             and listed. With 0 the first one is an error.
+        encoder: Folder of a sentence encoder, BERT or MPNet, for the prefilter. Without one all documents
+            pass.
+        references: What the prefilter compares documents with: training questions by the names of their
+            tasks, each SPLIT=FILE, FILE or tfds:NAME[:SPLIT][@DIR].
+        against: Questions of evaluation sets by the names of their tasks, each FILE or
+            tfds:NAME[:SPLIT][@DIR]. Documents that hold one are dropped. Without them nothing is looked for.
+        duplicates: Whether documents may be duplicates of each other. By default only the first stays.
         min_similarity: Smallest similarity of a copy to its document (0 to 1) with which the copy is used.
         engine: Models opened from checkpoint folders.
         endpoint: Models behind an address.
+        prefilter: Which documents are like reasoning.
+        dedup: Which documents are duplicates.
+        decontaminate: Which documents hold a question of an evaluation set.
         annotate: How documents are annotated. Each shard has a seed of its own, made of this seed and the
             shard's name.
         filter: How rationales are judged. Lots (keep "random", share) are drawn within a shard.
@@ -45,9 +63,16 @@ class MineRunConfig:
     workers: int | None = None
     losses: int = 3
     bad_rows: float = 0.5
+    encoder: str | None = None
+    references: Mapping[str, str] = field(default_factory=dict)
+    against: Mapping[str, str] = field(default_factory=dict)
+    duplicates: bool = False
     min_similarity: float = 0.9
     engine: EngineConfig = field(default_factory=EngineConfig)
     endpoint: EndpointConfig = field(default_factory=EndpointConfig)
+    prefilter: PrefilterConfig = field(default_factory=PrefilterConfig)
+    dedup: DedupConfig = field(default_factory=DedupConfig)
+    decontaminate: DecontaminateConfig = field(default_factory=DecontaminateConfig)
     annotate: AnnotateConfig = field(default_factory=AnnotateConfig)
     filter: FilterConfig = field(default_factory=FilterConfig)
 
@@ -56,3 +81,12 @@ class MineRunConfig:
             require("mine run", self, AT_LEAST_1, "workers")
         require("mine run", self, AT_LEAST_0, "losses")
         require("mine run", self, FRACTION, "bad_rows", "min_similarity")
+        if (self.encoder is None) != (not self.references):
+            raise ValueError("mine run: a prefilter needs both, an encoder and references")
+        unused = {
+            "prefilter": self.encoder is None and self.prefilter != PrefilterConfig(),
+            "dedup": self.duplicates and self.dedup != DedupConfig(),
+            "decontaminate": not self.against and self.decontaminate != DecontaminateConfig(),
+        }
+        if names := [name for name, is_unused in unused.items() if is_unused]:
+            raise ValueError(f"mine run: {', '.join(names)}: settings of a stage that is not done")

@@ -11,10 +11,12 @@ from rich.console import Console
 from rationalyst_jax.files.interruption import interrupted_by_sigterm
 from rationalyst_jax.files.rows import read_file
 from rationalyst_jax.files.whole import write_json
+from rationalyst_jax.lm.weights.encoder import open_encoder
 from rationalyst_jax.lm.weights.tokenizer import marker_ids
+from rationalyst_jax.mine.references import read_references, references_digest
 from rationalyst_jax.mine.shards import find_shards
 from rationalyst_jax.pipeline.mine_config import MineRunConfig
-from rationalyst_jax.pipeline.mine_stages import BAD_ROWS, OF_SOURCE, STAGES, Tools, open_tools
+from rationalyst_jax.pipeline.mine_stages import BAD_ROWS, MERGED, OF_SOURCE, Tools, open_tools, stages
 from rationalyst_jax.pipeline.run_dir import RunDir
 from rationalyst_jax.pipeline.sharded import ShardedRun, StageStatus, perform, status
 from rationalyst_jax.pipeline.workers import environments, supervise
@@ -22,6 +24,8 @@ from rationalyst_jax.prompts.prompt import check_prompts
 from rationalyst_jax.report.mining import stages_table
 from rationalyst_jax.report.progress import track
 from rationalyst_jax.report.tables import counts_table
+from rationalyst_jax.tasks.benchmarks import task_named
+from rationalyst_jax.tasks.sources import questions_digest
 
 _SHOWN = 5  # lines of a kind
 
@@ -38,19 +42,20 @@ def run(config: MineRunConfig, *, console: Console) -> list[StageStatus]:
     with open_tools(config) as tools:
         settings = _settings(tools)  # finds what is wrong with models and prompts before anything is written
     path = Path(config.run_dir)
+    first, *_, last = order = stages(config)
     with RunDir(path, settings, console), interrupted_by_sigterm():
         with track(console, "stages of shards") as progress:
-            work = ShardedRun(path, shards, STAGES, settings, losses=config.losses, progress=progress)
+            work = ShardedRun(path, shards, order, settings, losses=config.losses, progress=progress)
             supervise(work, partial(open_tools, config), perform, places)
         found = status(path)
         _say(config, found, console)
-        _say_bad_rows(path / STAGES[0].name, list(shards), console)
+        _say_bad_rows(path / first.name, list(shards), console)
         if work.failed:
-            first, *others = (f"{name}: {message}" for name, message in work.failed.items())
+            told, *others = (f"{name}: {message}" for name, message in work.failed.items())
             _say_first(others, console)
-            raise ValueError(f"{first}; what is done is kept, and the same command tries this again")
+            raise ValueError(f"{told}; what is done is kept, and the same command tries this again")
         write_json(path / "summary.json", {stage.name: asdict(stage) for stage in found})
-    merged = path / STAGES[-1].name / STAGES[-1].makes["all rationales"]
+    merged = path / last.name / last.makes[MERGED]
     console.print(f"all rationales in {merged}, kept or not", highlight=False, markup=False, soft_wrap=True)
     return found
 
@@ -79,8 +84,16 @@ def _settings(tools: Tools) -> dict[str, Any]:
     check_prompts(scorer.tokenizer, tools.prompts, ["follow", "follow_guided"])
     marker_ids(scorer.tokenizer, config.filter.suppress)
     settings = asdict(config)
-    for key in ("run_dir", "documents", "workers", "losses", "endpoint"):  # a run may be moved and go on
-        del settings[key]
+    del settings["prefilter"]["workers"]
+    for key in ("run_dir", "documents", "workers", "losses", "endpoint", "encoder"):
+        del settings[key]  # a run may be moved and go on
+    if config.encoder is not None:
+        how = config.prefilter
+        sets = read_references(config.references, how.max_references, how.held_out, how.seed)
+        settings["references"] = references_digest(sets)
+        settings["encoder"] = open_encoder(Path(config.encoder)).fingerprint
+    against = config.against.items()
+    settings["against"] = {name: questions_digest(task_named(name), source) for name, source in against}
     names = {"model": models.known(config.model).name, "scorer": scorer.fingerprint}
     return settings | names | {"prompts": tools.prompts.version}
 

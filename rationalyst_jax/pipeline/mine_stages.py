@@ -1,4 +1,4 @@
-"""The stages of mining, as they are done shard by shard. `STAGES` is their order.
+"""The stages of mining, as they are done shard by shard. `stages` gives their order.
 
 Each calls the function that the command of its name calls. Worker processes do them (`sharded.py`).
 """
@@ -7,17 +7,24 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rationalyst_jax.files.rows import write_rows
+from rationalyst_jax.files.rows import Row, write_rows
 from rationalyst_jax.files.settings import digest
-from rationalyst_jax.files.whole import whole
+from rationalyst_jax.files.whole import read_json, whole, write_json
 from rationalyst_jax.lm.model.flops import forward_flops
 from rationalyst_jax.mine.config import FilterConfig
+from rationalyst_jax.mine.decontaminate import QuestionIndex, contamination, judge
+from rationalyst_jax.mine.deduplicate import sign_shard
+from rationalyst_jax.mine.documents import Document
 from rationalyst_jax.mine.documents import read_shard as documents_of
+from rationalyst_jax.mine.shards import KEPT, Judge, Outcomes, Shard, add_outcomes, divide, read_verdicts
 from rationalyst_jax.mine.store import (
     Provenance,
     merge_filtered,
@@ -25,17 +32,34 @@ from rationalyst_jax.mine.store import (
     read_sources,
     write_triples,
 )
+from rationalyst_jax.pipeline import prefilter
+from rationalyst_jax.pipeline.dedup import duplicates, judge_by
 from rationalyst_jax.pipeline.filter import filter_rationales
 from rationalyst_jax.pipeline.mine import mine
 from rationalyst_jax.pipeline.mine_config import MineRunConfig
 from rationalyst_jax.pipeline.models import Models
 from rationalyst_jax.pipeline.sharded import SHARDS, Progress, ShardTask, Stage, Tally
 from rationalyst_jax.prompts.prompt import PromptSet, load_prompts
+from rationalyst_jax.tasks.benchmarks import task_named
+from rationalyst_jax.tasks.question import Question
+from rationalyst_jax.tasks.sources import read_questions
 
 BAD_ROWS = "bad_rows.jsonl"
+MERGED = "all rationales"
 OF_SOURCE = "source: "  # before the name of a source whose documents are counted
 
 _IDS = pa.schema([pa.field("id", pa.string()), pa.field("source", pa.string())])
+_DUPLICATES = pa.schema(
+    [
+        ("shard", pa.string()),
+        ("number", pa.int64()),
+        ("kept", pa.bool_()),
+        ("reason", pa.string()),
+        ("original", pa.string()),
+        ("original_shard", pa.string()),
+        ("similarity", pa.float64()),
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -49,6 +73,23 @@ class Tools:
     @property
     def scorer(self) -> str:
         return self.config.scorer or self.config.model
+
+    @cached_property
+    def prefilter(self) -> prefilter.Prefilter:
+        """The references, encoded, and alpha."""
+        config = self.config
+        assert config.encoder is not None
+        return prefilter.open_prefilter(config.references, Path(config.encoder), config.prefilter)
+
+    @cached_property
+    def questions(self) -> dict[str, list[Question]]:
+        """What documents are not to hold, by tasks."""
+        against = self.config.against
+        return {name: read_questions(task_named(name), source) for name, source in against.items()}
+
+    @cached_property
+    def question_index(self) -> QuestionIndex:
+        return QuestionIndex(self.questions, self.config.decontaminate)
 
 
 @contextmanager
@@ -115,6 +156,78 @@ def _same_ids(paths: Sequence[Path], tables: Sequence[pa.Table]) -> str:
     raise AssertionError("no id is there twice")
 
 
+def prefilter_shard(tools: Tools, task: ShardTask, progress: Progress) -> Tally:
+    """Keeps the documents that are like reasoning: the stage `prefilter`."""
+    documents = list(_read(task))
+    before = tools.prefilter.encoder.flops
+    summary = prefilter.prefilter_documents(documents, tools.prefilter, task.out, progress=progress)
+    counts: dict[str, int] = {}
+    for source, of_source in summary.sources.items():
+        counts[f"{source}: {KEPT}"] = of_source.kept
+        counts[f"{source}: unlike the references"] = of_source.documents - of_source.kept
+    kept = sum(of_source.kept for of_source in summary.sources.values())
+    return Tally(len(documents), kept, counts, tools.prefilter.encoder.flops - before)
+
+
+def sign(tools: Tools, task: ShardTask, progress: Progress) -> Tally:
+    """Signs the documents of a shard, by which duplicates are found."""
+    documents = task.input("documents")
+    assert task.shard is not None
+    signatures = task.output("signatures")
+    sign_shard(Shard(task.shard, documents, documents), "", tools.config.dedup, signatures)
+    signed = pq.read_metadata(signatures).num_rows
+    return Tally(signed, signed)
+
+
+def find_duplicates(tools: Tools, task: ShardTask, progress: Progress) -> Tally:
+    """Compares the signatures of all shards; lists those documents that are duplicates of earlier ones."""
+    files = task.inputs["signatures"]
+    shards = [path.parent.name for path in files]
+    gone = duplicates(shards, files, tools.config.dedup)
+    found = 0
+    with (
+        whole(task.output("duplicates")) as unfinished,
+        pq.ParquetWriter(unfinished, _DUPLICATES) as table,
+    ):
+        for shard in shards:
+            rows = [{"shard": shard, "number": number} | row for number, row in gone(shard).items()]
+            table.write_table(pa.Table.from_pylist(rows, _DUPLICATES))
+            found += len(rows)
+    return Tally(sum(pq.read_metadata(path).num_rows for path in files), found)
+
+
+def dedup_shard(tools: Tools, task: ShardTask, progress: Progress) -> Tally:
+    """Drops the duplicates of a shard: the stage `dedup`."""
+    table = pq.read_table(task.input("duplicates"), filters=[("shard", "=", task.shard)])
+    columns = [name for name in table.column_names if name not in ("shard", "number")]
+    verdicts = table.select(columns).to_pylist()
+    gone: dict[int, Row] = dict(zip(table["number"].to_pylist(), verdicts, strict=True))
+    return _divide(task, judge_by(gone), "dedup")
+
+
+def decontaminate_shard(tools: Tools, task: ShardTask, progress: Progress) -> Tally:
+    """Drops the documents of a shard that hold a question: the stage `decontaminate`."""
+    index = tools.question_index
+    return _divide(
+        task, lambda _, document: judge(document, index, tools.config.decontaminate), "decontaminate"
+    )
+
+
+def _divide(task: ShardTask, judge: Judge, stage: str) -> Tally:
+    staying, verdicts, outcomes_path = map(task.output, ("documents", _verdicts(stage), _outcomes(stage)))
+    outcomes = divide(_read(task), judge, staying, verdicts)
+    write_json(outcomes_path, dict(outcomes))
+    counts = Counter[str]()
+    for of_source in outcomes.values():
+        counts.update(of_source)
+    return Tally(counts.total(), counts[KEPT], dict(counts))
+
+
+def _read(task: ShardTask) -> Iterator[Document]:
+    documents = task.input("documents")
+    return documents_of(documents, documents)
+
+
 def annotate_shard(tools: Tools, task: ShardTask, progress: Progress) -> Tally:
     """Has the model annotate a shard's documents, and cuts them into triples: the stage `mine`."""
     config = tools.config
@@ -173,14 +286,68 @@ def merge_shards(tools: Tools, task: ShardTask, progress: Progress) -> Tally:
     made = dict(first.config) | {"filter": asdict(config.filter)}
     if "annotate" in made:  # not with the seed of one shard
         made["annotate"] = {**made["annotate"], "seed": config.annotate.seed}  # pyright: ignore
-    merge_filtered(paths, task.output("all rationales"), Provenance(first.model, first.prompt_version, made))
+    merge_filtered(paths, task.output(MERGED), Provenance(first.model, first.prompt_version, made))
+    for stage in _dividing(config):
+        write_json(task.out / f"{stage}.json", _dropped(tools, task, stage))
     return Tally(sum(numbers), sum(numbers))
 
 
-STAGES = (
-    Stage("documents", read_shard, (SHARDS,), {"documents": "documents.jsonl", "ids": "ids.parquet"}),
-    Stage("check", check_documents, ("ids",), {}, over_all=True),
-    Stage("annotate", annotate_shard, ("documents",), {"triples": "triples.parquet"}),
-    Stage("filter", filter_shard, ("triples",), {"rationales": "rationales.parquet"}),
-    Stage("merge", merge_shards, ("rationales",), {"all rationales": "rationales.parquet"}, over_all=True),
-)
+def _dropped(tools: Tools, task: ShardTask, stage: str) -> dict[str, Any]:
+    """What became of the documents of all shards in a stage, as the command of its name writes it."""
+    outcomes: Iterator[Outcomes] = map(read_json, task.inputs[_outcomes(stage)])
+    found = {
+        "settings": {stage: asdict(getattr(tools.config, stage))},
+        "outcomes": add_outcomes(outcomes),
+    }
+    if stage == "dedup":
+        return found
+    verdicts = chain.from_iterable(map(read_verdicts, task.inputs[_verdicts(stage)]))
+    tasks = contamination(verdicts, tools.questions, tools.question_index)
+    return found | {"tasks": {name: asdict(of_task) for name, of_task in tasks.items()}}
+
+
+def _dividing(config: MineRunConfig) -> list[str]:
+    """The stages that divide documents in those that stay and those that go, with verdicts."""
+    return [*([] if config.duplicates else ["dedup"]), *(["decontaminate"] if config.against else [])]
+
+
+def _verdicts(stage: str) -> str:
+    return f"verdicts of {stage}"
+
+
+def _outcomes(stage: str) -> str:
+    return f"outcomes of {stage}"
+
+
+def stages(config: MineRunConfig) -> list[Stage]:
+    """Those that a run has, in order. The first reads shards, the last makes the file of all rationales."""
+    documents = {"documents": "documents.jsonl"}
+
+    def dividing(name: str) -> dict[str, str]:
+        return documents | {_verdicts(name): "verdicts.jsonl", _outcomes(name): "outcomes.json"}
+
+    found = [
+        Stage("documents", read_shard, (SHARDS,), documents | {"ids": "ids.parquet"}),
+        Stage("check", check_documents, ("ids",), {}, over_all=True),
+    ]
+    if config.encoder is not None:
+        makes = documents | {"scores": prefilter.SCORES}
+        found += [Stage("prefilter", prefilter_shard, ("documents",), makes)]
+    if not config.duplicates:
+        listed = {"duplicates": "duplicates.parquet"}
+        found += [
+            Stage("sign", sign, ("documents",), {"signatures": "signatures.parquet"}),
+            Stage("duplicates", find_duplicates, ("signatures",), listed, over_all=True),
+            Stage("dedup", dedup_shard, ("documents", *listed), dividing("dedup")),
+        ]
+    if config.against:
+        name = "decontaminate"
+        found += [Stage(name, decontaminate_shard, ("documents",), dividing(name))]
+    told = [kind(name) for name in _dividing(config) for kind in (_outcomes, _verdicts)]
+    merged = {MERGED: "rationales.parquet"}
+    return [
+        *found,
+        Stage("annotate", annotate_shard, ("documents",), {"triples": "triples.parquet"}),
+        Stage("filter", filter_shard, ("triples",), {"rationales": "rationales.parquet"}),
+        Stage("merge", merge_shards, ("rationales", *told), merged, over_all=True),
+    ]

@@ -5,8 +5,10 @@ from pathlib import Path
 
 from rationalyst_jax.files.settings import file_digest
 from rationalyst_jax.files.whole import read_json, write_json
-from rationalyst_jax.mine.shards import Judge, Outcomes, Shard, divide
+from rationalyst_jax.mine.shards import Judge, Outcomes, Shard, add_outcomes, divide
 
+DOCUMENTS = "documents"
+VERDICTS = "verdicts"
 DONE = "done"
 
 
@@ -21,20 +23,17 @@ def divide_shards(
     out: Path,
     progress: Callable[[int, int, int], None],
 ) -> Outcomes:
-    """Divides each shard (`mine/shards.py::divide`), but those whose marker `out/done/NAME.json` says that an
-    earlier run did; how many documents of each source met which outcome, in all shards.
+    """Divides each shard (`mine/shards.py::divide`) in `out/documents/NAME.jsonl` and
+    `out/verdicts/NAME.jsonl`, but those whose marker `out/done/NAME.json` says that an earlier run did; how
+    many documents of each source met which outcome, in all shards.
 
     `progress` is told how many shards are done, of how many.
     """
-    total: dict[str, dict[str, int]] = {}
-    for number, shard in enumerate(shards):
+    markers = [out / DONE / f"{shard.name}.json" for shard in shards]
+    for number, (shard, marker) in enumerate(zip(shards, markers, strict=True)):
         progress(number, len(shards), 0)
-        marker = out / DONE / f"{shard.name}.json"
         if not marker.exists():
-            write_json(marker, divide(shard, judge_of(shard), out))
-        for source, outcomes in read_json(marker).items():
-            of_source = total.setdefault(source, {})
-            for outcome, count in outcomes.items():
-                of_source[outcome] = of_source.get(outcome, 0) + count
+            staying, verdicts = (out / kind / f"{shard.name}.jsonl" for kind in (DOCUMENTS, VERDICTS))
+            write_json(marker, divide(shard.documents(), judge_of(shard), staying, verdicts))
     progress(len(shards), len(shards), 0)
-    return total
+    return add_outcomes(map(read_json, markers))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # it imports scipy, and help comes before that
 
 def counts_table(title: str, rows: Mapping[str, object]) -> Table:
     """Two columns, a name and its value; floats with four digits."""
-    table = Table(title=title, title_justify="left", show_header=False)
+    table = Table(title=title, title_justify="left", show_header=False, min_width=len(title))
     table.add_column()
     table.add_column(justify="right")
     for name, value in rows.items():

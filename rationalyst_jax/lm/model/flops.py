@@ -14,6 +14,7 @@ all.
 """
 
 from rationalyst_jax.lm.model.config import LlamaConfig
+from rationalyst_jax.lm.model.encoder import EncoderConfig
 
 
 def forward_flops(config: LlamaConfig, tokens: int, attended: int, targets: int | None = None) -> int:
@@ -31,6 +32,14 @@ def training_flops(
     """
     weights = 4 if lora else 6
     return weights * _products(config, tokens, targets) + 6 * _attention_products(config, attended)
+
+
+def encoder_flops(config: EncoderConfig, tokens: int, attended: int) -> int:
+    """Operations of a sentence encoder's forward pass. A text's tokens all see each other: `attended` is the
+    sum of the squares of lengths."""
+    D = config.hidden_size
+    layer = 4 * D * D + 2 * D * config.intermediate_size
+    return 2 * config.num_layers * (tokens * layer + attended * 2 * D)
 
 
 def _products(config: LlamaConfig, tokens: int, targets: int | None) -> int:
