@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -18,6 +20,8 @@ from rationalyst_jax.files.settings import differences
 from rationalyst_jax.lm.engine.config import EngineConfig
 from rationalyst_jax.lm.engine.engine import Engine
 from rationalyst_jax.mine.config import AnnotateConfig, FilterConfig
+from rationalyst_jax.mine.documents import read_documents
+from rationalyst_jax.mine.store import read_filtered, read_provenance
 from rationalyst_jax.pipeline import experiment
 from rationalyst_jax.pipeline.config import ExperimentConfig, Rationalyst, Run, WorldData
 from rationalyst_jax.pipeline.experiment import run
@@ -74,7 +78,8 @@ def test_an_experiment_ends_with_a_summary_of_every_stage(finished):
     assert 0 <= implicit["vs_random"]["p"] <= 1 and implicit["vs_likelihood"] is None
     for result in summary["strategies"].values():
         assert {"accuracy", "low", "high", "n", "vs_random", "vs_likelihood", "ledger"} <= set(result)
-    assert summary["mining"]["documents"] == 24 and sum(summary["mining"]["reasons"].values()) > 0
+    [mined] = summary["mining"]
+    assert mined["documents"] == 24 and sum(mined["reasons"].values()) > 0
     assert set(summary["seconds"]) == {
         "data",
         "mine",
@@ -86,6 +91,78 @@ def test_an_experiment_ends_with_a_summary_of_every_stage(finished):
     }
     for picture in ("accuracy.png", "train/rationalyst/loss.png"):
         assert (run_dir / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_tuned_model_mines_a_second_round_on_documents_of_its_own(tmp_path, capsys):
+    config = replace(
+        small(tmp_path / "run"),
+        annotate=AnnotateConfig(method="insert", places="line", max_rationale_tokens=16, block=16),
+        filter=replace(small(tmp_path).filter, tau=-5.0),
+        rationalysts={"first": Rationalyst(rounds=1), "both": Rationalyst(keep="all")},
+        rounds=("first",),
+        strategies={"random": Run("random"), "implicit": Run("implicit", rationalyst="both")},
+        ablations={},
+    )
+    summary = run(config, full=False, console=Console())
+    first, second = (read_documents(tmp_path / "run" / "data" / f"round-{n}.jsonl") for n in (1, 2))
+    assert [*first, *second] == read_documents(tmp_path / "run" / "data" / "documents.jsonl")
+    assert len(first) == len(second) == 12
+    of_rounds = [tmp_path / "run" / "mine" / f"round-{n}" for n in (1, 2)]
+    found = [read_filtered(folder / "filtered.parquet") for folder in of_rounds]
+    for documents, triples in zip((first, second), found, strict=True):
+        assert {triple.document_id for triple in triples} <= {document.id for document in documents}
+    wrote = [read_provenance(folder / "triples.parquet") for folder in of_rounds]
+    assert [one.model for one in wrote] == ["world", str(tmp_path / "run" / "train" / "first" / "hf")]
+    prompts = [one.config["annotate"]["prompt"] for one in wrote]  # pyright: ignore
+    assert prompts == ["insert", "rationale"]
+    judges = [read_provenance(folder / "filtered.parquet").config["filter_model"] for folder in of_rounds]
+    assert judges == ["world", "world"]
+
+    # Each learns from its rounds.
+    kept = [sum(triple.kept for triple in of_round) for of_round in found]
+    assert summary["training"]["first"]["rationales"] == kept[0]
+    assert summary["training"]["both"]["rationales"] == sum(map(len, found))
+    assert [of_round["kept"] for of_round in summary["mining"]] == kept
+    assert all(of_round["flops"] > 0 and of_round["generated"] > 0 for of_round in summary["mining"])
+    assert "rounds of mining" in capsys.readouterr().out
+
+
+ROUNDS = {
+    "round 2 wants rationalyst 'nobody'": {"rounds": ("nobody",)},
+    "mined by rationalyst 'both', which is trained on that round: its rounds must be at most 1": {
+        "rounds": ("both",)
+    },
+    "mines round 2 by insertion: annotate.method must be insert, got 'copy'": {
+        "rounds": ("first",),
+        "annotate": AnnotateConfig(),
+    },
+    "rationalyst 'first': rounds must be between 1 and 1, the rounds of mining, got 2": {
+        "rationalysts": {"first": Rationalyst(rounds=2)}
+    },
+    "rationalyst 'first' is not trained, its rounds changes nothing": {
+        "rationalysts": {"first": Rationalyst(rounds=1, train=False)}
+    },
+}
+
+
+@pytest.mark.parametrize("told", ROUNDS)
+def test_rounds_that_cannot_be_are_refused(tmp_path, told):
+    good: dict[str, Any] = {
+        "rationalysts": {"first": Rationalyst(rounds=1), "both": Rationalyst()},
+        "annotate": AnnotateConfig(method="insert"),
+        "strategies": {},
+        "ablations": {},
+    }
+    with pytest.raises(ValueError, match=re.escape(told)):
+        replace(small(tmp_path), **(good | ROUNDS[told]))
+
+
+def test_fewer_documents_than_rounds_are_refused(tmp_path):
+    config = replace(
+        small(tmp_path / "run"), world=WorldData(documents=2, questions=2), rounds=["untuned"] * 2
+    )
+    with pytest.raises(ValueError, match="2 documents are too few for 3 rounds"):
+        run(config, full=False, console=CONSOLE)
 
 
 def lines(path: Path) -> list[dict]:

@@ -47,12 +47,15 @@ class Rationalyst:
         share: Fraction of the kept rationales that it is trained on, drawn by lot, instead of what `filter`
             says; a smaller share is part of a larger one.
         train: Whether it is trained; if not, it is the model as it is.
+        rounds: Number of rounds of mining, from the first on, whose rationales it is trained on; by default
+            all.
     """
 
     keep: Literal["gain", "all", "random"] = "gain"
     tau: float | None = None
     share: float | None = None
     train: bool = True
+    rounds: int | None = None
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,10 @@ class ExperimentConfig:
         engine: How models generate and score.
         mesh: How the filter divides all devices; by default it uses one device.
         annotate: How documents are annotated.
+        rounds: Names of RATIONALYSTs that mine further rounds: the first one the second round, and so on. The
+            documents are divided equally among all rounds. A RATIONALYST that is trained inserts rationales,
+            asked as it was trained to be; one that is not annotates as in the first round, as a control. The
+            model filters in every round.
         filter: How rationales are judged.
         train: How each RATIONALYST is trained.
         reason: How questions are solved.
@@ -128,6 +135,7 @@ class ExperimentConfig:
     engine: EngineConfig = field(default_factory=EngineConfig)
     mesh: MeshShape | None = None
     annotate: AnnotateConfig = field(default_factory=AnnotateConfig)
+    rounds: Sequence[str] = ()
     filter: FilterConfig = field(default_factory=FilterConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     reason: ReasonConfig = field(default_factory=ReasonConfig)
@@ -154,6 +162,7 @@ class ExperimentConfig:
                 raise ValueError(f"experiment: {' and '.join(map(repr, twice))} would share their files")
         for name, rationalyst in self.rationalysts.items():
             _check_rationalyst(name, rationalyst)
+        self._check_rounds()
         runs = {**self.strategies, **self.ablations}
         if self.baseline is not None and self.baseline not in runs:
             raise ValueError(
@@ -179,10 +188,39 @@ class ExperimentConfig:
             if run.scorer == "rationalyst" and run.rationalyst is None:
                 raise ValueError(f"experiment: run {name!r} wants its rationalyst as scorer, but has none")
 
+    def _check_rounds(self) -> None:
+        """Raises ValueError for rounds that are not there, or that need what comes after them."""
+        rounds = 1 + len(self.rounds)
+        for name, rationalyst in self.rationalysts.items():
+            if rationalyst.rounds is not None and not 1 <= rationalyst.rounds <= rounds:
+                raise ValueError(
+                    f"experiment: rationalyst {name!r}: rounds must be between 1 and {rounds}, the rounds of "
+                    f"mining, got {rationalyst.rounds}"
+                )
+        for number, name in enumerate(self.rounds, start=2):
+            if name not in self.rationalysts:
+                raise ValueError(
+                    f"experiment: round {number} wants rationalyst {name!r}, "
+                    f"there are {', '.join(self.rationalysts)}"
+                )
+            rationalyst = self.rationalysts[name]
+            if not rationalyst.train:
+                continue
+            if (rationalyst.rounds or rounds) >= number:
+                raise ValueError(
+                    f"experiment: round {number} is mined by rationalyst {name!r}, which is trained on that "
+                    f"round: its rounds must be at most {number - 1}"
+                )
+            if self.annotate.method != "insert":
+                raise ValueError(
+                    f"experiment: rationalyst {name!r} mines round {number} by insertion: annotate.method "
+                    f"must be insert, got {self.annotate.method!r}"
+                )
+
 
 def _check_rationalyst(name: str, rationalyst: Rationalyst) -> None:
     """Raises ValueError for a setting that would change nothing."""
-    given = [key for key in ("tau", "share") if getattr(rationalyst, key) is not None]
+    given = [key for key in ("tau", "share", "rounds") if getattr(rationalyst, key) is not None]
     if given and not rationalyst.train:
         raise ValueError(f"experiment: rationalyst {name!r} is not trained, its {given[0]} changes nothing")
     if rationalyst.tau is not None and rationalyst.keep == "all":

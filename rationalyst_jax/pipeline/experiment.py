@@ -3,8 +3,9 @@
 Each stage is the function that the command of its name calls, so an experiment gives what the commands give.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ from rationalyst_jax.files.settings import file_digest
 from rationalyst_jax.files.whole import file_name, write_json
 from rationalyst_jax.lm.devices.sharding import mesh_of
 from rationalyst_jax.lm.weights.tokenizer import marker_ids
-from rationalyst_jax.mine.config import FilterConfig
-from rationalyst_jax.mine.documents import read_documents
+from rationalyst_jax.mine.config import AnnotateConfig, FilterConfig
+from rationalyst_jax.mine.documents import Document, read_documents
 from rationalyst_jax.pipeline.budget import affordable, share_of_budget
 from rationalyst_jax.pipeline.config import ExperimentConfig, Rationalyst, Run
 from rationalyst_jax.pipeline.evaluate import evaluate
@@ -37,6 +38,7 @@ from rationalyst_jax.report.tables import (
     accuracy_table,
     counts_table,
     ledger_table,
+    rounds_table,
     training_table,
     usage_counts,
 )
@@ -71,19 +73,32 @@ def _run(experiment: "Experiment", run_dir: RunDir, full: bool) -> dict[str, Any
     wanted = dict.fromkeys(r.rationalyst for r in runs.values() if r.rationalyst is not None)
 
     # ---- Stages ----
-    stages = ["data", "mine", "filter"]
-    run_dir.stage("data", experiment.make_data)
-    mined = run_dir.stage("mine", experiment.mine)
-    filtered = run_dir.stage("filter", experiment.filter)
+    stages = []
+
+    def stage(name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        stages.append(name)
+        return run_dir.stage(name, work)
+
     training = {}
+
+    def train(name: str) -> None:
+        if config.rationalysts[name].train and name not in training:
+            training[name] = stage(f"train {name}", partial(experiment.train, name))
+
+    stage("data", experiment.make_data)
+    mining = []
+    for number in experiment.rounds:
+        if number > 1:
+            train(config.rounds[number - 2])
+        of_round = f" round {number}" if number > 1 else ""
+        mined = stage(f"mine{of_round}", partial(experiment.mine, number))
+        filtered = stage(f"filter{of_round}", partial(experiment.filter, number))
+        mining.append({**mined, **filtered})
     for name in wanted:
-        if config.rationalysts[name].train:
-            stages.append(f"train {name}")
-            training[name] = run_dir.stage(stages[-1], lambda name=name: experiment.train(name))
+        train(name)
     ledgers = {}
-    for name in runs:
-        stages.append(f"reason {name}")
-        solved = run_dir.stage(stages[-1], lambda name=name: experiment.reason(name, runs[name]))
+    for name, its_run in runs.items():
+        solved = stage(f"reason {name}", partial(experiment.reason, name, its_run))
         ledgers[name] = solved["ledger"]
     results = experiment.evaluate(runs, ledgers)
 
@@ -91,7 +106,7 @@ def _run(experiment: "Experiment", run_dir: RunDir, full: bool) -> dict[str, Any
     summary = {
         "seed": config.seed,
         "strategies": {name: results[name] for name in strategies},
-        "mining": {**mined, **filtered},
+        "mining": mining,
         "training": training,
         "ablations": {name: results[name] for name in ablations},
         "baseline": config.baseline,
@@ -104,6 +119,8 @@ def _run(experiment: "Experiment", run_dir: RunDir, full: bool) -> dict[str, Any
     for title in ("strategies", "ablations"):
         if summary[title]:
             console.print(accuracy_table(title, summary[title], against))
+    if config.rounds:
+        console.print(rounds_table(mining))
     if training:
         console.print(training_table("training", training, config.train.batch_examples))
     console.print(ledger_table("ledger, means of a question", ledgers))
@@ -127,7 +144,9 @@ class Experiment:
         self.prompts = load_prompts(config.prompts)
         self.shown = self.prompts.shown(load_demonstrations(self.task.demonstrations))
         base = models.checkpoint(config.model)
-        needed = (*config.annotate.prompts, "follow", "follow_guided", "rationale", "step")
+        self.rounds = range(1, 2 + len(config.rounds))
+        asked = {prompt for number in self.rounds for prompt in self.annotator(number)[1].prompts}
+        needed = (*sorted(asked), "follow", "follow_guided", "rationale", "step")
         models.check(config.model, self.shown, needed)
         base.check(mesh_of(config.train.mesh, jax.devices()))
         mesh_for(config.filter, config.mesh)
@@ -182,6 +201,12 @@ class Experiment:
     def documents_path(self) -> Path:
         return Path(self.config.documents or self.path / "data" / "documents.jsonl")
 
+    def round_documents(self, number: int) -> Path:
+        return self.path / "data" / f"round-{number}.jsonl" if self.config.rounds else self.documents_path()
+
+    def mine_dir(self, number: int) -> Path:
+        return self.path / "mine" / f"round-{number}" if self.config.rounds else self.path / "mine"
+
     def questions_source(self, name: str) -> Source:
         return self.world_questions(name) if self.config.world else self.config.questions[name]
 
@@ -189,7 +214,9 @@ class Experiment:
         return self.path / "data" / f"{name}.jsonl"
 
     def rationales_path(self, name: str) -> Path:
-        return self.path / "mine" / f"{file_name(name)}.parquet"
+        """What a RATIONALYST is trained on: a file, or a folder with one of each round."""
+        rationales = self.path / "mine" / file_name(name)
+        return rationales if self.config.rounds else rationales.with_suffix(".parquet")
 
     def train_dir(self, name: str) -> Path:
         return self.path / "train" / file_name(name)
@@ -209,32 +236,54 @@ class Experiment:
                 write_rows(self.world_questions(name), questions(seed, world.questions, name))
         names = QUESTION_SETS if self.config.world else self.config.questions
         counts = {name: len(read_questions(self.task, self.questions_source(name))) for name in names}
-        return {"documents": len(read_documents(self.documents_path())), **counts}
+        found = read_documents(self.documents_path())
+        if self.config.rounds:
+            self._divide(found)
+        return {"documents": len(found), **counts}
 
-    def mine(self) -> dict[str, Any]:
+    def _divide(self, documents: Sequence[Document]) -> None:
+        """Gives each round documents of its own, in their order."""
+        rounds = len(self.rounds)
+        if len(documents) < rounds:
+            raise ValueError(f"experiment: {len(documents)} documents are too few for {rounds} rounds")
+        ends = [len(documents) * number // rounds for number in (0, *self.rounds)]
+        for number in self.rounds:
+            of_round = documents[ends[number - 1] : ends[number]]
+            write_rows(self.round_documents(number), map(asdict, of_round))
+
+    def annotator(self, number: int) -> tuple[Place, AnnotateConfig]:
+        """Who mines a round, and how."""
+        config = self.config
+        if number == 1 or not config.rationalysts[config.rounds[number - 2]].train:
+            return config.model, config.annotate
+        return self.train_dir(config.rounds[number - 2]) / "hf", replace(config.annotate, prompt="rationale")
+
+    def mine(self, number: int) -> dict[str, Any]:
+        """Mines one round."""
+        model, how = self.annotator(number)
         with track(self.console, "documents annotated") as progress:
             summary, usage = mine(
-                self.documents_path(),
-                self.config.model,
+                self.round_documents(number),
+                model,
                 self.models,
                 self.prompts,
-                self.config.annotate,
-                self.path / "mine",
+                how,
+                self.mine_dir(number),
                 progress=progress,
             )
         counts = {key: value for key, value in asdict(summary).items() if not isinstance(value, Mapping)}
         counts |= {f"  {name}": count for name, count in summary.document_outcomes.items()}
         counts |= usage_counts(usage)
         self.console.print(counts_table("mined", counts))
-        return asdict(summary)
+        return asdict(summary) | {"generated": usage.generated, "flops": usage.flops}
 
-    def filter(self) -> dict[str, Any]:
-        """Scores every triple once, and writes what each RATIONALYST learns from."""
+    def filter(self, number: int) -> dict[str, Any]:
+        """Scores every triple of a round once, and writes what each RATIONALYST learns from."""
         config = self.config.filter
-        scored = self.path / "mine" / "filtered.parquet"
+        scored = self.mine_dir(number) / "filtered.parquet"
         with track(self.console, "rationales scored") as progress:
             summary, _ = filter_rationales(
-                self.path / "mine" / "triples.parquet",
+                self.mine_dir(number) / "triples.parquet",
                 self.config.model,
                 self.models,
                 self.prompts,
@@ -245,11 +294,15 @@ class Experiment:
                 note=lambda text: self.console.print(text, style="yellow", markup=False),
             )
         for name, rationalyst in self.config.rationalysts.items():
-            if rationalyst.train:
-                decide_again(scored, self.filter_config(rationalyst), self.rationales_path(name))
+            if rationalyst.train and number <= (rationalyst.rounds or len(self.rounds)):
+                out = self.rationales_path(name)
+                if self.config.rounds:
+                    out /= f"round-{number:02}.parquet"
+                decide_again(scored, self.filter_config(rationalyst), out)
         counts = {"rationales": summary.rationales, "kept": summary.kept, **summary.reasons}
         self.console.print(counts_table("filtered", counts))
-        return {"kept": summary.kept, "reasons": summary.reasons}
+        gains = {str(q): gain for q, gain in summary.gains.items()}
+        return {"kept": summary.kept, "reasons": summary.reasons, "gains": gains}
 
     def train(self, name: str) -> dict[str, Any]:
         """Fine-tunes the base model on the rationales of one RATIONALYST and exports it."""

@@ -119,6 +119,42 @@ def training_table(title: str, trained: Mapping[str, Mapping[str, float]], examp
     return table
 
 
+def rounds_table(rounds: Sequence[Mapping[str, Any]]) -> Table:
+    """What each round of mining gave, and what its annotator took: a line each.
+
+    Each has `documents`, `triples`, `kept`, `gains` (nats, by quantiles), `generated` (tokens) and `flops`.
+    """
+    table = plain_table("rounds of mining", "round")
+    headings = (
+        "documents",
+        "rationales",
+        "kept",
+        "kept %",
+        "gain",
+        "tokens written",
+        "GFLOP",
+        "kept / GFLOP",
+    )
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for number, of in enumerate(rounds, start=1):
+        gains = [f"{of['gains'][q]:.2f}" for q in ("0.25", "0.5", "0.75")] if of["gains"] else ["–"]
+        gflop = of["flops"] / 1e9
+        table.add_row(
+            str(number),
+            f"{of['documents']:,}",
+            f"{of['triples']:,}",
+            f"{of['kept']:,}",
+            f"{100 * of['kept'] / of['triples']:.1f}" if of["triples"] else "–",
+            " / ".join(gains),
+            f"{of['generated']:,}",
+            f"{gflop:,.0f}",
+            f"{of['kept'] / gflop:.2f}" if gflop else "–",
+        )
+    table.caption = "gain: quartiles (nats); tokens and operations of the annotator"
+    return table
+
+
 def ledger_table(title: str, ledgers: Mapping[str, Mapping[str, float]]) -> Table:
     """Tokens and operations of each run, as `reason/traces.py::mean_ledger` gives them."""
     table = plain_table(title)
