@@ -33,10 +33,6 @@ settings.load_profile("untimed")
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "real: needs real weights that are not ours to ship; skips without")
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files of few tests have the long ones: they come first, lest one worker be left with one at the end."""
     tests = Counter(item.path for item in items)
