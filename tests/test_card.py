@@ -7,12 +7,14 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
 
 from rationalyst_jax.files.rows import write_rows
 from rationalyst_jax.files.whole import write_json
+from rationalyst_jax.mine.config import AnnotateConfig
 from rationalyst_jax.mine.data_set import read_data_set
 from rationalyst_jax.mine.likelihood_filter import FilteredTriple
 from rationalyst_jax.mine.store import Provenance, write_filtered
@@ -124,12 +126,35 @@ def test_fine_tuning_reads_the_kept_rows(here):
 
 def test_columns_and_provenance_of_the_files_stay(here):
     table = pq.read_table("in/one.parquet")
-    pq.write_table(table.append_column("round", [[1, 2]]), "in/one.parquet")
+    pq.write_table(table.append_column("judged_by", [[1, 2]]), "in/one.parquet")
     written()
     published = pq.read_table("out/all/one.parquet")
-    assert published["round"].to_pylist() == [1, 2]
+    assert published["judged_by"].to_pylist() == [1, 2]
     assert published.schema.metadata == table.schema.metadata
-    assert published.column_names == [*table.column_names, "round", "document_hash"]
+    made_how = ["method", "places", "candidates", "round", "scorer"]
+    assert published.column_names == [*table.column_names, "judged_by", "document_hash", *made_how]
+    [row, _] = published.select(made_how).to_pylist()
+    judge = "models/Llama-3.1-8B"
+    assert row == dict(zip(made_how, ("imported", None, None, None, judge), strict=True))
+
+
+def test_rows_tell_how_they_were_inserted_and_how_near_their_documents_are(here):
+    how = asdict(AnnotateConfig(method="insert", candidates=3))
+    provenance = Provenance("world", "world-1", {"annotate": how, "round": 2})
+    write_filtered("inserted/one.parquet", here, provenance)
+    rows = [{"id": name, "cosine": place / 4} for place, name in enumerate("abc")]
+    Path("near/shard").mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist(rows), "near/shard/prefiltered.parquet")
+    readme = data_set(Path("inserted"), Path("out"), name="n", licenses={}, prefilter=Path("near"))
+    table = pq.read_table("out/all/one.parquet")
+    names = ["document_id", "prefilter_cosine", "places", "candidates", "round"]
+    assert table.select(names).to_pylist()[0] == dict(zip(names, ("a", 0.0, "sentence", 3, 2), strict=True))
+    assert table["prefilter_cosine"].to_pylist() == [0.0, 0.0, 0.25, 0.5]
+    assert "| prefilter_cosine |" in readme.read_text()
+    pq.write_table(pa.Table.from_pylist(rows[1:]), "near/shard/prefiltered.parquet")
+    with pytest.raises(ValueError, match=r"one\.parquet: the prefilter has no document 'a'"):
+        data_set(Path("inserted"), Path("again"), name="n", licenses={}, prefilter=Path("near"))
+    assert not Path("again").exists()
 
 
 def rows_of(card: str, heading: str) -> list[list[str]]:

@@ -12,6 +12,7 @@ def run(
     name: str = "rationales",
     licenses: dict[str, str] | None = None,
     without_text: list[str] | None = None,
+    prefilter: Path | None = None,
     dedup: Path | None = None,
     decontaminate: Path | None = None,
 ) -> None:
@@ -28,6 +29,8 @@ def run(
             it.
         without_text: Sources whose text is left out, because their licences ask for it. Rows then have the
             hash of the document and the span.
+        prefilter: Folder that `rationalyst prefilter` wrote, or that of this stage in a run over shards, for
+            the column prefilter_cosine.
         dedup: Folder that `rationalyst dedup` wrote, for the table of duplicates.
         decontaminate: Folder that `rationalyst decontaminate` wrote, for the table of contamination.
     """
@@ -39,6 +42,7 @@ def run(
         name=name,
         licenses=licenses or {},
         without_text=without_text or (),
+        prefilter=prefilter,
         dedup=dedup,
         decontaminate=decontaminate,
     )

@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from hashlib import sha256
 from pathlib import Path
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,6 +23,7 @@ ALL = "all"
 KEPT = "kept"
 _TEXTS = ("preceding", "following")
 _HASH = "document_hash"
+_PREFILTERED = "prefiltered.parquet"
 
 
 @dataclass(frozen=True)
@@ -46,13 +48,17 @@ def filtered_files(path: Path) -> list[Path]:
     return files
 
 
-def publish(file: Path, out: Path, without_text: Collection[str]) -> Published:
+def publish(
+    file: Path, out: Path, without_text: Collection[str], cosines: Mapping[str, float] | None = None
+) -> Published:
     """Writes the rows of a file that `filter` wrote to `out/all` and the kept ones to `out/kept`, under its
     name.
 
     All columns stay, in the order of rows. `document_hash` is added: SHA-256 of the document's text as far as
-    its rows reach. Rows of the sources `without_text` have no preceding and no following text. Raises as
-    `read_filtered` and `read_provenance`.
+    its rows reach. So are `method`, `places`, `candidates`, `round` and `scorer`, which the file's settings
+    name, and `prefilter_cosine`, from `cosines` by documents. Rows of the sources `without_text` have no
+    preceding and no following text. Raises as `read_filtered` and `read_provenance`, and ValueError for a
+    document without a cosine.
     """
     triples = read_filtered(file)
     provenance = read_provenance(file)
@@ -60,6 +66,13 @@ def publish(file: Path, out: Path, without_text: Collection[str]) -> Published:
     table = pq.read_table(file)
     column = pa.array([hashes[triple.document_id] for triple in triples], pa.string())
     table = table.append_column(_HASH, column)
+    for name, (type, value) in _made_how(provenance).items():
+        table = table.append_column(name, pa.array([value] * len(triples), type))
+    if cosines is not None:
+        if missing := next((t.document_id for t in triples if t.document_id not in cosines), None):
+            raise ValueError(f"{file}: the prefilter has no document {missing!r}")
+        column = pa.array([cosines[triple.document_id] for triple in triples], pa.float64())
+        table = table.append_column("prefilter_cosine", column)
     for name in _TEXTS:
         shown = [None if triple.source in without_text else getattr(triple, name) for triple in triples]
         table = table.set_column(table.column_names.index(name), name, pa.array(shown, pa.string()))
@@ -101,6 +114,32 @@ def read_data_set(folder: Path, documents: Path | None = None) -> list[FilteredT
             row |= {"preceding": text[: row["start"]], "following": text[row["start"] : row["end"]]}
         triples.append(FilteredTriple(**row))
     return triples
+
+
+def _made_how(provenance: Provenance) -> dict[str, tuple[pa.DataType, Any]]:
+    """What made all rows of a file, by columns: types and values."""
+    annotate = cast(Mapping[str, Any], provenance.config.get("annotate") or {"method": "imported"})
+    insert = annotate["method"] == "insert"
+    return {
+        "method": (pa.string(), annotate["method"]),
+        "places": (pa.string(), annotate["places"] if insert else None),
+        "candidates": (pa.int32(), annotate["candidates"] if insert else None),
+        "round": (pa.int32(), provenance.config.get("round")),
+        "scorer": (pa.string(), provenance.config.get("filter_model")),
+    }
+
+
+def read_cosines(path: Path) -> dict[str, float]:
+    """The cosine of every document that was prefiltered, by its id, from the file that the stage wrote or
+    all such files in a folder. Raises FileNotFoundError where there is none."""
+    files = [path] if path.is_file() else sorted(path.rglob(_PREFILTERED))
+    if not files:
+        raise FileNotFoundError(f"{path}: no {_PREFILTERED} here")
+    cosines: dict[str, float] = {}
+    for file in files:
+        table = pq.read_table(file, columns=["id", "cosine"])
+        cosines |= dict(zip(table["id"].to_pylist(), table["cosine"].to_pylist(), strict=True))
+    return cosines
 
 
 def _document_hashes(triples: Sequence[FilteredTriple]) -> dict[str, str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rationalyst_jax.files.lock import locked
 from rationalyst_jax.files.whole import read_json, whole
-from rationalyst_jax.mine.data_set import filtered_files, publish
+from rationalyst_jax.mine.data_set import filtered_files, publish, read_cosines
 from rationalyst_jax.report.card import data_set_card
 from rationalyst_jax.tasks.benchmarks import TASKS
 
@@ -22,6 +22,7 @@ def data_set(
     name: str,
     licenses: Mapping[str, str],
     without_text: Collection[str] = (),
+    prefilter: Path | None = None,
     dedup: Path | None = None,
     decontaminate: Path | None = None,
 ) -> Path:
@@ -29,25 +30,32 @@ def data_set(
     README.
 
     rationales: what `filter` wrote, a file or a folder of files. licenses: of sources and models, by their
-    names. dedup, decontaminate: the folders that these stages wrote. without_text: sources whose text is left
-    out. The folder appears when all is written. Raises ValueError for one that exists, a source that is not
-    there, and malformed files.
+    names. prefilter, dedup, decontaminate: the folders that these stages wrote. without_text: sources whose
+    text is left out. The folder appears when all is written. Raises ValueError for one that exists, a source
+    that is not there, and malformed files.
     """
     files = filtered_files(rationales)
     found = {}
     for stage, folder in (("dedup", dedup), ("decontaminate", decontaminate)):
         found[stage] = None if folder is None else read_json(folder / f"{stage}.json")
+    cosines = None if prefilter is None else read_cosines(prefilter)
     with locked(out):
         if out.exists():
             raise ValueError(f"{out}: exists already; give a new folder")
         with _staged(out) as unfinished:
-            published = [publish(file, unfinished, without_text) for file in files]
+            published = [publish(file, unfinished, without_text, cosines) for file in files]
             sources = {triple.source for of_file in published for triple in of_file.triples}
             if unknown := sorted(set(without_text) - sources):
                 names = ", ".join(sorted(sources))
                 raise ValueError(f"{rationales}: has no source {', '.join(unknown)}: there are {names}")
             card = data_set_card(
-                name, published, licenses=licenses, without_text=without_text, tasks=TASKS, **found
+                name,
+                published,
+                licenses=licenses,
+                without_text=without_text,
+                tasks=TASKS,
+                has_cosines=cosines is not None,
+                **found,
             )
             (unfinished / README).write_text(card, encoding="utf-8")
     return out / README

@@ -269,6 +269,7 @@ class Experiment:
                 self.prompts,
                 how,
                 self.mine_dir(number),
+                round=number,
                 progress=progress,
             )
         counts = {key: value for key, value in asdict(summary).items() if not isinstance(value, Mapping)}

@@ -29,12 +29,14 @@ def mine(
     out: Path,
     *,
     min_similarity: float = MIN_SIMILARITY,
+    round: int = 1,
     progress: Callable[[int, int, int], None] = lambda done, total, tokens: None,
 ) -> tuple[MineSummary, Usage]:
     """Has a model annotate the documents of a JSONL file, and cuts them into triples.
 
     Writes `annotations.jsonl`, where a killed run continues, and `triples.parquet` into the folder `out`. The
     second value is what all annotations took, those before a kill included (`annotations.usage.jsonl`).
+    round: of an experiment's rounds of mining, which the triples' file records.
     Raises ValueError for a malformed row, for surprise asked of a model that gives no log-probabilities, for
     work begun with other settings, and while another process is at this work.
     """
@@ -55,7 +57,11 @@ def mine(
     with claimed(out / "annotations.config.json", settings, file), locked(out / TRIPLES):
         [role] = models.roles(annotator)
         annotations = annotate(found, role, prompts, config, file, progress)
-        how = {"annotate": asdict(config) | {"int8": models.engine.int8}, "annotations": None}
+        how: dict[str, object] = {
+            "annotate": asdict(config) | {"int8": models.engine.int8},
+            "annotations": None,
+            "round": round,
+        }
         return _cut(annotations, str(annotator), how, prompts, out, min_similarity), read_usage(file)
 
 

@@ -25,11 +25,13 @@ def data_set_card(
     dedup: Mapping[str, Any] | None = None,
     decontaminate: Mapping[str, Any] | None = None,
     tasks: Collection[str] = (),
+    has_cosines: bool = False,
 ) -> str:
     """The card of a data set as Markdown, with the YAML block that `datasets` reads.
 
     licenses: of sources and models, by their names. dedup, decontaminate: what these stages recorded
     (`dedup.json`, `decontaminate.json`). tasks: the names of all tasks, to say which were not looked for.
+    has_cosines: whether rows have those of the prefilter.
     """
     environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, trim_blocks=False)
     environment.filters["cell"] = _cell
@@ -50,6 +52,7 @@ def data_set_card(
         drop_masked=settings.get("drop_masked"),
         not_looked_for=[task for task in tasks if task not in found],
         hidden=sorted(without_text),
+        has_cosines=has_cosines,
     )
 
 
