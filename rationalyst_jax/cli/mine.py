@@ -30,8 +30,9 @@ def run(
         out: Folder to write triples.parquet to, and annotations.jsonl where --model annotates. A killed run
             continues there.
         prompts: Prompt set: the name of a shipped one (llama3, world), or a YAML file.
-        documents: JSONL file of documents to annotate. Each row has text, and may have id and source.
-        annotations: JSONL file of documents that were annotated before or elsewhere, to import instead. Each
+        documents: Documents to annotate, a file or a folder of shards: JSONL, JSON, CSV (.gz and .zst too) or
+            Parquet. Each row has text, and may have id and source.
+        annotations: File of documents, in the same formats, that were annotated before or elsewhere, to import instead. Each
             row has input (the document) and output (its annotated copy), or as mine wrote it places (what was
             inserted), and may have id and source.
         annotate: How documents are annotated.

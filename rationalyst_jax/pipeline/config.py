@@ -102,7 +102,7 @@ class ExperimentConfig:
         prompts: Prompt set: the name of a shipped one (llama3, world), or a YAML file.
         task: Name of the benchmark. It decides how questions are read and graded.
         seed: Seed of every stage; no stage may have another.
-        documents: JSONL file of unlabeled documents. Without one, `world` makes them.
+        documents: File of unlabeled documents, as `mine` reads them. Without one, `world` makes them.
         questions: Files of the benchmark's questions, or prepared sets (tfds:NAME[:SPLIT][@DIR]), by the name
             of the set. Without any, `world` makes them.
         world: Documents and questions that the generator of the embedded world makes.

@@ -32,7 +32,7 @@ def mine(
     round: int = 1,
     progress: Callable[[int, int, int], None] = lambda done, total, tokens: None,
 ) -> tuple[MineSummary, Usage]:
-    """Has a model annotate the documents of a JSONL file, and cuts them into triples.
+    """Has a model annotate the documents of a file or a folder of shards, and cuts them into triples.
 
     Writes `annotations.jsonl`, where a killed run continues, and `triples.parquet` into the folder `out`. The
     second value is what all annotations took, those before a kill included (`annotations.usage.jsonl`).
