@@ -325,11 +325,17 @@ def test_bad_input_is_one_line(files, command, says, capsys, monkeypatch):
     assert err.count("\n") == 1 and says in err
 
 
-def test_prompts_are_passed_over_in_files_alone(stand_in, capsys):
-    assert rationalyst(f"{GOOD} --prompts llama3") == 2
-    assert "Option 'prompts' is not accepted" in capsys.readouterr().err
-    assert rationalyst(f"{GOOD} --config {CONFIGS / 'llama3-8b-train.yaml'}") == 1  # it does not fit
+def test_the_configs_of_other_commands_can_be_given(stand_in):
+    for name in ("llama3-8b-train", "llama3-8b-filter", "llama3-8b-mine"):
+        assert rationalyst(f"{GOOD} --config {CONFIGS / name}.yaml") == 1  # it does not fit
     assert stand_in
+
+
+def test_what_belongs_to_another_stage_is_refused(capsys):
+    assert rationalyst("plan --model llama3.2-1b") == 2
+    assert "--stage train needs a --topology" in capsys.readouterr().err
+    assert rationalyst(f"{GOOD} --documents x.jsonl") == 2
+    assert "--documents is for --stage mine" in capsys.readouterr().err
 
 
 def test_a_mesh_that_does_not_divide_the_chips_is_named(monkeypatch, capsys):

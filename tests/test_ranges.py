@@ -48,7 +48,8 @@ TAKEN = {
         *("annotate.temperature", "reason.temperature", "reason.rationale_temperature"),
         *("train.clip_norm", "train.epochs", "train.peak_learning_rate", "train.eps", "train.weight_decay"),
         *("mixture.plain", "mixture.inline", "mixture.annotation"),
-        *("plan slices", "plan mesh.replica", "plan mesh.fsdp", "plan mesh.tensor"),
+        *("plan slices", "plan mesh.replica", "plan mesh.fsdp", "plan mesh.tensor", "plan chips"),
+        "assume.rationale_tokens",
         *(
             "profile",
             "limit",

@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import sys
-from argparse import SUPPRESS, ArgumentError
+from argparse import ArgumentError
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -40,7 +40,7 @@ COMMANDS = {
     "calibrate": "find the threshold that reaches a wanted precision",
     "inspect": "compare rationales with human ones, with others, and with saying nothing",
     "train": "fine-tune a model to write the rationales",
-    "plan": "compile for TPUs that need not be there: does it fit, how fast can it be",
+    "plan": "what a stage would take: training and filter compiled for TPUs, mining counted",
     "reason": "solve a task's questions with one strategy",
     "serve": "serve a model to clients of the OpenAI API",
     "data": "prepare the rows of a benchmark, or rationales, for TensorFlow Datasets",
@@ -145,14 +145,7 @@ def parser_of(name: str, command: ModuleType) -> ArgumentParser:
         command.add_arguments(parser)
     else:
         parser.add_function_arguments(command.run, as_group=False)
-    for key in _passed_over(command):
-        parser.add_argument(f"--{key}", help=SUPPRESS)
     return parser
-
-
-def _passed_over(command: ModuleType) -> tuple[str, ...]:
-    """Keys that a command's files may hold, for other commands."""
-    return getattr(command, "PASSED_OVER", ())
 
 
 def _parse(name: str, command: ModuleType, arguments: list[str]) -> dict[str, Any]:
@@ -163,9 +156,6 @@ def _parse(name: str, command: ModuleType, arguments: list[str]) -> dict[str, An
         arguments = ["--config", command.DEFAULT_CONFIG, *arguments]
         given = [0, 1]
     rest = [argument for i, argument in enumerate(arguments) if i not in given]
-    for key in _passed_over(command):
-        if any(argument.partition("=")[0] == f"--{key}" for argument in rest):
-            raise ArgumentError(None, f"Option '{key}' is not accepted")
     # Files first, wherever they stand: an option on the command line always wins.
     files = [arguments[i] for i in given]
     try:
@@ -176,8 +166,7 @@ def _parse(name: str, command: ModuleType, arguments: list[str]) -> dict[str, An
             if unknown and _holds(file, unknown[1]):
                 raise ArgumentError(None, f"{file}: unknown key {unknown[1]}") from None
         raise
-    others = ("config", *_passed_over(command))
-    return {key: value for key, value in options.items() if key not in others}
+    return {key: value for key, value in options.items() if key != "config"}
 
 
 def _holds(file: str, key: str) -> bool:

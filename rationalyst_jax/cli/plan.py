@@ -1,59 +1,154 @@
-"""`rationalyst plan`: does it fit these TPUs, and how fast can it be at most?"""
+"""`rationalyst plan`: does it fit these TPUs, how fast can it be at most, and what would mining take?"""
 
+from argparse import ArgumentError
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from jsonargparse.typing import PositiveInt
 from rich.console import Console
 
-from rationalyst_jax.lm.devices.chips import GIB
+from rationalyst_jax.lm.devices.chips import CHIPS, GIB
 from rationalyst_jax.lm.devices.mesh import MeshShape
-from rationalyst_jax.mine.config import FilterConfig
+from rationalyst_jax.lm.engine.config import EngineConfig
+from rationalyst_jax.mine.config import AnnotateConfig, FilterConfig
+from rationalyst_jax.plan.config import MiningAssumptions
+from rationalyst_jax.report.mining import costs_table
 from rationalyst_jax.report.tables import counts_table
 from rationalyst_jax.train.config import TrainConfig
 
 if TYPE_CHECKING:
-    from rationalyst_jax.plan.plan import Plan
+    from rationalyst_jax.plan.mining import MiningSettings
+    from rationalyst_jax.plan.plan import Plan, PlanSettings
 
 # All chips divide the model: no weight has to be gathered.
 BY_TENSOR = MeshShape(replica=1, fsdp=1, tensor=-1)
 
-# Keys of the other commands' config files that say nothing about memory or speed.
-PASSED_OVER = ("prompts",)
-
 
 def run(
     model: str,
-    topology: str,
     train: TrainConfig,
     filter: FilterConfig,
-    stage: Literal["train", "filter"] = "train",
+    annotate: AnnotateConfig,
+    engine: EngineConfig,
+    assume: MiningAssumptions,
+    topology: str | None = None,
+    stage: Literal["train", "filter", "mine"] = "train",
     slices: int = 1,
     mesh: MeshShape = BY_TENSOR,
+    documents: Path | None = None,
+    prompts: str | None = None,
+    count: PositiveInt | None = None,  # pyright: ignore[reportInvalidTypeForm]
+    chip: str | None = None,
+    chips: PositiveInt = 1,  # pyright: ignore[reportInvalidTypeForm]
 ) -> None:
-    """Compile the program of a stage for TPUs that need not be there, and say whether it fits.
+    """Say what a stage would take of chips that need not be there. Nothing is run.
 
-    Prints for each chip its memory, its exchanges with other chips, its operations, and the least time that
-    these take. Where the program does not fit, plan makes changes, the mildest first, until it does; it names
-    them, and the exit status is 1. Nothing is run. Configs of `train` and `filter` can be given as they are.
+    Of train and filter the program is compiled for TPUs. Prints for each chip its memory, its exchanges with
+    other chips, its operations, and the least time that these take. Where the program does not fit, plan
+    makes changes, the mildest first, until it does; it names them, and the exit status is 1.
+
+    Of mine, with the filter, tokens and operations are counted on a sample of documents, for copying and for
+    inserting. What only a model can tell is assumed: the result is an estimate.
+
+    Configs of `train`, `filter` and `mine` can be given as they are.
 
     Args:
         model: Name of a published shape (llama3-8b, llama3.1-8b, llama3.2-1b, ...), or a checkpoint folder,
-            of which only config.json is read.
-        topology: Kind and layout of the chips of a slice, such as v5e:4x4 or v5p:2x2x1.
+            of which only config.json is read. The stage mine needs a folder, for its tokenizer, or "world"
+            for the shipped model.
+        topology: Kind and layout of the chips of a slice, such as v5e:4x4 or v5p:2x2x1, for train and filter.
         train: Settings of the training that is planned.
         filter: Settings of the filter that is planned.
+        annotate: Settings with which documents are to be annotated. Both methods are counted; those of
+            insertion can be given with method insert.
+        engine: How models are to be opened. For mine, pages limits what is shared.
+        assume: What the stage mine takes for granted.
         stage: Stage that is planned.
         slices: Number of such slices, connected by a network.
         mesh: How the chips divide the filter's work; the filter itself needs the same --mesh.
+        documents: Sample of the documents to mine: a file or a folder of shards. Each row has text, and may
+            have id and source.
+        prompts: Prompt set, for mine: the name of a shipped one (llama3, world), or a YAML file.
+        count: Number of documents that are to be mined; by default those of the sample.
+        chip: Kind of the chips that are to mine, such as v5e or h100; without it no hours are told.
+        chips: Number of chips that are to mine.
     """
+    if stage == "mine":
+        if topology is not None:
+            raise ArgumentError(None, "--topology is for train and filter: mine has --chip and --chips")
+        if documents is None or prompts is None:
+            raise ArgumentError(None, "--stage mine needs a sample of --documents, and --prompts")
+        from rationalyst_jax.plan.mining import MiningSettings
+
+        settings = MiningSettings(annotate, filter, engine)
+        return _mining(model, documents, prompts, settings, assume, count, chip, chips)
+    if topology is None:
+        raise ArgumentError(None, f"--stage {stage} needs a --topology")
+    if documents is not None:
+        raise ArgumentError(None, "--documents is for --stage mine")
+    from rationalyst_jax.plan.plan import PlanSettings
+
+    _compiled(stage, model, topology, slices, PlanSettings(train, filter, mesh))
+
+
+def _mining(
+    model: str,
+    documents: Path,
+    prompts: str,
+    settings: "MiningSettings",
+    assumed: MiningAssumptions,
+    count: int | None,
+    chip: str | None,
+    chips: int,
+) -> None:
+    """Prints what mining would take with each method."""
+    if chip is not None and chip not in CHIPS:
+        raise ValueError(f"--chip {chip}: must be one of {', '.join(CHIPS)}")
+    from rationalyst_jax.lm.weights.open import open_checkpoint
+    from rationalyst_jax.mine.documents import read_documents
+    from rationalyst_jax.plan.mining import Method, mining_cost
+    from rationalyst_jax.prompts.prompt import load_prompts
+    from rationalyst_jax.world.checkpoint import checkpoint_path
+
+    console = Console()
+    checkpoint = open_checkpoint(checkpoint_path(model))
+    prompt_set = load_prompts(prompts)
+    sample = read_documents(documents)
+    factor = 1.0 if count is None else count / len(sample)
+    known = (sample, checkpoint.config, checkpoint.tokenizer, prompt_set, settings, assumed)
+    methods: tuple[Method, ...] = ("copy", "insert")
+    with console.status("counting"):
+        costs = {method: mining_cost(method, *known).scaled(factor) for method in methods}
+    on_chips = None
+    said = [
+        f"a rationale has {assumed.rationale_tokens:g} tokens, and its markers",
+        f"a copy is the document, with rationales at {assumed.rationales_per_place:.0%} of its places "
+        f"({settings.annotate.places})",
+        "all rationales are usable, and the model that writes them scores them",
+    ]
+    if settings.annotate.most_places is not None:
+        said.append("the most surprising places are any: they are drawn by lot")
+    if chip is not None:
+        peak = CHIPS[chip].flops
+        on_chips = (f"{chips} x {chip}", chips * peak * assumed.utilisation)
+        said.append(f"utilisation: {assumed.utilisation:.0%} of {peak / 1e12:g} TFLOP/s a chip (bfloat16)")
+    title = f"mining {count or len(sample):,} documents, estimated from {len(sample):,}"
+    console.print(costs_table(title, costs, on_chips))
+    console.print("\n- ".join(["An estimate. Assumed:", *said]), highlight=False)
+
+
+def _compiled(
+    stage: Literal["train", "filter"], model: str, topology: str, slices: int, settings: "PlanSettings"
+) -> None:
+    """Prints what a compiled program takes, and what to change where it does not fit."""
     import jax
 
     from rationalyst_jax.plan.nearest import Trial, nearest, written
-    from rationalyst_jax.plan.plan import PlanSettings, plan, shape, target
+    from rationalyst_jax.plan.plan import plan, shape, target
 
     jax.config.update("jax_platforms", "cpu")  # a TPU that is here may be at work
     console = Console()
     planned = target(stage, shape(model), topology, slices)
-    settings = PlanSettings(train, filter, mesh)
     with console.status("compiling"):
         found = plan(planned, settings)
     how = "compiled, not run" if found.compiled else "not compiled"

@@ -7,6 +7,7 @@ from typing import Any
 # In words, and as a test; no test holds for NaN.
 Range = tuple[str, Callable[[Any], bool]]
 AT_LEAST_1: Range = "at least 1", lambda value: value >= 1
+AT_LEAST_1_FINITE: Range = "at least 1 and finite", lambda value: 1 <= value < math.inf
 AT_LEAST_2: Range = "at least 2", lambda value: value >= 2
 AT_LEAST_8: Range = "at least 8", lambda value: value >= 8
 AT_LEAST_0: Range = "at least 0", lambda value: value >= 0

@@ -5,7 +5,7 @@ of the document (`mine/insert.py`).
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -81,10 +81,8 @@ def annotate(
         def failed(index: int, error: Exception, missing: Sequence[int] = missing) -> None:
             failures[documents[missing[index]].id] = error
 
-        annotator.model.forget()
-        method = _METHODS[config.method]
-        coroutines = [method(documents[i], i, annotator, prompts, config) for i in missing]
-        drive(coroutines, [annotator.model], finished, failed, tell)
+        to_annotate = {number: documents[number] for number in missing}
+        annotate_block(to_annotate, annotator, prompts, config, finished, failed, tell)
     if failures:
         name, error = next(iter(failures.items()))
         raise ValueError(
@@ -94,6 +92,26 @@ def annotate(
     annotated = [done[document.id] for document in documents]
     write_rows(path, map(annotated_row, annotated))
     return annotated
+
+
+def annotate_block(
+    block: Mapping[int, Document],
+    annotator: Role,
+    prompts: PromptSet,
+    config: AnnotateConfig,
+    finished: Callable[[int, tuple[Annotated, Usage]], None],
+    failed: Callable[[int, Exception], None],
+    working: Callable[[], None] = lambda: None,
+) -> None:
+    """Annotates documents at the same time, each with its place in the whole run.
+
+    `finished` and `failed` are told the number of a document in the block, and `working` of every step, as by
+    `drive`.
+    """
+    annotator.model.forget()
+    method = _METHODS[config.method]
+    coroutines = [method(document, i, annotator, prompts, config) for i, document in block.items()]
+    drive(coroutines, [annotator.model], finished, failed, working)
 
 
 def usage_path(annotations: Path) -> Path:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Literal
 
 import numpy as np
@@ -93,6 +93,11 @@ class AnnotateConfig:
             if self.method == "copy" and option.name in _INSERTING:
                 if (value := getattr(self, option.name)) != option.default:
                     raise ValueError(f"annotate: {option.name} is {value!r}, but method copy inserts nothing")
+
+    def by(self, method: Literal["copy", "insert"]) -> "AnnotateConfig":
+        """The same settings for a method, as far as it looks at them."""
+        unused = {f.name: f.default for f in fields(self) if method == "copy" and f.name in _INSERTING}
+        return replace(self, method=method, **unused)
 
     @property
     def prompts(self) -> tuple[str, ...]:

@@ -159,12 +159,7 @@ def _begin(
 ) -> _Block:
     """Sends a block of documents to the device, the triples of each in one group."""
     longest = min(config.row_length, model.config.max_position_embeddings)
-    pairs = [[filter_pairs(triple, tokenizer, prompts) for triple in document] for document in documents]
-    fits = [[max(map(len, both)) <= longest for both in of_document] for of_document in pairs]
-    groups = [
-        [pair for both, fit in zip(*of_document, strict=True) if fit for pair in both]
-        for of_document in zip(pairs, fits, strict=True)
-    ]
+    fits, groups = fitting_groups(documents, tokenizer, prompts, longest)
     scores = score(
         model,
         groups,
@@ -174,6 +169,23 @@ def _begin(
         mesh=mesh,
     )
     return _Block(documents, fits, scores)
+
+
+def fitting_groups(
+    documents: Sequence[Sequence[Triple]],
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: PromptSet,
+    longest: int,
+) -> tuple[list[list[bool]], list[list[Pair]]]:
+    """Whether each triple of each document has at most `longest` tokens, and a group of the pairs of those
+    that do."""
+    pairs = [[filter_pairs(triple, tokenizer, prompts) for triple in document] for document in documents]
+    fits = [[max(map(len, both)) <= longest for both in of_document] for of_document in pairs]
+    groups = [
+        [pair for both, fit in zip(*of_document, strict=True) if fit for pair in both]
+        for of_document in zip(pairs, fits, strict=True)
+    ]
+    return fits, groups
 
 
 def _scored(triple: Triple, scores: tuple[float, float] | None) -> ScoredTriple:

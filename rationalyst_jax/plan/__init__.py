@@ -1,1 +1,1 @@
-"""Programs compiled for machines that are not here: do they fit, how fast can they be."""
+"""What a stage would take: programs compiled for machines that are not here, and mining counted."""

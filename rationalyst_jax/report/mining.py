@@ -1,10 +1,15 @@
-"""Tables of mining over shards."""
+"""Tables of mining: over shards, and of what it would take."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.table import Table
+
+from rationalyst_jax.report.style import plain_table
+
+if TYPE_CHECKING:
+    from rationalyst_jax.plan.mining import MiningCost
 
 
 def stages_table(stages: Mapping[str, Mapping[str, Any]]) -> Table:
@@ -35,3 +40,48 @@ def stages_table(stages: Mapping[str, Mapping[str, Any]]) -> Table:
         "tokens: computed by models; hours: of one worker, that is of one device"
     )
     return table
+
+
+def costs_table(title: str, costs: Mapping[str, "MiningCost"], on_chips: tuple[str, float] | None) -> Table:
+    """What mining would take, a method a column; rows that are 0 for all are left out.
+
+    on_chips: the chips in words, and how many operations a second they are assumed to do.
+    """
+    columns = [_cost_rows(cost, on_chips) for cost in costs.values()]
+    table = plain_table(title, "estimated")
+    table.min_width = len(title)
+    for method in costs:
+        table.add_column(method, justify="right", no_wrap=True)
+    for name in columns[0]:
+        if any(numbers := [rows[name] for rows in columns]):
+            table.add_row(name, *map(_number, numbers))
+    return table
+
+
+def _cost_rows(cost: "MiningCost", on_chips: tuple[str, float] | None) -> dict[str, float]:
+    used = cost.usage
+    rationales = max(1, cost.rationales)
+    rows = {
+        "documents too long": cost.too_long,
+        "rationales": cost.rationales,
+        "tokens written": used.generated,
+        "tokens scored": used.scored,
+        "context tokens sent": used.prefilled + used.cached,
+        "context tokens computed": used.prefilled,
+        "annotating, GFLOP": used.flops / 1e9,
+        "rationales too long for the filter": cost.too_long_to_score,
+        "tokens of the filter, as trees": cost.nodes,
+        "filtering, GFLOP": cost.filter_flops / 1e9,
+        "both, GFLOP": cost.flops / 1e9,
+        "tokens written for a rationale": used.generated / rationales,
+        "both, GFLOP for a rationale": cost.flops / rationales / 1e9,
+    }
+    if on_chips is not None:
+        chips, flops_a_second = on_chips
+        rows[f"both, hours on {chips}"] = cost.hours(flops_a_second)
+    return rows
+
+
+def _number(value: float) -> str:
+    """With thousands apart; fractions, and what is below a thousand, with four digits."""
+    return f"{value:,.4g}" if isinstance(value, float) and value < 1000 else f"{value:,.0f}"

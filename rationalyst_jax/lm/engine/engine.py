@@ -33,7 +33,7 @@ from rationalyst_jax.lm.engine.batch import (
     prefill_batch,
 )
 from rationalyst_jax.lm.engine.head import HeadOutputs
-from rationalyst_jax.lm.engine.prefix_cache import NULL_PAGE, PrefixCache
+from rationalyst_jax.lm.engine.prefix_cache import NULL_PAGE, PAGE_SIZE, PrefixCache
 from rationalyst_jax.lm.engine.requests import (
     GenerateRequest,
     Generation,
@@ -41,6 +41,7 @@ from rationalyst_jax.lm.engine.requests import (
     Likeliest,
     Request,
     ScoreRequest,
+    request_flops,
 )
 from rationalyst_jax.lm.engine.sequences import (
     NO_SLOT,
@@ -51,7 +52,7 @@ from rationalyst_jax.lm.engine.sequences import (
 )
 from rationalyst_jax.lm.engine.step import copy_pages, decode_steps, mixed_step, new_state
 from rationalyst_jax.lm.engine.text import Detokenizer, TokenMasks
-from rationalyst_jax.lm.model.flops import forward_flops
+from rationalyst_jax.lm.model.flops import attended_keys
 from rationalyst_jax.lm.model.llama import Llama
 
 LOOKAHEAD = 128  # groups of the queue that a step looks at
@@ -87,7 +88,7 @@ class Engine:
         prefill_chunks: int = 16,
         chunk_size: int = 32,
         steps: int = 16,
-        page_size: int = 16,
+        page_size: int = PAGE_SIZE,
         pages: int | None = None,
         memory: float = 0.9,
         alternatives: int = 0,
@@ -215,14 +216,8 @@ class Engine:
         self._close(handle)
 
     def flops(self, handle: Handle) -> int:
-        """Operations a request took (`lm/model/flops.py`). A token that ended a candidate is not computed."""
-        used = handle.usage
-        if isinstance(handle.request, ScoreRequest):
-            decoded = used.scored - 1
-        else:
-            decoded = used.generated - len(handle.result)
-        tokens = used.prefilled + max(0, decoded)
-        return forward_flops(self.model.config, tokens, used.attended, used.generated + used.scored)
+        """Operations a finished request took."""
+        return request_flops(self.model.config, handle)
 
     # ---- Working ----
 
@@ -433,7 +428,7 @@ class Engine:
             again = chunk.stop - (last and group.resumed)
             self.tokens += chunk.stop - chunk.start
             group.prefilled += max(0, min(again, group.first_read + 1) - chunk.start)
-            group.handle.usage.attended += _attended(chunk.start, again)
+            group.handle.usage.attended += attended_keys(chunk.start, again)
             if isinstance(group.handle.request, ScoreRequest):
                 for i in range(max(group.first_read, chunk.start), chunk.stop):
                     entries.score(place + i, group, i - group.first_read)
@@ -549,7 +544,7 @@ class Engine:
         handle.result[sequence.candidate] = generation
         handle.usage.generated += len(generation.tokens)
         first = len(request.context)
-        handle.usage.attended += _attended(first, first + len(generation.tokens) - 1)
+        handle.usage.attended += attended_keys(first, first + len(generation.tokens) - 1)
         sequence.ended = True
         self._vacate(sequence)
         if all(other.ended for other in sequence.group.sequences):
@@ -597,8 +592,3 @@ def _likeliest(outputs: HeadOutputs, request: Request, *place: int) -> Likeliest
     logprobs = outputs.likeliest_logprob_AZ[place][: request.alternatives]
     pairs = zip(tokens.tolist(), logprobs.tolist(), strict=True)
     return tuple((token, logprob) for token, logprob in pairs if logprob > -math.inf)
-
-
-def _attended(start: int, stop: int) -> int:
-    """Keys seen by tokens from one place up to another."""
-    return (stop * (stop + 1) - start * (start + 1)) // 2

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
+PAGE_SIZE = 16  # tokens, unless an engine is told otherwise
 NULL_PAGE = 0  # the page that belongs to nobody: what is to be forgotten is written there
 
 

@@ -5,6 +5,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from rationalyst_jax.lm.model.config import LlamaConfig
+from rationalyst_jax.lm.model.flops import forward_flops
+
 
 @dataclass(frozen=True)
 class GenerateRequest:
@@ -124,3 +127,15 @@ class Handle:
     stream: bool = False
     usage: TokenUsage = field(default_factory=TokenUsage)
     likeliest: list[Likeliest] = field(default_factory=list)
+
+
+def request_flops(config: LlamaConfig, handle: Handle) -> int:
+    """Operations a finished request took (`lm/model/flops.py`). A token that ended a candidate is not
+    computed."""
+    used = handle.usage
+    if isinstance(handle.request, ScoreRequest):
+        decoded = used.scored - 1
+    else:
+        decoded = used.generated - len(handle.result)
+    tokens = used.prefilled + max(0, decoded)
+    return forward_flops(config, tokens, used.attended, used.generated + used.scored)

@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from rationalyst_jax.lm.devices.mesh import TENSOR
 from rationalyst_jax.lm.engine.prefix_cache import Node, PrefixCache
 from rationalyst_jax.lm.engine.requests import GenerateRequest, Handle, Likeliest
+from rationalyst_jax.lm.model.config import LlamaConfig
 from rationalyst_jax.lm.model.llama import Llama
 
 CACHE_ON_CPU = 1 << 30  # bytes, where nobody says how many pages
@@ -290,6 +291,11 @@ class CacheManager:
         return -(-min(longest, prompt + PROMISED) // page_size) - (prompt - 1) // page_size
 
 
+def most_pages(config: LlamaConfig, page_size: int, max_sequences: int) -> int:
+    """How many pages sequences can need at most, where each has as many tokens as there are positions."""
+    return max_sequences * -(-config.max_position_embeddings // page_size)
+
+
 def fitting_pages(model: Llama, page_size: int, max_sequences: int, share: float, mesh: Mesh | None) -> int:
     """How many pages fit in a share of the free memory of a device, but no more than sequences can need."""
     config = model.config
@@ -299,8 +305,7 @@ def fitting_pages(model: Llama, page_size: int, max_sequences: int, share: float
     bytes_a_token = 2 * config.num_layers * config.num_kv_heads // shards * config.head_dim * dtype.itemsize
     stats = device.memory_stats()
     free = share * (stats["bytes_limit"] - stats["bytes_in_use"]) if stats else CACHE_ON_CPU
-    most = max_sequences * -(-config.max_position_embeddings // page_size)
     fitting = int(free) // (bytes_a_token * page_size) - 1
     if fitting * page_size < min(LEAST, config.max_position_embeddings):
         raise ValueError(f"engine: {free / 2**20:,.0f} MiB are left for the cache: less than {LEAST} tokens")
-    return min(most, fitting)
+    return min(most_pages(config, page_size, max_sequences), fitting)

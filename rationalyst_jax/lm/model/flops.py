@@ -22,6 +22,11 @@ def forward_flops(config: LlamaConfig, tokens: int, attended: int, targets: int 
     return 2 * _products(config, tokens, targets) + 2 * _attention_products(config, attended)
 
 
+def attended_keys(start: int, stop: int) -> int:
+    """(query, key) pairs of the tokens of one sequence from one place up to another."""
+    return (stop * (stop + 1) - start * (start + 1)) // 2
+
+
 def training_flops(
     config: LlamaConfig, tokens: int, attended: int, targets: int | None = None, lora: bool = False
 ) -> int:

@@ -112,6 +112,11 @@ def score(
     return Scores(groups, packed, computed)
 
 
+def work_of(groups: Sequence[Sequence[Pair]], *, row_length: int = 1024, rows_per_batch: int = 8) -> Work:
+    """What `score` computes for these groups on one device. Raises as it does."""
+    return _pack(groups, row_length, rows_per_batch, 1).work
+
+
 def one_ahead(begun: Iterable[Block]) -> Iterator[Block]:
     """Each block of work when the next one has been sent to the device: the host prepares one while the
     device computes the one before."""
