@@ -32,9 +32,9 @@ def run(
         prompts: Prompt set: the name of a shipped one (llama3, world), or a YAML file.
         documents: Documents to annotate, a file or a folder of shards: JSONL, JSON, CSV (.gz and .zst too) or
             Parquet. Each row has text, and may have id and source.
-        annotations: File of documents, in the same formats, that were annotated before or elsewhere, to import instead. Each
-            row has input (the document) and output (its annotated copy), or as mine wrote it places (what was
-            inserted), and may have id and source.
+        annotations: File of documents, in the same formats, that were annotated before or elsewhere, to
+            import instead. Each row has input (the document) and output (its annotated copy), or as mine
+            wrote it places (what was inserted), and may have id and source.
         annotate: How documents are annotated.
         engine: Models opened from checkpoint folders.
         endpoint: Models behind an address.

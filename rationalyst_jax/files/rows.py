@@ -13,6 +13,8 @@ from typing import Any, BinaryIO, cast
 
 from rationalyst_jax.files.whole import naming, whole
 
+csv.field_size_limit(2**31 - 1)  # a document is one field
+
 Row = dict[str, Any]
 Reject = Callable[[ValueError], None]  # is told what is wrong with a row that is left out, or raises it
 
@@ -61,12 +63,18 @@ def table_files(path: Path) -> list[Path]:
     """The file itself, or the files of a folder as `read_table` reads them; raises as it does."""
     if not path.is_dir():
         return [path]
-    files = [file for file in sorted(path.rglob("*")) if file.is_file() and not _passed_over(file, path)]
+    files = sorted(file for file in _files_in(path) if not _passed_over(file, path))
     for file in files:
         if table_format(file) not in _FORMATS:
             endings = ", ".join(sorted(_FORMATS))
             raise ValueError(f"{file}: a folder of rows holds files that end in {endings} (.gz, .zst) alone")
     return files
+
+
+def check_outside(table: Path, out: Path) -> None:
+    """Raises ValueError for an output in the folder that is read: the next run would read it."""
+    if table.is_dir() and out.resolve().is_relative_to(table.resolve()):
+        raise ValueError(f"{out}: lies in {table}, which is read: write elsewhere")
 
 
 def table_format(path: Path) -> str:
@@ -76,6 +84,8 @@ def table_format(path: Path) -> str:
 
 def table_name(path: Path) -> str:
     """A file's name, or a folder's, without its endings."""
+    if path.name in ("", ".."):
+        path = path.resolve()
     return Path(path.stem).stem if path.suffix in _CODECS else path.stem
 
 
@@ -166,6 +176,18 @@ def _not_empty(path: Path, rows: Iterable[tuple[str, Row]]) -> Iterator[tuple[st
         raise ValueError(f"{path}: holds no rows")
 
 
+def _files_in(folder: Path) -> Iterator[Path]:
+    """All files of a folder and its folders, those that links lead to as well."""
+    seen = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:
+            folders.clear()  # a link back
+            continue
+        seen.add(real)
+        yield from (Path(place, file) for file in files if Path(place, file).is_file())
+
+
 def _passed_over(file: Path, folder: Path) -> bool:
     return any(part.startswith((".", "_")) for part in file.relative_to(folder).parts)
 
@@ -186,7 +208,10 @@ def _read_lines(path: Path, reject: Reject) -> Iterator[tuple[str, Row]]:
 def _read_json(path: Path, reject: Reject) -> Iterator[tuple[str, Row]]:
     with _opened(path) as file:
         text = file.read()
-    if text.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{"):
+    text = text.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if not text:
+        return iter(())
+    if text.startswith(b"{"):
         return _read_lines(path, reject)
     try:
         rows = json.loads(text.decode("utf-8-sig"), parse_float=_finite, parse_constant=_finite)
@@ -205,8 +230,10 @@ def _read_parquet(path: Path, reject: Reject) -> Iterator[tuple[str, Row]]:
         with ParquetFile(path) as file:
             rows = (row for batch in file.iter_batches() for row in batch.to_pylist())
             yield from _numbered(path, rows, reject)
-    except pyarrow.ArrowException as error:
-        raise ValueError(f"{path}: not Parquet: {' '.join(str(error).split())}") from None
+    except (pyarrow.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and (error.filename is not None or error.errno is not None):
+            raise  # not of the format
+        raise ValueError(f"{path}: not Parquet, or damaged: {' '.join(str(error).split())}") from None
 
 
 def _read_csv(path: Path, reject: Reject) -> Iterator[tuple[str, Row]]:

@@ -65,6 +65,8 @@ def publish(
     hashes = _document_hashes(triples)
     table = pq.read_table(file)
     column = pa.array([hashes[triple.document_id] for triple in triples], pa.string())
+    if _HASH in table.column_names:
+        raise ValueError(f"{file}: has a column {_HASH}, so it is published already: give what filter wrote")
     table = table.append_column(_HASH, column)
     for name, (type, value) in _made_how(provenance).items():
         table = table.append_column(name, pa.array([value] * len(triples), type))
@@ -137,7 +139,12 @@ def read_cosines(path: Path) -> dict[str, float]:
         raise FileNotFoundError(f"{path}: no {_PREFILTERED} here")
     cosines: dict[str, float] = {}
     for file in files:
-        table = pq.read_table(file, columns=["id", "cosine"])
+        try:
+            table = pq.read_table(file, columns=["id", "cosine"])
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(f"{file}: not what the prefilter wrote: {error}") from None
+        if missing := {"id", "cosine"} - {*table.column_names}:
+            raise ValueError(f"{file}: not what the prefilter wrote: no column {', '.join(sorted(missing))}")
         cosines |= dict(zip(table["id"].to_pylist(), table["cosine"].to_pylist(), strict=True))
     return cosines
 

@@ -68,8 +68,8 @@ async def _surprises(
     """How much (nats) the words after each place, up to the next one, surprise the model, for as many places
     as it has room for.
 
-    That is the decayed sum of -log p which the filter's gain is a difference of. So no rationale can gain
-    more there: at best it makes the words certain.
+    That is the decayed sum of -log p which the filter's gain is a difference of: at best a rationale makes
+    these words certain. The filter then looks further, up to the next place that was taken.
     """
     requests = []
     for start, end in pairwise([*starts, len(text)]):

@@ -5,11 +5,12 @@ import shutil
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from rationalyst_jax.files.lock import locked
 from rationalyst_jax.files.whole import read_json, whole
 from rationalyst_jax.mine.data_set import filtered_files, publish, read_cosines
-from rationalyst_jax.report.card import data_set_card
+from rationalyst_jax.report.card import data_set_card, models_of
 from rationalyst_jax.tasks.benchmarks import TASKS
 
 README = "README.md"
@@ -37,7 +38,7 @@ def data_set(
     files = filtered_files(rationales)
     found = {}
     for stage, folder in (("dedup", dedup), ("decontaminate", decontaminate)):
-        found[stage] = None if folder is None else read_json(folder / f"{stage}.json")
+        found[stage] = None if folder is None else _recorded(folder / f"{stage}.json", stage)
     cosines = None if prefilter is None else read_cosines(prefilter)
     with locked(out):
         if out.exists():
@@ -45,6 +46,12 @@ def data_set(
         with _staged(out) as unfinished:
             published = [publish(file, unfinished, without_text, cosines) for file in files]
             sources = {triple.source for of_file in published for triple in of_file.triples}
+            named = sources | {name for of_file in published for name in models_of(of_file.provenance)}
+            if unknown := sorted(set(licenses) - named):
+                raise ValueError(
+                    f"licenses: there is no source or model {', '.join(unknown)}: there are "
+                    f"{', '.join(sorted(named))}"
+                )
             if unknown := sorted(set(without_text) - sources):
                 names = ", ".join(sorted(sources))
                 raise ValueError(f"{rationales}: has no source {', '.join(unknown)}: there are {names}")
@@ -59,6 +66,15 @@ def data_set(
             )
             (unfinished / README).write_text(card, encoding="utf-8")
     return out / README
+
+
+def _recorded(path: Path, stage: str) -> dict[str, Any]:
+    """What a stage recorded of the documents that went. Raises ValueError for a file without that."""
+    found = read_json(path)
+    wanted = {"outcomes"} | ({"settings", "tasks"} if stage == "decontaminate" else set())
+    if missing := [key for key in sorted(wanted) if not isinstance(found.get(key), dict)]:
+        raise ValueError(f"{path}: not what {stage} wrote: no {', '.join(missing)}")
+    return found
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from itertools import chain
 from pathlib import Path
 
 from rationalyst_jax.files.prepared import Source
+from rationalyst_jax.files.rows import check_outside
 from rationalyst_jax.files.settings import claimed
 from rationalyst_jax.files.whole import write_json
 from rationalyst_jax.mine.config import DecontaminateConfig
@@ -33,18 +34,22 @@ def decontaminate(
     many shards are done. Raises ValueError for a malformed row, an unknown task, work begun with other
     settings, questions or documents, and while another process is at this work.
     """
+    check_outside(documents, out)
     shards = find_shards(documents)
     tasks = {name: task_named(name) for name in against}
     questions = {name: read_questions(task, against[name]) for name, task in tasks.items()}
     settings = {
         "decontaminate": asdict(config),
         "questions": {name: questions_digest(task, against[name]) for name, task in tasks.items()},
-        "shards": fingerprints(shards),
     }
     index = QuestionIndex(questions, config)
     with claimed(out / "decontaminate.config.json", settings, out / DONE):
         outcomes = divide_shards(
-            shards, lambda _: lambda _, document: judge(document, index, config), out, progress
+            shards,
+            lambda _: lambda _, document: judge(document, index, config),
+            fingerprints(shards),
+            out,
+            progress,
         )
         verdicts = (read_verdicts(out / VERDICTS / f"{shard.name}.jsonl") for shard in shards)
         found = contamination(chain.from_iterable(verdicts), questions, index)

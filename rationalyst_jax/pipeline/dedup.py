@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from rationalyst_jax.files.rows import Row
-from rationalyst_jax.files.settings import claimed
+from rationalyst_jax.files.rows import Row, check_outside
+from rationalyst_jax.files.settings import claimed, digest
 from rationalyst_jax.files.whole import write_json
 from rationalyst_jax.mine.config import DedupConfig
 from rationalyst_jax.mine.deduplicate import find_duplicates, read_hashes, read_ids, sign_shard
@@ -35,20 +35,23 @@ def dedup(
     malformed row, work begun with other settings or other documents, and while another process is at this
     work.
     """
+    check_outside(documents, out)
     shards = find_shards(documents)
     made_of = fingerprints(shards)
-    settings = {"dedup": asdict(config), "shards": made_of}
+    settings = {"dedup": asdict(config)}
+    whole_made_of = digest(f"{name} {mark}".encode() for name, mark in made_of.items())
     with claimed(out / "dedup.config.json", settings, out / DONE):
         files = [out / "signatures" / f"{shard.name}.parquet" for shard in shards]
         for number, (shard, file) in enumerate(zip(shards, files, strict=True)):
             progress(number, 2 * len(shards), 0)
             sign_shard(shard, made_of[shard.name], config, file)
+        depends_on = dict.fromkeys(made_of, whole_made_of)  # a document may be like one of any shard
         gone = duplicates([shard.name for shard in shards], files, config)
 
         def dividing(done: int, total: int, tokens: int) -> None:
             progress(total + done, 2 * total, tokens)
 
-        outcomes = divide_shards(shards, lambda shard: judge_by(gone(shard.name)), out, dividing)
+        outcomes = divide_shards(shards, lambda shard: judge_by(gone(shard.name)), depends_on, out, dividing)
         write_json(out / "dedup.json", {"settings": settings, "outcomes": outcomes})
     return outcomes
 

@@ -215,8 +215,9 @@ class Experiment:
 
     def rationales_path(self, name: str) -> Path:
         """What a RATIONALYST is trained on: a file, or a folder with one of each round."""
-        rationales = self.path / "mine" / file_name(name)
-        return rationales if self.config.rounds else rationales.with_suffix(".parquet")
+        if self.config.rounds:
+            return self.path / "mine" / "learned" / file_name(name)
+        return self.path / "mine" / f"{file_name(name)}.parquet"
 
     def train_dir(self, name: str) -> Path:
         return self.path / "train" / file_name(name)

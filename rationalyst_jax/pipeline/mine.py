@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from rationalyst_jax.files.lock import locked
+from rationalyst_jax.files.rows import check_outside
 from rationalyst_jax.files.settings import claimed
 from rationalyst_jax.mine.annotate import annotate, read_usage
 from rationalyst_jax.mine.config import AnnotateConfig
@@ -40,14 +41,10 @@ def mine(
     Raises ValueError for a malformed row, for surprise asked of a model that gives no log-probabilities, for
     work begun with other settings, and while another process is at this work.
     """
+    check_outside(documents, out)
     _check(min_similarity)
     found = read_documents(documents)
-    models.check(annotator, prompts, config.prompts, config.suppress)
-    if config.most_places is not None and models.known(annotator).tokenizer is None:
-        raise ValueError(
-            f"annotate: most_places needs log-probabilities of texts, which the chat at {annotator} does not "
-            "give: name the endpoint's tokenizer, or take all places"
-        )
+    check_annotator(annotator, models, prompts, config)
     settings = {
         "model": models.known(annotator).name,
         "prompts": prompts.version,
@@ -63,6 +60,17 @@ def mine(
             "round": round,
         }
         return _cut(annotations, str(annotator), how, prompts, out, min_similarity), read_usage(file)
+
+
+def check_annotator(annotator: Place, models: Models, prompts: PromptSet, config: AnnotateConfig) -> None:
+    """Raises as `Models.check`, and ValueError for surprise asked of a model that gives no
+    log-probabilities."""
+    models.check(annotator, prompts, config.prompts, config.suppress)
+    if config.most_places is not None and models.known(annotator).tokenizer is None:
+        raise ValueError(
+            f"annotate: most_places needs log-probabilities of texts, which the chat at {annotator} does not "
+            "give: name the endpoint's tokenizer, or take all places"
+        )
 
 
 def import_annotations(

@@ -9,12 +9,14 @@ from typing import Any
 from rich.console import Console
 
 from rationalyst_jax.files.interruption import interrupted_by_sigterm
-from rationalyst_jax.files.rows import read_file
+from rationalyst_jax.files.rows import check_outside, read_file
 from rationalyst_jax.files.whole import write_json
 from rationalyst_jax.lm.weights.encoder import open_encoder
 from rationalyst_jax.lm.weights.tokenizer import marker_ids
+from rationalyst_jax.mine.prefilter import cutter_of
 from rationalyst_jax.mine.references import read_references, references_digest
 from rationalyst_jax.mine.shards import find_shards
+from rationalyst_jax.pipeline.mine import check_annotator
 from rationalyst_jax.pipeline.mine_config import MineRunConfig
 from rationalyst_jax.pipeline.mine_stages import BAD_ROWS, MERGED, OF_SOURCE, Tools, open_tools, stages
 from rationalyst_jax.pipeline.run_dir import RunDir
@@ -37,6 +39,7 @@ def run(config: MineRunConfig, *, console: Console) -> list[StageStatus]:
     work in it, for a shard whose workers die again and again, and, when all others are done, where shards
     were refused; Interrupted after SIGTERM.
     """
+    check_outside(Path(config.documents), Path(config.run_dir))
     shards = _shards(Path(config.documents))
     places = environments(config.workers)
     with open_tools(config) as tools:
@@ -48,13 +51,14 @@ def run(config: MineRunConfig, *, console: Console) -> list[StageStatus]:
             work = ShardedRun(path, shards, order, settings, losses=config.losses, progress=progress)
             supervise(work, partial(open_tools, config), perform, places)
         found = status(path)
+        if not work.failed:
+            write_json(path / "summary.json", {stage.name: asdict(stage) for stage in found})
         _say(config, found, console)
         _say_bad_rows(path / first.name, list(shards), console)
         if work.failed:
             told, *others = (f"{name}: {message}" for name, message in work.failed.items())
             _say_first(others, console)
             raise ValueError(f"{told}; what is done is kept, and the same command tries this again")
-        write_json(path / "summary.json", {stage.name: asdict(stage) for stage in found})
     merged = path / last.name / last.makes[MERGED]
     console.print(f"all rationales in {merged}, kept or not", highlight=False, markup=False, soft_wrap=True)
     return found
@@ -79,7 +83,7 @@ def _settings(tools: Tools) -> dict[str, Any]:
     be asked what it will be asked."""
     config = tools.config
     models = tools.models
-    models.check(config.model, tools.prompts, config.annotate.prompts, config.annotate.suppress)
+    check_annotator(config.model, models, tools.prompts, config.annotate)
     scorer = models.checkpoint(tools.scorer)
     check_prompts(scorer.tokenizer, tools.prompts, ["follow", "follow_guided"])
     marker_ids(scorer.tokenizer, config.filter.suppress)
@@ -91,7 +95,9 @@ def _settings(tools: Tools) -> dict[str, Any]:
         how = config.prefilter
         sets = read_references(config.references, how.max_references, how.held_out, how.seed)
         settings["references"] = references_digest(sets)
-        settings["encoder"] = open_encoder(Path(config.encoder)).fingerprint
+        encoder = open_encoder(Path(config.encoder))
+        cutter_of(encoder, how)
+        settings["encoder"] = encoder.fingerprint
     against = config.against.items()
     settings["against"] = {name: questions_digest(task_named(name), source) for name, source in against}
     names = {"model": models.known(config.model).name, "scorer": scorer.fingerprint}

@@ -111,20 +111,28 @@ class Models:
         return [self._role(place) for place in places]
 
     def scorer(self, place: Place, mesh: Mesh | None) -> Llama:
-        """A model's weights alone, not rounded, divided over the mesh if there is one. Closes all engines."""
+        """A model's weights alone, not rounded, divided over the mesh if there is one. Closes all engines.
+
+        They are kept until another model is asked for.
+        """
         checkpoint = self.checkpoint(place)
+        if self._scorer is not None and self._scorer[:2] == (checkpoint.path, mesh):
+            return self._scorer[2]
         engine = self._engines.get(checkpoint.path)
         model = None
         if engine is not None and mesh == engine_mesh(self.engine) and not self.engine.int8:
             model = engine.model
         del engine
         self.close()
-        return checkpoint.load_for_inference(mesh) if model is None else model
+        model = checkpoint.load_for_inference(mesh) if model is None else model
+        self._scorer = checkpoint.path, mesh, model
+        return model
 
     def close(self) -> None:
-        """Gives up all engines: their caches, and the weights that nobody else holds."""
-        if self._engines:
+        """Gives up all engines and the scorer: caches, and the weights that nobody else holds."""
+        if self._engines or self._scorer is not None:
             self._engines.clear()
+            self._scorer = None
             gc.collect()
 
     def _role(self, place: Place) -> Role:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rationalyst_jax.files.prepared import Source
-from rationalyst_jax.files.rows import write_rows
+from rationalyst_jax.files.rows import check_outside, write_rows
 from rationalyst_jax.files.settings import claimed
 from rationalyst_jax.lm.weights.encoder import open_encoder
 from rationalyst_jax.mine.config import PrefilterConfig
@@ -64,6 +64,7 @@ def prefilter(
     tasks. Writes into the folder `out` as `prefilter_documents`. Raises as that, `open_prefilter` and
     `read_documents`, and for malformed documents before anything is computed.
     """
+    check_outside(documents, out)
     found = read_documents(documents)
     out.mkdir(parents=True, exist_ok=True)  # what cannot be is said before the work
     return prefilter_documents(found, open_prefilter(references, encoder, config), out, progress=progress)

@@ -9,6 +9,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from rationalyst_jax.mine.data_set import Published
+from rationalyst_jax.mine.store import Provenance
 
 _TEMPLATE = Path(__file__).with_name("data_set_card.md.jinja")
 _UNKNOWN = "not said"
@@ -84,6 +85,12 @@ def _reasons(published: Sequence[Published]) -> list[dict[str, Any]]:
         {"reason": reason, "rationales": count, "kept": "yes" if kept else "no"}
         for (reason, kept), count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     ]
+
+
+def models_of(made_by: Provenance) -> list[str]:
+    """The models that wrote and judged the rows of a file."""
+    judge = made_by.config.get("filter_model")
+    return [made_by.model, *([] if judge is None else [str(judge)])]
 
 
 def _models(published: Sequence[Published], licenses: Mapping[str, str]) -> list[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """What the prefilter kept, of each reference set and of each source."""
 
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from rationalyst_jax.mine.prefilter import PAPER_ALPHA
@@ -31,7 +32,7 @@ def sources_table(summary: PrefilterSummary) -> Table:
     table = _table("documents kept", "source", "documents", "kept")
     for name, found in summary.sources.items():
         shares = (_share(found.kept / found.documents), _share(found.paper_kept / found.documents))
-        table.add_row(name, str(found.documents), str(found.kept), *shares)
+        table.add_row(escape(name), str(found.documents), str(found.kept), *shares)
     found = summary.sources.values()
     documents = sum(one.documents for one in found)
     kept = sum(one.kept for one in found)

@@ -23,7 +23,7 @@ def counts_table(title: str, rows: Mapping[str, object]) -> Table:
     table.add_column()
     table.add_column(justify="right")
     for name, value in rows.items():
-        table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
+        table.add_row(escape(name), f"{value:.4g}" if isinstance(value, float) else escape(str(value)))
     return table
 
 
