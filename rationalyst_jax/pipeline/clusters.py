@@ -79,7 +79,6 @@ def do_on_cluster(
 
     Raises ValueError where the cluster refuses.
     """
-    _imported("loguru").logger.disable("datatrove")  # in this process; what ranks say is in their logs
     started: Sequence[str] = ()
     with _EXECUTORS[executor](config, work.path, console) as start:
         while (groups := work.groups()) and groups[0].stages != started:
@@ -117,7 +116,7 @@ def _settings(step: Step, group: Group, config: ClusterConfig, run_dir: Path) ->
 def _slurm(config: ClusterConfig, run_dir: Path, console: Console) -> Iterator[Start]:
     """Ranks are jobs of an array. Their name is made of the folder of the run: jobs that are still there from
     an earlier command are waited for. All are cancelled where this ends with an exception."""
-    datatrove = _imported("datatrove.executor.slurm")
+    datatrove = _datatrove("slurm")
     name = f"rationalyst-{digest([str(run_dir.resolve()).encode()])[:8]}"
     beside = str(Path(sys.executable).parent)  # where pip puts what jobs call
 
@@ -174,7 +173,7 @@ def _ray(config: ClusterConfig, run_dir: Path, console: Console) -> Iterator[Sta
     """Ranks are actors of the cluster that RAY_ADDRESS names, or that is found here; else of this machine."""
     handler = signal.getsignal(signal.SIGTERM)
     ray = _imported("ray")
-    datatrove = _imported("datatrove.executor.ray")
+    datatrove = _datatrove("ray")
     datatrove.RankWorker = RayRank
     ray.init(log_to_driver=False, logging_level="ERROR")
     signal.signal(signal.SIGTERM, handler)  # ray has set its own
@@ -215,9 +214,16 @@ def check_executor(executor: str) -> None:
             raise ValueError(f"--executor {executor}: there is no {program} on this machine")
 
 
+def _datatrove(executor: str) -> Any:
+    """A module of datatrove, which says nothing in this process. What it says in ranks is in their logs."""
+    _imported("loguru").logger.disable("datatrove")
+    return _imported(f"datatrove.executor.{executor}")
+
+
 def _imported(module: str) -> Any:
     """A module of the extra `web`. Raises ValueError where that is missing."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise ValueError(f"{error.name} is not installed: pip install 'rationalyst_jax[web]'") from None
+        name = str(error.name).partition(".")[0]
+        raise ValueError(f"{name} is not installed: pip install 'rationalyst_jax[web]'") from None
