@@ -21,7 +21,7 @@ from rationalyst_jax.files.rows import append_rows, read_file
 from rationalyst_jax.pipeline import clusters
 from rationalyst_jax.pipeline.clusters import Ranks, check_executor, do_rank
 from rationalyst_jax.pipeline.mine_config import ClusterConfig
-from rationalyst_jax.pipeline.sharded import Group, ShardedRun, status
+from rationalyst_jax.pipeline.sharded import StageGroup, ShardedRun, status
 
 
 @pytest.fixture
@@ -36,13 +36,13 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def groups(monkeypatch: pytest.MonkeyPatch) -> list[Group]:
+def groups(monkeypatch: pytest.MonkeyPatch) -> list[StageGroup]:
     """In place of Slurm: here, one rank after another. The groups that were started."""
-    started: list[Group] = []
+    started: list[StageGroup] = []
 
     @contextmanager
     def here(config: ClusterConfig, run_dir: Path, console: object) -> Iterator[clusters.Start]:
-        def start(group: Group, step: clusters.Step) -> None:
+        def start(group: StageGroup, step: clusters.RankStep) -> None:
             started.append(group)
             tasks = clusters._settings(step, group, config, run_dir)["tasks"]
             for rank in range(tasks):
@@ -95,7 +95,7 @@ def test_only_what_is_left_is_divided_among_ranks(root, groups, in_process):
 
 
 def test_a_rank_takes_each_nth_shard_that_is_left():
-    group = Group(["read"], dict.fromkeys("abcde", "read"))
+    group = StageGroup(["read"], dict.fromkeys("abcde", "read"))
     assert [list(group.share(rank, 2).left) for rank in range(2)] == [["a", "c", "e"], ["b", "d"]]
 
 
@@ -139,8 +139,14 @@ def test_a_rank_begins_nothing_whose_input_is_not_there(root):
     )
     ranks = Ranks(planned, partial(shard_stages.opened, root), workers=1)
     with pytest.raises(ValueError, match=r"^number: what they take is not there$"):
-        do_rank(ranks, Group(["number"], {"s00": "number"}), 0, 1)
+        do_rank(ranks, StageGroup(["number"], {"s00": "number"}), 0, 1)
     assert not (root / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["tasks", "at_once", "cpus_per_task", "mem_per_cpu_gb"])
+def test_settings_out_of_range_are_named(name):
+    with pytest.raises(ValueError, match=rf"^cluster: {name} must be at least 1, got 0$"):
+        ClusterConfig(**{name: 0})
 
 
 def test_a_cluster_that_cannot_be_used_is_told_in_a_line(monkeypatch):

@@ -190,7 +190,6 @@ BAD_INPUT = {
     "mine run --documents shards --executor slurm --cluster.tasks 3": "slurm needs cluster.partition",
     "mine run --documents shards --cluster.tasks 3": "mine run: --executor here has no use for cluster.tasks",
     "mine run --documents d --executor ray --cluster.tasks 3 --cluster.time 9": "has no use for cluster.time",
-    "mine run --documents shards --executor ray --cluster.tasks 0": "tasks must be at least 1, got 0",
     "mine run --documents nowhere": "nowhere: no such file of documents, nor a folder of them",
     "mine run --documents run": "run: no file of documents in this folder",
     "mine run --documents shards --model nowhere": "nowhere: no such checkpoint folder",

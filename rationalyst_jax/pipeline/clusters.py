@@ -27,7 +27,7 @@ from rich.console import Console
 
 from rationalyst_jax.files.settings import digest
 from rationalyst_jax.pipeline.mine_config import ClusterConfig
-from rationalyst_jax.pipeline.sharded import Group, ShardedRun, perform, status, task_name
+from rationalyst_jax.pipeline.sharded import StageGroup, ShardedRun, perform, status, task_name
 from rationalyst_jax.pipeline.workers import environments, supervise
 
 _LOGS = "ranks"
@@ -47,7 +47,7 @@ class Ranks:
     workers: int | None
 
 
-def do_rank(ranks: Ranks, group: Group, rank: int, world_size: int) -> None:
+def do_rank(ranks: Ranks, group: StageGroup, rank: int, world_size: int) -> None:
     """Does one rank's share of what is left of a group of stages, in workers of its own, which open what they
     keep once. Raises ValueError where some of it cannot be done."""
     with ranks.planned(group=group.share(rank, world_size)) as work:
@@ -57,11 +57,11 @@ def do_rank(ranks: Ranks, group: Group, rank: int, world_size: int) -> None:
         raise ValueError(told[0] if told else f"{', '.join(group.stages)}: what they take is not there")
 
 
-class Step:
+class RankStep:
     """`do_rank` as a step of a pipeline of datatrove. It goes to ranks as a pickle; paths are those of the
     folder in which it was made."""
 
-    def __init__(self, ranks: Ranks, group: Group):
+    def __init__(self, ranks: Ranks, group: StageGroup):
         self._ranks = ranks
         self._group = group
         self._folder = os.getcwd()
@@ -82,7 +82,7 @@ def do_on_cluster(
     started: Sequence[str] = ()
     with _EXECUTORS[executor](config, work.path, console) as start:
         while (groups := work.groups()) and groups[0].stages != started:
-            start(groups[0], Step(ranks, groups[0]))
+            start(groups[0], RankStep(ranks, groups[0]))
             started = groups[0].stages
     if groups:
         refused = {stage.name: stage.refused for stage in status(work.path)}
@@ -92,10 +92,10 @@ def do_on_cluster(
             work.failed[task_name(stage, shard)] = why
 
 
-Start = Callable[[Group, Step], None]  # returns when all ranks of the group have ended
+Start = Callable[[StageGroup, RankStep], None]  # returns when all ranks of the group have ended
 
 
-def _settings(step: Step, group: Group, config: ClusterConfig, run_dir: Path) -> dict[str, Any]:
+def _settings(step: RankStep, group: StageGroup, config: ClusterConfig, run_dir: Path) -> dict[str, Any]:
     """What both executors of datatrove are told alike."""
     return {
         "pipeline": [step],
@@ -120,7 +120,7 @@ def _slurm(config: ClusterConfig, run_dir: Path, console: Console) -> Iterator[S
     name = f"rationalyst-{digest([str(run_dir.resolve()).encode()])[:8]}"
     beside = str(Path(sys.executable).parent)  # where pip puts what jobs call
 
-    def start(group: Group, step: Step) -> None:
+    def start(group: StageGroup, step: RankStep) -> None:
         executor = datatrove.SlurmPipelineExecutor(
             **_settings(step, group, config, run_dir),
             partition=config.partition,
@@ -178,7 +178,7 @@ def _ray(config: ClusterConfig, run_dir: Path, console: Console) -> Iterator[Sta
     ray.init(log_to_driver=False, logging_level="ERROR")
     signal.signal(signal.SIGTERM, handler)  # ray has set its own
 
-    def start(group: Group, step: Step) -> None:
+    def start(group: StageGroup, step: RankStep) -> None:
         datatrove.RayPipelineExecutor(**_settings(step, group, config, run_dir)).run()
 
     try:

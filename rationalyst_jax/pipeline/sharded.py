@@ -99,7 +99,7 @@ def task_name(stage: str, shard: str | None) -> str:
 
 
 @dataclass(frozen=True)
-class Group:
+class StageGroup:
     """Stages of which each shard can be done without waiting for others, and what is left to do of them.
 
     left: of each shard (None: all shards) that is not done, the first stage that is not.
@@ -108,9 +108,9 @@ class Group:
     stages: Sequence[str]
     left: Mapping[str | None, str]
 
-    def share(self, rank: int, ranks: int) -> "Group":
+    def share(self, rank: int, ranks: int) -> "StageGroup":
         """What one of several ranks does of it: of the shards that are left each `ranks`-th, from `rank`."""
-        return Group(self.stages, dict(list(self.left.items())[rank::ranks]))
+        return StageGroup(self.stages, dict(list(self.left.items())[rank::ranks]))
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ class ShardedRun:
         *,
         losses: int,
         progress: Progress = lambda done, total, tokens: None,
-        group: Group | None = None,
+        group: StageGroup | None = None,
     ):
         self.path = path
         self.failed: dict[str, str] = {}  # what was refused: names of tasks and messages
@@ -217,7 +217,7 @@ class ShardedRun:
     def is_done(self) -> bool:
         return not self.failed and not any(self._waiting.values())
 
-    def groups(self) -> list[Group]:
+    def groups(self) -> list[StageGroup]:
         """What is left to do, in groups of which each needs all before it. The markers of what others have
         done meanwhile are read."""
         for stage in self._stages:
@@ -225,14 +225,14 @@ class ShardedRun:
                 found = self._ready(stage, shard)
                 if found is not None and self._is_done(*found):
                     del self._waiting[stage.name][shard]
-        groups: list[Group] = []
+        groups: list[StageGroup] = []
         for _, stages in groupby(self._stages, key=lambda stage: stage.over_all):
             names = [stage.name for stage in stages]
             left: dict[str | None, str] = {}
             for name in names:
                 left = dict.fromkeys(self._waiting[name], name) | left
             if left:
-                groups.append(Group(names, left))
+                groups.append(StageGroup(names, left))
         return groups
 
     # ---- What workers ask and tell ----
