@@ -21,7 +21,7 @@ from rationalyst_jax.files.rows import append_rows, read_file
 from rationalyst_jax.pipeline import clusters
 from rationalyst_jax.pipeline.clusters import Ranks, check_executor, do_rank
 from rationalyst_jax.pipeline.mine_config import ClusterConfig
-from rationalyst_jax.pipeline.sharded import StageGroup, ShardedRun, status
+from rationalyst_jax.pipeline.sharded import ShardedRun, StageGroup, status
 
 
 @pytest.fixture
@@ -146,7 +146,7 @@ def test_a_rank_begins_nothing_whose_input_is_not_there(root):
 @pytest.mark.parametrize("name", ["tasks", "at_once", "cpus_per_task", "mem_per_cpu_gb"])
 def test_settings_out_of_range_are_named(name):
     with pytest.raises(ValueError, match=rf"^cluster: {name} must be at least 1, got 0$"):
-        ClusterConfig(**{name: 0})
+        ClusterConfig(**{name: 0})  # pyright: ignore[reportArgumentType]
 
 
 def test_a_cluster_that_cannot_be_used_is_told_in_a_line(monkeypatch):

@@ -27,7 +27,7 @@ from rich.console import Console
 
 from rationalyst_jax.files.settings import digest
 from rationalyst_jax.pipeline.mine_config import ClusterConfig
-from rationalyst_jax.pipeline.sharded import StageGroup, ShardedRun, perform, status, task_name
+from rationalyst_jax.pipeline.sharded import ShardedRun, StageGroup, perform, status, task_name
 from rationalyst_jax.pipeline.workers import environments, supervise
 
 _LOGS = "ranks"
@@ -136,7 +136,7 @@ def _slurm(config: ClusterConfig, run_dir: Path, console: Console) -> Iterator[S
             executor.launch_job()
         except subprocess.CalledProcessError as error:
             raise ValueError(f"sbatch refuses the jobs, with exit code {error.returncode}") from None
-        say = f"{', '.join(group.stages)}: {executor.tasks} jobs {name}; `mine status` tells how far they are"
+        say = f"{', '.join(group.stages)}: job {name}, ranks: {executor.tasks}; `mine status` says how far it is"
         console.print(say, highlight=False, markup=False, soft_wrap=True)
         is_there = True
         while is_there:
