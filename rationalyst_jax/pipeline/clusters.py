@@ -136,8 +136,8 @@ def _slurm(config: ClusterConfig, run_dir: Path, console: Console) -> Iterator[S
             executor.launch_job()
         except subprocess.CalledProcessError as error:
             raise ValueError(f"sbatch refuses the jobs, with exit code {error.returncode}") from None
-        say = f"{', '.join(group.stages)}: job {name}, ranks: {executor.tasks}; `mine status` says how far it is"
-        console.print(say, highlight=False, markup=False, soft_wrap=True)
+        named = f"{', '.join(group.stages)}: ranks: {executor.tasks}, Slurm job: {name}"
+        console.print(f"{named}; `mine status` says how far it is", highlight=False, soft_wrap=True)
         is_there = True
         while is_there:
             time.sleep(_SECONDS_BETWEEN_LOOKS)
