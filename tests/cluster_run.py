@@ -11,6 +11,7 @@ from pathlib import Path
 import shard_stages
 from rich.console import Console
 
+from rationalyst_jax.files.interruption import Interrupted, interrupted_by_sigterm
 from rationalyst_jax.pipeline.clusters import Ranks, do_on_cluster
 from rationalyst_jax.pipeline.mine_config import ClusterConfig
 from rationalyst_jax.pipeline.sharded import ShardedRun
@@ -30,7 +31,11 @@ if __name__ == "__main__":
     config = ClusterConfig(tasks=4, mem_per_cpu_gb=1)
     if partition:
         config = replace(config, partition=partition[0], time="10:00")
-    found = run(executor, Path(root), Path(run_dir), config)
+    try:
+        with interrupted_by_sigterm():
+            found = run(executor, Path(root), Path(run_dir), config)
+    except Interrupted as stop:
+        sys.exit(str(stop))
     for name, message in found.failed.items():
         print(f"{name}: {message}")
     sys.exit(bool(found.failed))

@@ -6,15 +6,16 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import cluster_run
 import pytest
 import shard_stages
-from test_sharded import made, opened, wait_for, write_shards
+from test_sharded import is_there, made, opened, wait_for, write_shards
 
 from rationalyst_jax.files.lock import locked
 from rationalyst_jax.files.rows import append_rows, read_file
@@ -177,26 +178,35 @@ def partition() -> str:
     return said.stdout.split()[0]
 
 
-def start(executor: str, root: Path, *partition: str) -> subprocess.Popen:
+def command(executor: str, root: Path, *partition: str) -> dict[str, Any]:
     paths = os.pathsep.join(filter(None, sys.path))
-    return subprocess.Popen(
-        [sys.executable, Path(cluster_run.__file__), executor, root, root / "run", *partition],
-        env=os.environ | {"PYTHONPATH": paths, "RAY_AUTH_MODE": "disabled", "RAY_worker_niceness": "0"},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    return {
+        "args": [sys.executable, Path(cluster_run.__file__), executor, root, root / "run", *partition],
+        "env": os.environ | {"PYTHONPATH": paths, "RAY_AUTH_MODE": "disabled", "RAY_worker_niceness": "0"},
+        "stdout": subprocess.PIPE,
+        "text": True,
+    }
+
+
+def start(executor: str, root: Path, *partition: str) -> subprocess.Popen:
+    return subprocess.Popen(**command(executor, root, *partition))
+
+
+def waiting_worker(waits: Path) -> int:
+    """The process that waits amid a shard; for up to four minutes there is none, on a busy machine."""
+    for _ in range(4):
+        if not waits.exists():
+            with suppress(AssertionError):
+                wait_for(waits.exists)
+    wait_for(lambda: bool(waits.read_text()))
+    return int(waits.read_text())
 
 
 def kill_the_rank_of_s07(root: Path) -> None:
     """While it has done a part of this shard."""
-    waits = root / "waits-s07"
-    for _ in range(4):
-        if not waits.exists():
-            wait_for(waits.exists)
-    worker = int(waits.read_text())
+    worker = waiting_worker(root / "waits-s07")
     rank = int(Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[1])
     os.kill(rank, signal.SIGKILL)
-    waits.unlink()
     (root / "wait-s07").unlink()
 
 
@@ -231,6 +241,22 @@ def test_40_shards_through_ray_with_a_rank_killed_are_as_on_one_machine(tmp_path
     said, _ = disturbed.communicate()
     assert disturbed.returncode == 0, said  # Ray has seen it die, and datatrove has started another one
     check(root)
+
+
+@pytest.mark.slow  # half a minute
+@pytest.mark.parametrize("executor", ["slurm"])
+def test_sigterm_ends_the_command_and_all_ranks(tmp_path, executor, request):
+    where = [request.getfixturevalue("partition")] if executor == "slurm" else []
+    if find_spec(executor if executor == "ray" else "datatrove") is None:
+        pytest.skip(f"needs {executor}: the extra web")
+    root = write_shards(tmp_path, 4)
+    (root / "wait-s01").touch()
+    run = subprocess.Popen(**command(executor, root, *where), stderr=subprocess.PIPE)
+    worker = waiting_worker(root / "waits-s01")
+    run.terminate()
+    _, said = run.communicate(timeout=120)
+    assert said.endswith("stopped by SIGTERM; the same command goes on from here\n")
+    wait_for(lambda: not is_there(worker))
 
 
 def check(root: Path) -> None:

@@ -183,6 +183,8 @@ def _ray(config: ClusterConfig, run_dir: Path, console: Console) -> Iterator[Sta
 
     try:
         yield start
+    except SystemError as error:  # what a signal's handler raises amid a call of ray's compiled code
+        raise error.__cause__ or error from None
     finally:
         ray.shutdown()
 
