@@ -244,7 +244,7 @@ def test_40_shards_through_ray_with_a_rank_killed_are_as_on_one_machine(tmp_path
 
 
 @pytest.mark.slow  # half a minute
-@pytest.mark.parametrize("executor", ["slurm"])
+@pytest.mark.parametrize("executor", ["slurm", "ray"])
 def test_sigterm_ends_the_command_and_all_ranks(tmp_path, executor, request):
     where = [request.getfixturevalue("partition")] if executor == "slurm" else []
     if find_spec(executor if executor == "ray" else "datatrove") is None:

@@ -16,6 +16,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -179,12 +180,15 @@ def _ray(config: ClusterConfig, run_dir: Path, console: Console) -> Iterator[Sta
     signal.signal(signal.SIGTERM, handler)  # ray has set its own
 
     def start(group: StageGroup, step: RankStep) -> None:
-        datatrove.RayPipelineExecutor(**_settings(step, group, config, run_dir)).run()
+        executor = datatrove.RayPipelineExecutor(**_settings(step, group, config, run_dir))
+        # Not in this thread: interrupted there, it would wait for ever for ranks that have found no place yet.
+        running = threading.Thread(target=executor.run, daemon=True)
+        running.start()
+        while running.is_alive():
+            running.join(1)
 
     try:
         yield start
-    except SystemError as error:  # what a signal's handler raises amid a call of ray's compiled code
-        raise error.__cause__ or error from None
     finally:
         ray.shutdown()
 
