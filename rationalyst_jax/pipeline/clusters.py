@@ -181,7 +181,7 @@ def _ray(config: ClusterConfig, run_dir: Path, console: Console) -> Iterator[Sta
 
     def start(group: StageGroup, step: RankStep) -> None:
         executor = datatrove.RayPipelineExecutor(**_settings(step, group, config, run_dir))
-        # Not in this thread: interrupted there, it would wait for ever for ranks that have found no place yet.
+        # Not in this thread: interrupted there, it would wait for ever for ranks that have no place yet.
         running = threading.Thread(target=executor.run, daemon=True)
         running.start()
         while running.is_alive():
