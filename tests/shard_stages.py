@@ -7,10 +7,11 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rationalyst_jax.files.interruption import Interrupted, interrupted_by_sigterm
 from rationalyst_jax.files.rows import append_rows, kept_rows, read_file, write_rows
@@ -93,10 +94,25 @@ STAGES = (
 
 def run(root: Path, run_dir: Path, workers: int, losses: int = 3) -> ShardedRun:
     """Runs the stages over `root/shards`."""
-    shards = {path.stem: path for path in sorted((root / "shards").glob("*.jsonl"))}
-    work = ShardedRun(run_dir, shards, STAGES, {"a": "setting"}, losses=losses)
-    supervise(work, partial(opened, root), perform, [{"WORKER": str(i)} for i in range(workers)])
+    with ShardedRun(run_dir, shards_of(root), STAGES, {"a": "setting"}, losses=losses) as work:
+        supervise(work, partial(opened, root), perform, [{"WORKER": str(i)} for i in range(workers)])
     return work
+
+
+def supervise_in_process(
+    schedule: Any, opened: Callable[[], AbstractContextManager[Any]], perform: Callable, environments: Any
+) -> None:
+    """In place of `supervise`, with no workers."""
+    with opened() as tools:
+        while (task := schedule.take()) is not None:
+            try:
+                schedule.done(task, perform(tools, task, lambda value: None))
+            except ValueError as error:
+                schedule.refused(task, str(error))
+
+
+def shards_of(root: Path) -> dict[str, Path]:
+    return {path.stem: path for path in sorted((root / "shards").glob("*.jsonl"))}
 
 
 if __name__ == "__main__":

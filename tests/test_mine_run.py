@@ -6,8 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +15,14 @@ import pyarrow.parquet as pq
 import pytest
 from cli_files import rationalyst
 from random_encoder import save_encoder
+from shard_stages import supervise_in_process
 from task_rows import original_rows
 
 from rationalyst_jax.files.rows import write_rows
 from rationalyst_jax.files.whole import read_json
 from rationalyst_jax.mine.documents import read_documents
 from rationalyst_jax.mine.store import read_filtered, read_provenance
-from rationalyst_jax.pipeline import mine_run
-from rationalyst_jax.pipeline.sharded import ShardedRun
+from rationalyst_jax.pipeline import clusters, mine_run
 from rationalyst_jax.train.rationales import kept_rationales
 from rationalyst_jax.world.corpus import documents
 
@@ -50,18 +49,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """No workers: a process that imports jax takes seconds. test_sharded.py is about workers."""
-
-    def supervise(
-        work: ShardedRun, opened: Callable[[], AbstractContextManager[Any]], perform: Any, environments: Any
-    ) -> None:
-        with opened() as tools:
-            while (task := work.take()) is not None:
-                try:
-                    work.done(task, perform(tools, task, lambda value: None))
-                except ValueError as error:
-                    work.refused(task, str(error))
-
-    monkeypatch.setattr(mine_run, "supervise", supervise)
+    monkeypatch.setattr(mine_run, "supervise", supervise_in_process)
+    monkeypatch.setattr(clusters, "supervise", supervise_in_process)
 
 
 def stages(run_dir: str) -> dict[str, dict[str, Any]]:
@@ -197,6 +186,10 @@ BAD_INPUT = {
     "mine run --documents shards --against.gsm8k nowhere.jsonl": "nowhere.jsonl: ",
     "mine run --documents shards --against.nonsense shards/a.jsonl": "unknown task 'nonsense'",
     "mine run --documents shards --dedup.seed 3 --duplicates true": "dedup: settings of a stage that is not",
+    "mine run --documents shards --executor ray": "mine run: --executor ray needs cluster.tasks",
+    "mine run --documents shards --executor slurm --cluster.tasks 3": "slurm needs cluster.partition",
+    "mine run --documents shards --cluster.tasks 3": "mine run: --executor here has no use for cluster.tasks",
+    "mine run --documents d --executor ray --cluster.tasks 3 --cluster.time 9": "has no use for cluster.time",
     "mine run --documents nowhere": "nowhere: no such file of documents, nor a folder of them",
     "mine run --documents run": "run: no file of documents in this folder",
     "mine run --documents shards --model nowhere": "nowhere: no such checkpoint folder",

@@ -211,7 +211,7 @@ def test_tables_come_in_several_formats(tmp_path: Path):
     assert task.read(tmp_path / "t.parquet") == task.read(tmp_path / "t.json")
     assert len(task.read(tmp_path / "t.json")) == 2
     for name, text, said in (
-        ("a.json", "{}", "expected a list of objects"),
+        ("a.json", "3", "expected a list of objects"),
         ("b.json", "[1]", r"b\.json:1: expected an object, found 1"),
         ("c.json", "[", "not JSON"),
         ("d.json", "[]", "holds no rows"),

@@ -22,3 +22,7 @@ def run(run_dir: Path) -> None:
     for stage in found:
         for shard, (done, total) in stage.at_work.items():
             console.print(f"{stage.name} of {shard}: {done} of {total}", highlight=False, markup=False)
+        for shard, why in stage.refused.items():
+            console.print(
+                f"{stage.name} of {shard} was given up: {why}", highlight=False, markup=False, soft_wrap=True
+            )

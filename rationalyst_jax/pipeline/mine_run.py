@@ -16,6 +16,7 @@ from rationalyst_jax.lm.weights.tokenizer import marker_ids
 from rationalyst_jax.mine.prefilter import cutter_of
 from rationalyst_jax.mine.references import read_references, references_digest
 from rationalyst_jax.mine.shards import find_shards
+from rationalyst_jax.pipeline.clusters import Ranks, check_executor, do_on_cluster
 from rationalyst_jax.pipeline.mine import check_annotator
 from rationalyst_jax.pipeline.mine_config import MineRunConfig
 from rationalyst_jax.pipeline.mine_stages import BAD_ROWS, MERGED, OF_SOURCE, Tools, open_tools, stages
@@ -36,20 +37,28 @@ def run(config: MineRunConfig, *, console: Console) -> list[StageStatus]:
     """Mines all shards, or goes on with a run that was stopped; gives what became of them.
 
     Raises ValueError for bad input, for a run directory made with other settings, while another process is at
-    work in it, for a shard whose workers die again and again, and, when all others are done, where shards
-    were refused; Interrupted after SIGTERM.
+    work in it, for a shard whose workers die again and again, for a cluster that is not there, and, when all
+    others are done, where shards were refused; Interrupted after SIGTERM.
     """
     check_outside(Path(config.documents), Path(config.run_dir))
     shards = _shards(Path(config.documents))
-    places = environments(config.workers)
+    here = config.executor == "here"
+    places = environments(config.workers) if here else []
+    if not here:
+        check_executor(config.executor)
     with open_tools(config) as tools:
         settings = _settings(tools)  # finds what is wrong with models and prompts before anything is written
     path = Path(config.run_dir)
     first, *_, last = order = stages(config)
     with RunDir(path, settings, console), interrupted_by_sigterm():
-        with track(console, "stages of shards") as progress:
-            work = ShardedRun(path, shards, order, settings, losses=config.losses, progress=progress)
-            supervise(work, partial(open_tools, config), perform, places)
+        planned = partial(ShardedRun, path, shards, order, settings, losses=config.losses)
+        opened = partial(open_tools, config)
+        with track(console, "stages of shards") as progress, planned(progress=progress) as work:
+            if here:
+                supervise(work, opened, perform, places)
+            else:
+                ranks = Ranks(planned, opened, config.workers)
+                do_on_cluster(work, ranks, config.executor, config.cluster, console)
         found = status(path)
         if not work.failed:
             write_json(path / "summary.json", {stage.name: asdict(stage) for stage in found})
@@ -89,7 +98,7 @@ def _settings(tools: Tools) -> dict[str, Any]:
     marker_ids(scorer.tokenizer, config.filter.suppress)
     settings = asdict(config)
     del settings["prefilter"]["workers"]
-    for key in ("run_dir", "documents", "workers", "losses", "endpoint", "encoder"):
+    for key in ("run_dir", "documents", "workers", "losses", "endpoint", "encoder", "executor", "cluster"):
         del settings[key]  # a run may be moved and go on
     if config.encoder is not None:
         how = config.prefilter

@@ -49,6 +49,7 @@ class Models:
         self._checkpoints: dict[Path, Checkpoint] = {}
         self._endpoints: dict[str, Role] = {}
         self._engines: dict[Path, Engine] = {}
+        self._scorer: tuple[Path, Mesh | None, Llama] | None = None
         self._connections = ExitStack()
 
     def __enter__(self) -> Self:

@@ -10,7 +10,8 @@ A stage is a function from files of a shard to files of that shard. What a run h
 A marker has a fingerprint of what the stage was given: settings and files. When these are others, what is in
 the folder is removed and made anew; and so on with the stages that take it, where it has changed. So when a
 shard changes or a new one comes, what depends on it is done, and nothing else. A marker without `output` is
-of work that was begun: it goes on from the files that are there.
+of work that was begun: it goes on from the files that are there. Whoever does a task holds a lock on its
+marker meanwhile.
 """
 
 import json
@@ -18,10 +19,13 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+from rationalyst_jax.files.lock import locked
 from rationalyst_jax.files.settings import digest, file_digest
 from rationalyst_jax.files.whole import read_json, write_json
 from rationalyst_jax.pipeline.workers import Report
@@ -79,7 +83,7 @@ class ShardTask:
 
     @property
     def name(self) -> str:
-        return f"stage {self.stage.name} of {'all shards' if self.shard is None else self.shard}"
+        return task_name(self.stage.name, self.shard)
 
     def input(self, kind: str) -> Path:
         """The only file of a kind."""
@@ -90,13 +94,33 @@ class ShardTask:
         return self.out / self.stage.makes[kind]
 
 
+def task_name(stage: str, shard: str | None) -> str:
+    return f"stage {stage} of {'all shards' if shard is None else shard}"
+
+
+@dataclass(frozen=True)
+class StageGroup:
+    """Stages of which each shard can be done without waiting for others, and what is left to do of them.
+
+    left: of each shard (None: all shards) that is not done, the first stage that is not.
+    """
+
+    stages: Sequence[str]
+    left: Mapping[str | None, str]
+
+    def share(self, rank: int, ranks: int) -> "StageGroup":
+        """What one of several ranks does of it: of the shards that are left each `ranks`-th, from `rank`."""
+        return StageGroup(self.stages, dict(list(self.left.items())[rank::ranks]))
+
+
 @dataclass(frozen=True)
 class StageStatus:
     """How far a stage has come: of `tasks` some are done and some begun.
 
     The tally is of those done. tokens (that models computed) and seconds (of workers) are of all that were
     begun, what dead workers lost included. at_work: of shards that were begun, how many documents or
-    rationales are done, and of how many, where the stage has told.
+    rationales are done, and of how many, where the stage has told. refused: of shards that were begun and
+    given up, why.
     """
 
     name: str
@@ -107,6 +131,7 @@ class StageStatus:
     tokens: int
     seconds: float
     at_work: Mapping[str, Sequence[int]]
+    refused: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -141,7 +166,10 @@ class ShardedRun:
     """The tasks of a run, as `workers.supervise` takes them: all shards of a stage, then of the next one.
 
     shards: files by the names of shards. settings: JSON values, all that decides what stages make. losses:
-    how often the worker of one task may die. A context as `RunDir` keeps other processes out meanwhile.
+    how often the worker of one task may die. group: the only tasks to be done here, by default all. What its
+    stages take of stages before them must be there: their markers are believed.
+
+    A context: whoever does tasks enters it, and its end lets go of those that were not done.
     """
 
     def __init__(
@@ -153,6 +181,7 @@ class ShardedRun:
         *,
         losses: int,
         progress: Progress = lambda done, total, tokens: None,
+        group: StageGroup | None = None,
     ):
         self.path = path
         self.failed: dict[str, str] = {}  # what was refused: names of tasks and messages
@@ -163,7 +192,9 @@ class ShardedRun:
         self._progress = progress
         self._makers = _makers(stages)
         self._waiting: dict[str, dict[str | None, None]] = {
-            stage.name: dict.fromkeys([None] if stage.over_all else shards) for stage in stages
+            stage.name: dict.fromkeys(group.left if group else [None] if stage.over_all else shards)
+            for stage in stages
+            if group is None or stage.name in group.stages
         }
         self._total = sum(map(len, self._waiting.values()))
         # Of each stage and shard that is done, fingerprints of what was made, by kinds.
@@ -171,13 +202,45 @@ class ShardedRun:
         self._at_work: dict[str, _AtWork] = {}
         self._losses = Counter[str]()
         self._tokens = 0  # that this run has computed
-        over_all = {stage.name: stage.over_all for stage in stages}
-        write_json(path / _PLAN, {"shards": list(shards), "stages": over_all})
+        if group is None:
+            over_all = {stage.name: stage.over_all for stage in stages}
+            write_json(path / _PLAN, {"shards": list(shards), "stages": over_all})
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        for work in self._at_work.values():
+            work.lock.close()
+
+    @property
+    def is_done(self) -> bool:
+        return not self.failed and not any(self._waiting.values())
+
+    def groups(self) -> list[StageGroup]:
+        """What is left to do, in groups of which each needs all before it. The markers of what others have
+        done meanwhile are read."""
+        for stage in self._stages:
+            for shard in list(self._waiting[stage.name]):
+                found = self._ready(stage, shard)
+                if found is not None and self._is_done(*found):
+                    del self._waiting[stage.name][shard]
+        groups: list[StageGroup] = []
+        for _, stages in groupby(self._stages, key=lambda stage: stage.over_all):
+            names = [stage.name for stage in stages]
+            left: dict[str | None, str] = {}
+            for name in names:
+                left = dict.fromkeys(self._waiting[name], name) | left
+            if left:
+                groups.append(StageGroup(names, left))
+        return groups
 
     # ---- What workers ask and tell ----
 
     def take(self) -> ShardTask | None:
         for stage in self._stages:
+            if stage.name not in self._waiting:
+                continue
             while (found := self._next_ready(stage)) is not None:
                 task, made_of = found
                 del self._waiting[stage.name][task.shard]
@@ -196,35 +259,38 @@ class ShardedRun:
         self._made[task.stage.name, task.shard] = result.output
         self._computed(task, result.tokens)
         self._write(task, output=result.output, **asdict(result.tally))
-        del self._at_work[task.name]
+        self._at_work.pop(task.name).lock.close()
 
     def refused(self, task: ShardTask, message: str) -> None:
-        self._put_down(task)
+        self._put_down(task, refused=message)
         self.failed[task.name] = message
 
     def lost(self, task: ShardTask, how: str) -> None:
         """Raises ValueError where that has come too often."""
-        self._put_down(task)
         self._losses[task.name] += 1
         if (losses := self._losses[task.name]) > self._losses_allowed:
-            raise ValueError(
-                f"{task.name}: its worker died {losses} times, at last {how}; the same command tries it again"
-            )
+            why = f"its worker died {losses} times, at last {how}"
+            self._put_down(task, refused=why)
+            raise ValueError(f"{task.name}: {why}; the same command tries it again")
+        self._put_down(task)
         self._waiting[task.stage.name][task.shard] = None
 
     # ---- Which tasks there are ----
 
     def _next_ready(self, stage: Stage) -> tuple[ShardTask, str] | None:
         """The first waiting task of a stage for which all is there, and its fingerprint."""
-        for shard in self._waiting[stage.name]:
-            files = {kind: list(self._files(stage, shard, kind)) for kind in stage.takes}
-            found = [f"{kind} {mark}" for kind, of_kind in files.items() for _, mark in of_kind if mark]
-            if len(found) == sum(map(len, files.values())):
-                inputs = {kind: [path for path, _ in of_kind] for kind, of_kind in files.items()}
-                folder = self.path / stage.name
-                task = ShardTask(stage, shard, inputs, folder if shard is None else folder / shard)
-                return task, digest(text.encode() for text in (self._settings, *found))
-        return None
+        return next(filter(None, (self._ready(stage, shard) for shard in self._waiting[stage.name])), None)
+
+    def _ready(self, stage: Stage, shard: str | None) -> tuple[ShardTask, str] | None:
+        """A task for which all is there, and its fingerprint."""
+        files = {kind: list(self._files(stage, shard, kind)) for kind in stage.takes}
+        found = [f"{kind} {mark}" for kind, of_kind in files.items() for _, mark in of_kind if mark]
+        if len(found) < sum(map(len, files.values())):
+            return None
+        inputs = {kind: [path for path, _ in of_kind] for kind, of_kind in files.items()}
+        folder = self.path / stage.name
+        task = ShardTask(stage, shard, inputs, folder if shard is None else folder / shard)
+        return task, digest(text.encode() for text in (self._settings, *found))
 
     def _files(self, stage: Stage, shard: str | None, kind: str) -> Iterator[tuple[Path, str]]:
         """The files of a kind that a stage takes, with their fingerprints: empty where still to be made.
@@ -242,31 +308,56 @@ class ShardedRun:
             return
         for name in [None] if maker.over_all else shards:
             folder = self.path / maker.name / (name or "")
-            made = self._made.get((maker.name, name))
+            made = self._what_is_made(maker, name)
             yield folder / maker.makes[kind], "" if made is None else f"{name} {made[kind]}"
+
+    def _what_is_made(self, stage: Stage, shard: str | None) -> Mapping[str, str] | None:
+        """Fingerprints of what a stage has made of a shard, by kinds; None: it is not done."""
+        key = stage.name, shard
+        if key not in self._made and stage.name not in self._waiting:  # a stage before this group
+            marker = self._read(*key)
+            if "output" in marker:
+                self._made[key] = marker["output"]
+        return self._made.get(key)
 
     # ---- Markers ----
 
     def _begins(self, task: ShardTask, made_of: str) -> bool:
-        """Whether a task is to be done; its marker then says that it was begun."""
-        path = self._marker(task)
-        marker = read_json(path) if path.exists() else {}
-        same = marker.get("made_of") == made_of
-        if same and "output" in marker and all(task.output(kind).exists() for kind in task.stage.makes):
-            self._made[task.stage.name, task.shard] = marker["output"]
-            self._tell()
+        """Whether a task is to be done here; its marker then says that it was begun."""
+        if self._is_done(task, made_of):
             return False
-        if not same:
-            shutil.rmtree(task.out, ignore_errors=True)
-        before = (marker["tokens"], marker["seconds"]) if same else (0, 0.0)
-        self._at_work[task.name] = _AtWork(made_of, *before)
+        with ExitStack() as lock:
+            try:
+                lock.enter_context(locked(self._marker(task)))
+            except ValueError as error:  # another process is at it
+                self.failed[task.name] = str(error)
+                return False
+            if self._is_done(task, made_of):  # another process was at it
+                return False
+            marker = self._read(task.stage.name, task.shard)
+            same = marker.get("made_of") == made_of
+            if not same:
+                shutil.rmtree(task.out, ignore_errors=True)
+            before = (marker["tokens"], marker["seconds"]) if same else (0, 0.0)
+            self._at_work[task.name] = _AtWork(made_of, *before, lock.pop_all())
         self._write(task)
         return True
 
-    def _put_down(self, task: ShardTask) -> None:
+    def _is_done(self, task: ShardTask, made_of: str) -> bool:
+        """Whether a task's marker and files are there. Then it counts as done."""
+        marker = self._read(task.stage.name, task.shard)
+        if marker.get("made_of") != made_of or "output" not in marker:
+            return False
+        if not all(task.output(kind).exists() for kind in task.stage.makes):
+            return False
+        self._made[task.stage.name, task.shard] = marker["output"]
+        self._tell()
+        return True
+
+    def _put_down(self, task: ShardTask, **what: Any) -> None:
         """Of a task that is not done the marker keeps what it took."""
-        self._write(task)
-        del self._at_work[task.name]
+        self._write(task, **what)
+        self._at_work.pop(task.name).lock.close()
 
     def _computed(self, task: ShardTask, tokens: int) -> None:
         work = self._at_work[task.name]
@@ -280,18 +371,24 @@ class ShardedRun:
     def _marker(self, task: ShardTask) -> Path:
         return _marker_path(self.path, task.stage.name, task.shard)
 
+    def _read(self, stage: str, shard: str | None) -> dict[str, Any]:
+        """A marker; empty: the task was not begun."""
+        path = _marker_path(self.path, stage, shard)
+        return read_json(path) if path.exists() else {}
+
     def _tell(self) -> None:
         self._progress(len(self._made), self._total, self._tokens)
 
 
 @dataclass
 class _AtWork:
-    """A task that a worker is at: its fingerprint, the tokens and seconds that other workers spent on it, and
-    the tokens of this one."""
+    """A task that a worker is at: its fingerprint, the tokens and seconds that other workers spent on it, the
+    lock on its marker, and the tokens of this worker."""
 
     made_of: str
     tokens_before: int
     seconds_before: float
+    lock: ExitStack
     tokens: int = 0
     since: float = field(default_factory=time.monotonic)
 
@@ -329,7 +426,8 @@ def _status(run_dir: Path, stage: str, shards: Sequence[str | None]) -> StageSta
     tokens, seconds = (sum(marker[key] for marker in markers) for key in ("tokens", "seconds"))
     at_work = {shard: marker["progress"] for shard, marker in found.items() if "progress" in marker}
     begun = len(markers) - len(done)
-    return StageStatus(stage, len(shards), len(done), begun, tally, tokens, seconds, at_work)
+    refused = {shard: marker["refused"] for shard, marker in found.items() if "refused" in marker}
+    return StageStatus(stage, len(shards), len(done), begun, tally, tokens, seconds, at_work, refused)
 
 
 def _marker_path(run_dir: Path, stage: str, shard: str | None) -> Path:

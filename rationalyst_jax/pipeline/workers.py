@@ -165,6 +165,7 @@ def _serve(
                 task = pipe.recv()
             except EOFError:
                 return
+            told = 0.0  # what a task says first is told, however soon after the last one
             message: tuple[Event, Any]
             try:
                 message = "done", perform(tools, task, report)
