@@ -69,7 +69,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[FilteredTriple
     write_json(Path("unique/dedup.json"), {"outcomes": outcomes})
     counts = {"questions": 9, "too_short": 1, "questions_met": 2, "documents": 3, "documents_masked": 4}
     settings = {"decontaminate": {"ngram": 13, "min_words": 8, "drop_masked": True}}
-    write_json(Path("clean/decontaminate.json"), {"settings": settings, "tasks": {"gsm8k": counts}})
+    recorded = {"settings": settings, "outcomes": {"gsm8k": {"kept": 2}}, "tasks": {"gsm8k": counts}}
+    write_json(Path("clean/decontaminate.json"), recorded)
     return rows
 
 
@@ -95,6 +96,30 @@ def test_datasets_loads_both_configs_with_every_row(here, tmp_path, monkeypatch,
             assert {name: row[name] for name in values} == values
             assert row["document_hash"] == sha256(TEXTS[triple.document_id].encode()).hexdigest()
             assert row["model"] and row["prompt_version"]
+
+
+def test_what_is_published_is_not_published_again(here):
+    written()
+    with pytest.raises(ValueError, match=r"one\.parquet: has a column document_hash, so it is published"):
+        data_set(Path("out/all"), Path("again"), name="n", licenses={})
+    assert not Path("again").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"dedup": Path("broken")}, r"broken/dedup\.json: not what dedup wrote: no outcomes"),
+        ({"decontaminate": Path("broken")}, r"decontaminate\.json: .*: no outcomes, settings, tasks"),
+        ({"prefilter": Path("in/one.parquet")}, r"in/one\.parquet: not what the prefilter wrote"),
+        ({"licenses": {"gsm9k": "MIT"}}, "licenses: there is no source or model gsm9k: there are "),
+    ],
+)
+def test_what_other_stages_did_not_write_is_refused_by_name(here, options, told):
+    write_json(Path("broken/dedup.json"), {})
+    write_json(Path("broken/decontaminate.json"), {})
+    with pytest.raises(ValueError, match=told):
+        written(**options)
+    assert not Path("out").exists()
 
 
 def test_every_row_comes_back(here):

@@ -266,6 +266,10 @@ def test_a_malformed_row_leaves_finished_shards(here):
         decontaminate(Path("in"), AGAINST, CONFIG, Path("out"))
     assert Path("out/done/a.json").exists() and not Path("out/done/b.json").exists()
     assert not list(Path("out").rglob("*.unfinished"))
+    rows = Path("in/b.jsonl").read_text().splitlines(keepends=True)
+    Path("in/b.jsonl").write_text("".join(rows[:-1]))  # the row is mended: the same command goes on
+    outcomes, _ = decontaminate(Path("in"), AGAINST, CONFIG, Path("out"))
+    assert outcomes == decontaminate(Path("in"), AGAINST, CONFIG, Path("whole"))[0]
 
 
 def test_an_unknown_task_is_named(here):

@@ -5,7 +5,6 @@ import itertools
 import json
 import os
 import random
-import shutil
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -312,16 +311,29 @@ def test_finished_shards_are_not_divided_again(folder, tmp_path):
     assert not (tmp_path / "out" / "documents" / "a.jsonl").exists()
 
 
-def test_work_begun_with_other_settings_or_documents_is_refused(folder, tmp_path):
+def test_work_begun_with_other_settings_is_refused(folder, tmp_path):
     out = tmp_path / "out"
     dedup(folder, CONFIG, out)
     with pytest.raises(ValueError, match=r"dedup\.config\.json: made with other settings: dedup\.similarity"):
         dedup(folder, DedupConfig(similarity=0.9), out)
+
+
+def test_shards_that_have_changed_or_gone_are_done_again(folder, tmp_path):
+    out = tmp_path / "out"
+    dedup(folder, CONFIG, out)
     (folder / "a.jsonl").write_text('{"text": "another"}\n')
-    with pytest.raises(ValueError, match=r"made with other settings: shards\.a "):
-        dedup(folder, CONFIG, out)
-    shutil.rmtree(out / "done")
+    write_rows(folder / "z.jsonl", [{"text": "gone soon"}])
+    assert dedup(folder, CONFIG, out)["in"]["kept"] == 5
+    (folder / "z.jsonl").unlink()
     assert dedup(folder, CONFIG, out) == {"in": {"kept": 4, "exact_duplicate": 1, "near_duplicate": 1}}
+    dedup(folder, CONFIG, tmp_path / "whole")
+    assert written(out) == written(tmp_path / "whole")
+
+
+def test_an_output_in_the_folder_that_is_read_is_refused(folder):
+    with pytest.raises(ValueError, match=r"out: lies in .*, which is read: write elsewhere"):
+        dedup(folder, CONFIG, folder / "out")
+    assert not (folder / "out").exists()
 
 
 def test_a_malformed_row_is_named_and_what_is_done_stays(folder, tmp_path):

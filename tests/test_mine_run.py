@@ -191,7 +191,8 @@ BAD_INPUT = {
     "mine run --documents shards --cluster.tasks 3": "mine run: --executor here has no use for cluster.tasks",
     "mine run --documents d --executor ray --cluster.tasks 3 --cluster.time 9": "has no use for cluster.time",
     "mine run --documents nowhere": "nowhere: no such file of documents, nor a folder of them",
-    "mine run --documents run": "run: no file of documents in this folder",
+    "mine run --documents empty": "empty: no file of documents in this folder",
+    "mine run --documents run": "run: lies in run, which is read: write elsewhere",
     "mine run --documents shards --model nowhere": "nowhere: no such checkpoint folder",
     "mine run --documents shards --filter.suppress [nonsense]": "suppress: 'nonsense' is",
     "mine run --documents shards --scorer http://127.0.0.1:9/v1": "a checkpoint folder is needed here",
@@ -202,6 +203,7 @@ BAD_INPUT = {
 @pytest.mark.parametrize("command", BAD_INPUT)
 def test_bad_input_is_told_in_one_line_and_nothing_is_written(here, capsys, command):
     Path("run").mkdir()
+    Path("empty").mkdir()
     run = "" if command == "mine status" else "--prompts world"
     model = "" if "--model" in command or command == "mine status" else "--model world"
     assert rationalyst(f"{command} {model} {run} --run_dir run") == 1

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -125,6 +126,15 @@ def test_the_tuned_model_mines_a_second_round_on_documents_of_its_own(tmp_path, 
     assert [of_round["kept"] for of_round in summary["mining"]] == kept
     assert all(of_round["flops"] > 0 and of_round["generated"] > 0 for of_round in summary["mining"])
     assert "rounds of mining" in capsys.readouterr().out
+
+
+def test_every_rationalyst_learns_from_a_file_of_its_own():
+    names = ["tau=0.05", "tau=0.2", "tau=0", "round-1", "filtered", "learned"]
+    for rounds in ((), ("untuned",)):
+        its: Any = SimpleNamespace(config=SimpleNamespace(rounds=rounds), path=Path("run"))
+        paths = [experiment.Experiment.rationales_path(its, name) for name in names]
+        assert len({*paths}) == len(names)
+        assert not {*paths} & {Path("run/mine/round-1"), Path("run/mine/triples.parquet")}
 
 
 ROUNDS = {

@@ -8,7 +8,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rationalyst_jax.files.rows import read_rows, read_table, row_name, table_files
+from rationalyst_jax.files.rows import (
+    read_rows,
+    read_table,
+    row_name,
+    table_files,
+    table_name,
+    write_rows,
+)
 from rationalyst_jax.mine.documents import read_documents
 from rationalyst_jax.tasks.benchmarks import TASKS
 
@@ -89,6 +96,38 @@ def test_a_folder_of_shards_is_one_table(tmp_path):
     documents = read_documents(folder)
     assert len({document.id for document in documents}) == 40
     assert documents[10].id == "01-1" and {document.source for document in documents} == {"pile"}
+
+
+def test_a_link_to_a_folder_of_shards_is_followed_and_one_that_leads_back_is_not(tmp_path):
+    write_rows(tmp_path / "elsewhere" / "a.jsonl", [{"text": "a"}])
+    (tmp_path / "shards").mkdir()
+    write_rows(tmp_path / "shards" / "b.jsonl", [{"text": "b"}])
+    (tmp_path / "shards" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "shards" / "back").symlink_to(tmp_path / "shards")
+    assert [row["text"] for _, row in read_table(tmp_path / "shards")] == ["b", "a"]
+
+
+def test_a_long_field_of_csv_is_a_document(tmp_path):
+    (tmp_path / "a.csv").write_text(f"text\n{'a' * 200_000}\n")
+    assert [len(row["text"]) for _, row in read_table(tmp_path / "a.csv")] == [200_000]
+
+
+def test_a_folder_has_a_name_however_it_is_written(tmp_path, monkeypatch):
+    (tmp_path / "shards").mkdir()
+    monkeypatch.chdir(tmp_path / "shards")
+    assert table_name(Path(".")) == "shards"
+
+
+@pytest.mark.parametrize("part", [0.3, 0.6, 0.9])
+def test_parquet_that_is_damaged_anywhere_is_named(tmp_path, part):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": [f"text {i} {i * 7919 % 1000}" for i in range(5000)]}), path)
+    data = bytearray(path.read_bytes())
+    at = int(len(data) * part)
+    data[at : at + 200] = bytes(byte ^ 0x5A for byte in data[at : at + 200])
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"a\.parquet: not Parquet, or damaged"):
+        list(read_table(path))
 
 
 def test_a_folder_holds_rows_alone(tmp_path):

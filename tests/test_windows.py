@@ -34,6 +34,12 @@ def test_sentences_hold_the_whole_text(text):
     assert all(start < end for start, end in spans) or not text
 
 
+def test_a_long_run_of_dots_takes_no_longer_than_other_text():
+    """A pattern that goes back and forth in it would take hours."""
+    text = "." * 1_000_000
+    assert list(sentence_spans(text)) == [(0, len(text))]
+
+
 def test_sentences_end_where_a_reader_would_say():
     text = 'He ran. "Why?" she asked.\nAt 3.5 km (in all!) he\n\nstopped… 他跑了。为什么？'
     assert [text[start:end].strip() for start, end in sentence_spans(text)] == [

@@ -18,8 +18,9 @@ from rationalyst_jax.lm.weights.wordpiece import WordPieces
 Normalisation = Literal["paper", "none"]
 
 # What follows one of these begins a new sentence: a line's end; a full stop, with what closes after it, and a
-# space; a full stop of Chinese or Japanese.
-_END = re.compile(r"\n\s*|[.!?…]++[\"'”’)\]]*+\s++|[。！？]++[”’」』）]*+\s*+")
+# space; a full stop of Chinese or Japanese. Possessive, and from the first mark on: so the time that a run of
+# marks takes grows with its length alone.
+_END = re.compile(r"\n\s*|(?<![.!?…])[.!?…]++[\"'”’)\]]*+\s++|[。！？]++[”’」』）]*+\s*+")
 _SPACES = re.compile(r"\s+")
 
 # Words of English that say little of what a text is about. Our own list.

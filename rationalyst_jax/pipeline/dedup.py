@@ -42,6 +42,8 @@ def dedup(
     whole_made_of = digest(f"{name} {mark}".encode() for name, mark in made_of.items())
     with claimed(out / "dedup.config.json", settings, out / DONE):
         files = [out / "signatures" / f"{shard.name}.parquet" for shard in shards]
+        for left in {*(out / "signatures").rglob("*.parquet")} - {*files}:  # of shards that are gone
+            left.unlink()
         for number, (shard, file) in enumerate(zip(shards, files, strict=True)):
             progress(number, 2 * len(shards), 0)
             sign_shard(shard, made_of[shard.name], config, file)
