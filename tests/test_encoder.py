@@ -12,15 +12,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import BertConfig, BertModel, MPNetConfig, MPNetModel
-from transformers.models.mpnet.modeling_mpnet import MPNetEncoder
 
 from rationalyst_jax.lm.model.encoder import Encoder, EncoderConfig, distance_buckets, text_vectors
 from rationalyst_jax.lm.weights.encoder import load_encoder, open_encoder
 from rationalyst_jax.mine.encode import _vectors, encode, packed_rows
+
+torch = pytest.importorskip("torch", reason="torch is the oracle here")
 
 hidden_states = jax.jit(Encoder.__call__)
 
@@ -131,6 +131,8 @@ def test_every_text_is_packed_once_and_the_short_ones_in_short_rows(sizes):
 
 def test_distances_fall_in_the_buckets_of_transformers():
     distance = np.arange(-600, 601)
+    from transformers.models.mpnet.modeling_mpnet import MPNetEncoder
+
     expected = MPNetEncoder.relative_position_bucket(torch.tensor(distance))
     np.testing.assert_array_equal(distance_buckets(distance), expected.numpy())
 
