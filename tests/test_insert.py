@@ -9,6 +9,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 from cli_files import DOCUMENT, rationalyst
+from one_a_step import OneAStep
 from test_mine import write_lines
 
 from rationalyst_jax.lm.engine.engine import Engine
@@ -53,50 +54,18 @@ PROMPTS = PromptSet(
 )
 
 
-class Thinking:
-    """Writes as many texts as it is asked for, with the seed in them, one request a step and the last one
-    first, for `patience` steps. The log-probability of a token is minus its id."""
+class Thinking(OneAStep):
+    """Writes as many texts as it is asked for, with the seed in them. The log-probability of a token is minus
+    its id."""
 
-    repeatable = True
-
-    def __init__(self, patience: int = 1000, positions: int | None = 1000):
-        self.patience = patience
-        self.positions = positions
-        self.tokens = 0
-        self.requests: list[Any] = []
-        self.waiting: list[Handle] = []
-
-    @property
-    def busy(self) -> bool:
-        return bool(self.waiting)
-
-    def submit(self, request: Any) -> Handle:
-        self.requests.append(request)
-        self.waiting.append(Handle(request))
-        return self.waiting[-1]
-
-    def step(self) -> list[Handle]:
-        if self.patience == 0:
-            raise KeyboardInterrupt
-        self.patience -= 1
-        handle = self.waiting.pop()
+    def answer(self, handle: Handle) -> Any:
         request = handle.request
-        handle.done = True
         if isinstance(request, ScoreRequest):
-            handle.result = -np.array(request.continuation, np.float32)
             handle.usage.scored = len(request.continuation)
-        else:
-            texts = [f" thought {k} of {request.seed} é\n" for k in range(request.n)]
-            handle.result = [Generation((1,), np.zeros(1), text, "stop") for text in texts]
-            handle.usage.generated = request.n
-        return [handle]
-
-    def cancel(self, handle: Handle) -> None: ...
-
-    def forget(self) -> None: ...
-
-    def flops(self, handle: Handle) -> int:
-        return 1000
+            return -np.array(request.continuation, np.float32)
+        handle.usage.generated = request.n
+        texts = [f" thought {k} of {request.seed} é\n" for k in range(request.n)]
+        return [Generation((1,), np.zeros(1), text, "stop") for text in texts]
 
 
 class LetterRole(Role):

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from one_a_step import OneAStep
 from scipy.stats import norm
 
 from rationalyst_jax.lm.engine.engine import Engine
@@ -117,43 +118,15 @@ def test_a_setting_out_of_range_is_named(config, key, value, message):
 # Annotation
 
 
-class CopyingModel:
-    """Writes each document's length and seed, one a step and the last one first, for `patience` steps."""
-
-    repeatable = True
-    tokens = 0
+class CopyingModel(OneAStep):
+    """Writes each document's length and seed."""
 
     def __init__(self, patience: int = 1000, positions: int | None = 100):
-        self.patience = patience
-        self.positions = positions
-        self.requests: list[GenerateRequest] = []
-        self.waiting: list[Handle] = []
+        super().__init__(patience, positions)
 
-    @property
-    def busy(self) -> bool:
-        return bool(self.waiting)
-
-    def submit(self, request: GenerateRequest) -> Handle:
-        self.requests.append(request)
-        self.waiting.append(Handle(request))
-        return self.waiting[-1]
-
-    def step(self) -> list[Handle]:
-        if self.patience == 0:
-            raise KeyboardInterrupt
-        self.patience -= 1
-        handle = self.waiting.pop()
+    def answer(self, handle: Handle) -> Any:
         text = f"{len(handle.request.context)} {handle.request.seed} é\n"
-        handle.result = [Generation((1,), np.zeros(1), text, "stop")]
-        handle.done = True
-        return [handle]
-
-    def cancel(self, handle: Handle) -> None: ...
-
-    def forget(self) -> None: ...
-
-    def flops(self, handle: Handle) -> int:
-        return 0
+        return [Generation((1,), np.zeros(1), text, "stop")]
 
 
 class WordRole(Role):

@@ -1,11 +1,11 @@
 """`rationalyst decontaminate`: documents that hold a question of an evaluation set go."""
 
-from argparse import ArgumentError
 from pathlib import Path
 
 from jsonargparse import ArgumentParser
 from rich.console import Console
 
+from rationalyst_jax.cli.task_sources import sources_by_task
 from rationalyst_jax.mine.config import DecontaminateConfig
 from rationalyst_jax.report.progress import track
 from rationalyst_jax.report.tables import contamination_table, outcomes_table
@@ -37,14 +37,7 @@ def run(documents: Path, out: Path, decontaminate: DecontaminateConfig, against:
     from rationalyst_jax.pipeline.decontaminate import decontaminate as drop_questions
     from rationalyst_jax.tasks.benchmarks import TASKS
 
-    sources = {}
-    for given in against:
-        task, equals, source = given.partition("=")
-        if not equals or not source:
-            raise ArgumentError(None, f"--against takes TASK=FILE, got {given!r}")
-        if task in sources:
-            raise ArgumentError(None, f"--against names {task} twice")
-        sources[task] = source
+    sources = sources_by_task("--against", against)
     console = Console()
     with track(console, "shards") as progress:
         outcomes, found = drop_questions(documents, sources, decontaminate, out, progress=progress)

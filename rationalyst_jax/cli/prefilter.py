@@ -1,11 +1,11 @@
 """`rationalyst prefilter`: keeps the documents that are like the tasks' training questions."""
 
-from argparse import ArgumentError
 from pathlib import Path
 
 from jsonargparse import ArgumentParser
 from rich.console import Console
 
+from rationalyst_jax.cli.task_sources import sources_by_task
 from rationalyst_jax.mine.config import PrefilterConfig
 from rationalyst_jax.report.progress import track
 
@@ -33,18 +33,11 @@ def run(documents: Path, encoder: Path, out: Path, prefilter: PrefilterConfig, *
             and the nearest set of every document. A killed run continues there.
         prefilter: How documents are judged.
     """
-    references: dict[str, str] = {}
-    for given in options["references"]:
-        task, equals, source = given.partition("=")
-        if not equals or not source:
-            raise ArgumentError(None, f"--references: write TASK=FILE, got {given!r}")
-        if task in references:
-            raise ArgumentError(None, f"--references: {task} is there twice; files of one set go in a folder")
-        references[task] = source
     from rationalyst_jax.pipeline.prefilter import prefilter as keep
     from rationalyst_jax.report.prefilter import references_table, sources_table
 
     console = Console()
+    references = sources_by_task("--references", options["references"])
     with track(console, "documents scored") as progress:
         summary = keep(documents, references, encoder, prefilter, out, progress=progress)
     console.print(references_table(summary, calibrated=prefilter.alpha is None))
