@@ -165,7 +165,7 @@ BAD_INPUT = {
 }
 BAD_USAGE = {
     f"{PREFILTER} train.jsonl": "--references takes TASK=FILE, got 'train.jsonl'",
-    f"{PREFILTER} gsm8k=train.jsonl gsm8k=train.jsonl": "--references: gsm8k is there twice",
+    f"{PREFILTER} gsm8k=train.jsonl gsm8k=train.jsonl": "--references names gsm8k twice",
     f"{PREFILTER} gsm8k=train.jsonl --prefilter.recall 0": "prefilter: recall must be above 0 and at most 1",
     f"{PREFILTER} gsm8k=train.jsonl --prefilter.alpha 2": "prefilter: alpha must be between -1 and 1, got 2",
     f"{PREFILTER} gsm8k=train.jsonl --prefilter.normalisation own": "--prefilter.normalisation: Expected",
