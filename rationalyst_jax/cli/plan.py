@@ -76,6 +76,8 @@ def run(
     if stage == "mine":
         if topology is not None:
             raise ArgumentError(None, "--topology is for train and filter: mine has --chip and --chips")
+        if slices != 1:
+            raise ArgumentError(None, "--slices is for train and filter: mine has --chip and --chips")
         if documents is None or prompts is None:
             raise ArgumentError(None, "--stage mine needs a sample of --documents, and --prompts")
         from rationalyst_jax.plan.mining import MiningSettings
@@ -84,8 +86,9 @@ def run(
         return _mining(model, documents, prompts, settings, assume, count, chip, chips)
     if topology is None:
         raise ArgumentError(None, f"--stage {stage} needs a --topology")
-    if documents is not None:
-        raise ArgumentError(None, "--documents is for --stage mine")
+    for name, given in {"documents": documents, "count": count, "chip": chip}.items():
+        if given is not None:
+            raise ArgumentError(None, f"--{name} is for --stage mine")
     from rationalyst_jax.plan.plan import PlanSettings
 
     _compiled(stage, model, topology, slices, PlanSettings(train, filter, mesh))

@@ -17,13 +17,13 @@ import pyarrow.parquet as pq
 from rationalyst_jax.files.whole import whole
 from rationalyst_jax.mine.documents import read_documents
 from rationalyst_jax.mine.likelihood_filter import FilteredTriple
+from rationalyst_jax.mine.prefilter import PREFILTERED
 from rationalyst_jax.mine.store import Provenance, read_filtered, read_provenance
 
 ALL = "all"
 KEPT = "kept"
 _TEXTS = ("preceding", "following")
 _HASH = "document_hash"
-_PREFILTERED = "prefiltered.parquet"
 
 
 @dataclass(frozen=True)
@@ -134,9 +134,9 @@ def _made_how(provenance: Provenance) -> dict[str, tuple[pa.DataType, Any]]:
 def read_cosines(path: Path) -> dict[str, float]:
     """The cosine of every document that was prefiltered, by its id, from the file that the stage wrote or
     all such files in a folder. Raises FileNotFoundError where there is none."""
-    files = [path] if path.is_file() else sorted(path.rglob(_PREFILTERED))
+    files = [path] if path.is_file() else sorted(path.rglob(PREFILTERED))
     if not files:
-        raise FileNotFoundError(f"{path}: no {_PREFILTERED} here")
+        raise FileNotFoundError(f"{path}: no {PREFILTERED} here")
     cosines: dict[str, float] = {}
     for file in files:
         try:

@@ -40,6 +40,8 @@ def encode(
             batch = rows[first : first + B]
             arrays = _arrays([[windows[i] for i in row] for row in batch], B, T)
             vectors_BPD = _vectors(encoder, *arrays, eps=eps)
+            most = max(map(len, batch))  # most rows have few texts: the others' places need not be copied
+            vectors_BPD = vectors_BPD[:, : 1 << (most - 1).bit_length()]
             members = np.array([i for row in batch for i in row])
             places = np.array(
                 [b * vectors_BPD.shape[1] + p for b, row in enumerate(batch) for p in range(len(row))]
@@ -48,8 +50,9 @@ def encode(
 
     def result() -> np.ndarray:
         found_XD = np.zeros((len(windows), encoder.embed_VD.shape[1]), np.float32)
-        for members, places, vectors_BPD in pending:
-            found_XD[members] = np.asarray(vectors_BPD).reshape(-1, found_XD.shape[1])[places]
+        copied = jax.device_get([vectors_BPD for *_, vectors_BPD in pending])  # starts all copies at once
+        for (members, places, _), vectors_BPD in zip(pending, copied, strict=True):
+            found_XD[members] = vectors_BPD.reshape(-1, found_XD.shape[1])[places]
         return found_XD
 
     return result

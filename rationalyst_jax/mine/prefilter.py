@@ -32,6 +32,7 @@ from rationalyst_jax.mine.workers import in_order
 Item = TypeVar("Item")
 
 PAPER_ALPHA = 0.3
+PREFILTERED = "prefiltered.parquet"  # what `write_prefiltered` writes is called so everywhere
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,7 @@ def read_filtered(path: str | Path) -> list[FilteredTriple]:
 
 def read_provenance(path: str | Path) -> Provenance:
     """The provenance a file was written with (without the versions); ValueError names a file without one."""
-    metadata = _table(path).schema.metadata or {}
+    metadata = _table(path, []).schema.metadata or {}
     try:
         return Provenance(
             model=metadata[b"model"].decode(),

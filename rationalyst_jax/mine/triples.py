@@ -42,44 +42,38 @@ class Extraction:
     rationales: Mapping[str, int]
 
 
+def triple_at(document: Document, index: int, start: int, end: int, rationale: str) -> Triple:
+    """The triple of a rationale before document[start:end]."""
+    return Triple(
+        document_id=document.id,
+        source=document.source,
+        index=index,
+        start=start,
+        end=end,
+        preceding=document.text[:start],
+        rationale=rationale,
+        following=document.text[start:end],
+    )
+
+
 def cut_triples(document: Document, parsed: Parsed) -> list[Triple]:
     """One triple for each usable rationale; none where the copy was not faithful."""
     bounds = [start for start, _ in parsed.placed] + [len(document.text)]
     return [
-        Triple(
-            document_id=document.id,
-            source=document.source,
-            index=index,
-            start=bounds[index],
-            end=bounds[index + 1],
-            preceding=document.text[: bounds[index]],
-            rationale=rationale,
-            following=document.text[bounds[index] : bounds[index + 1]],
-        )
+        triple_at(document, index, bounds[index], bounds[index + 1], rationale)
         for index, (_, rationale) in enumerate(parsed.placed)
     ]
 
 
 def cut_inserted(insertion: Insertion) -> tuple[list[Triple], list[RationaleOutcome]]:
     """One triple for each usable rationale, and the outcomes of all."""
-    document = insertion.document
     triples = []
     outcomes = []
     for place, rationales in zip(insertion.places, read_insertion(insertion), strict=True):
         for rationale in rationales:
             if rationale.outcome in USABLE:
-                triples.append(
-                    Triple(
-                        document_id=document.id,
-                        source=document.source,
-                        index=len(outcomes),
-                        start=place.start,
-                        end=place.end,
-                        preceding=document.text[: place.start],
-                        rationale=rationale.text,
-                        following=document.text[place.start : place.end],
-                    )
-                )
+                at = len(outcomes), place.start, place.end
+                triples.append(triple_at(insertion.document, *at, rationale.text))
             outcomes.append(rationale.outcome)
     return triples, outcomes
 

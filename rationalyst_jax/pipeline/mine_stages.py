@@ -24,6 +24,7 @@ from rationalyst_jax.mine.decontaminate import QuestionIndex, contamination, jud
 from rationalyst_jax.mine.deduplicate import sign_shard
 from rationalyst_jax.mine.documents import Document
 from rationalyst_jax.mine.documents import read_shard as documents_of
+from rationalyst_jax.mine.prefilter import PREFILTERED
 from rationalyst_jax.mine.shards import KEPT, Judge, Outcomes, Shard, add_outcomes, divide, read_verdicts
 from rationalyst_jax.mine.store import (
     Provenance,
@@ -35,7 +36,7 @@ from rationalyst_jax.mine.store import (
 from rationalyst_jax.pipeline import prefilter
 from rationalyst_jax.pipeline.dedup import duplicates, judge_by
 from rationalyst_jax.pipeline.filter import filter_rationales
-from rationalyst_jax.pipeline.mine import mine
+from rationalyst_jax.pipeline.mine import TRIPLES, mine
 from rationalyst_jax.pipeline.mine_config import MineRunConfig
 from rationalyst_jax.pipeline.models import Models
 from rationalyst_jax.pipeline.sharded import SHARDS, Progress, ShardTask, Stage, Tally
@@ -321,7 +322,7 @@ def _outcomes(stage: str) -> str:
 
 def stages(config: MineRunConfig) -> list[Stage]:
     """Those that a run has, in order. The first reads shards, the last makes the file of all rationales."""
-    documents = {"documents": "documents.jsonl"}
+    documents = {"documents": prefilter.KEPT}
 
     def dividing(name: str) -> dict[str, str]:
         return documents | {_verdicts(name): "verdicts.jsonl", _outcomes(name): "outcomes.json"}
@@ -331,7 +332,7 @@ def stages(config: MineRunConfig) -> list[Stage]:
         Stage("check", check_documents, ("ids",), {}, over_all=True),
     ]
     if config.encoder is not None:
-        makes = documents | {"scores": prefilter.SCORES}
+        makes = documents | {"scores": PREFILTERED}
         found += [Stage("prefilter", prefilter_shard, ("documents",), makes)]
     if not config.duplicates:
         listed = {"duplicates": "duplicates.parquet"}
@@ -347,7 +348,7 @@ def stages(config: MineRunConfig) -> list[Stage]:
     merged = {MERGED: "rationales.parquet"}
     return [
         *found,
-        Stage("annotate", annotate_shard, ("documents",), {"triples": "triples.parquet"}),
+        Stage("annotate", annotate_shard, ("documents",), {"triples": TRIPLES}),
         Stage("filter", filter_shard, ("triples",), {"rationales": "rationales.parquet"}),
         Stage("merge", merge_shards, ("rationales", *told), merged, over_all=True),
     ]

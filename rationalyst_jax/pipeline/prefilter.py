@@ -13,6 +13,7 @@ from rationalyst_jax.mine.config import PrefilterConfig
 from rationalyst_jax.mine.documents import Document, read_documents
 from rationalyst_jax.mine.prefilter import (
     PAPER_ALPHA,
+    PREFILTERED,
     TextEncoder,
     cutter_of,
     score_documents,
@@ -29,7 +30,6 @@ from rationalyst_jax.mine.references import (
 from rationalyst_jax.mine.summary import PrefilterSummary, SetSummary, summarize_prefiltered
 
 KEPT = "documents.jsonl"
-SCORES = "prefiltered.parquet"
 
 Progress = Callable[[int, int, int], None]
 
@@ -120,7 +120,7 @@ def prefilter_documents(
         )
         kept = (document for document, score in zip(documents, scored, strict=True) if score.kept)
         write_rows(out / KEPT, map(asdict, kept))
-        write_prefiltered(out / SCORES, scored, {**opened.settings, "alpha": opened.alpha})
+        write_prefiltered(out / PREFILTERED, scored, {**opened.settings, "alpha": opened.alpha})
         partial.unlink()
         record.unlink()
     return PrefilterSummary(opened.alpha, opened.sets, summarize_prefiltered(scored))

@@ -68,13 +68,16 @@ def supervise(
     try:
         while True:
             for worker in workers:
-                if worker.task is None and (task := schedule.take()) is not None:
+                if worker.task is None:
+                    if (task := schedule.take()) is None:
+                        break  # nor is there one for the others
                     worker.give(task)
             busy = {worker.pipe: worker for worker in workers if worker.task is not None}
             if not busy:
                 return
-            for pipe in wait(list(busy)):
-                _hear(busy[pipe], schedule)  # pyright: ignore[reportArgumentType]
+            while all(worker.task is not None for worker in busy.values()):  # else there may be new tasks
+                for pipe in wait(list(busy)):
+                    _hear(busy[pipe], schedule)  # pyright: ignore[reportArgumentType]
     finally:
         for worker in workers:
             worker.end()

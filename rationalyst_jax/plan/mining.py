@@ -26,7 +26,7 @@ from rationalyst_jax.mine.config import AnnotateConfig, FilterConfig
 from rationalyst_jax.mine.documents import Annotated, Document, Insertion
 from rationalyst_jax.mine.likelihood_filter import fitting_groups
 from rationalyst_jax.mine.places import PlaceKind, find_places
-from rationalyst_jax.mine.triples import Triple
+from rationalyst_jax.mine.triples import Triple, triple_at
 from rationalyst_jax.plan.config import MiningAssumptions
 from rationalyst_jax.prompts.prompt import Field, Prompt, PromptSet, check_prompts
 from rationalyst_jax.roles.role import Role, Sampling
@@ -110,7 +110,7 @@ def mining_cost(
         else:
             starts = copied[one.document.text] if one.finish != "too_long" else ()
             places = list(pairwise([*starts, len(one.document.text)]))
-        triples.append([_triple(one.document, i, *at, next(rationales)) for i, at in enumerate(places)])
+        triples.append([triple_at(one.document, i, *at, next(rationales)) for i, at in enumerate(places)])
     unscored, work = filter_work(triples, model, tokenizer, prompts, settings.filter)
     return MiningCost(
         too_long=sum(one.finish == "too_long" for one in annotated),
@@ -289,20 +289,6 @@ def filter_work(
         unscored += sum(not fit for of_document in fits for fit in of_document)
         work += work_of(groups, row_length=config.row_length, rows_per_batch=config.rows_per_batch)
     return unscored, work
-
-
-def _triple(document: Document, index: int, start: int, end: int, rationale: str) -> Triple:
-    text = document.text
-    return Triple(
-        document_id=document.id,
-        source=document.source,
-        index=index,
-        start=start,
-        end=end,
-        preceding=text[:start],
-        rationale=rationale,
-        following=text[start:end],
-    )
 
 
 def _stretches(
