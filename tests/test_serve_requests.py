@@ -109,7 +109,8 @@ def test_offsets_cut_the_text_into_the_tokens_pieces(port):
 
 
 def test_the_bytes_of_half_a_character_are_its_own(port):
-    _, answer = chat(port, {"role": "user", "content": "€"}, logprobs=True, top_logprobs=20, max_tokens=40)
+    asked = {"logprobs": True, "top_logprobs": 20, "max_tokens": 40, "seed": 0}
+    _, answer = chat(port, {"role": "user", "content": "€"}, **asked)
     places = answer["choices"][0]["logprobs"]["content"]
     for token in [*places, *(top for place in places for top in place["top_logprobs"])]:
         if token["token"].startswith("bytes:"):
