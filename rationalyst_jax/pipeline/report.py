@@ -1,7 +1,8 @@
 """The stage `report`: a run, or files of traces, as one page that a browser opens without a network.
 
-The page has the tables that the terminal showed, plots, every question with its traces, and every document with
-its rationales. What it says of a run is read from `summary.json`; which questions are right is graded anew.
+The page has the tables that the terminal showed, plots, every question with its traces, and every document
+with its rationales. What it says of a run is read from `summary.json`; which questions are right is graded
+anew.
 """
 
 import json
@@ -115,18 +116,34 @@ def report_traces(
     return page.write(out)
 
 
+def find_trace(file: Path, question: str) -> Trace:
+    """The trace of one question; ValueError naming the file that has none."""
+    for trace in read_traces(file):
+        if trace.id == question:
+            return trace
+    raise ValueError(f"{file}: has no trace of question {question!r}")
+
+
+def find_question(task: Task, questions: Source, name: str) -> Question:
+    """One question of a source; ValueError naming the source that lacks it."""
+    for question in read_questions(task, questions):
+        if question.id == name:
+            return question
+    raise ValueError(f"{questions}: has no question {name!r}")
+
+
 # ---- What runs leave behind ----
 
 
-def _add_experiment(
-    page: "_Page", run: Path, summary: Mapping[str, Any], config: Mapping[str, Any]
-) -> None:
+def _add_experiment(page: "_Page", run: Path, summary: Mapping[str, Any], config: Mapping[str, Any]) -> None:
     task = task_named(config["task"])
     results = {**summary["strategies"], **summary["ablations"]}
     for title in ("strategies", "ablations"):
         if of_table := summary[title]:
             named = [key.removeprefix("vs_") for key in next(iter(of_table.values())) if key[:3] == "vs_"]
-            page.add_table(accuracy_table(title, of_table, (summary["baseline"],) if summary["baseline"] else named))
+            page.add_table(
+                accuracy_table(title, of_table, (summary["baseline"],) if summary["baseline"] else named)
+            )
     page.add_mining(run, summary["mining"])
     if len(summary["mining"]) > 1:
         page.add_table(rounds_table(summary["mining"]))
@@ -148,9 +165,7 @@ def _add_experiment(
     page.main["seconds"] = summary["seconds"]
 
 
-def _add_benchmark(
-    page: "_Page", run: Path, summary: Mapping[str, Any], config: Mapping[str, Any]
-) -> None:
+def _add_benchmark(page: "_Page", run: Path, summary: Mapping[str, Any], config: Mapping[str, Any]) -> None:
     for name, of_task in summary["tasks"].items():
         cells = of_task["cells"]
         baselines = dict.fromkeys(baseline for cell in cells.values() for baseline in cell["versus"])
@@ -203,7 +218,10 @@ class _Page:
             "settings": [],
             "versions": {},
             "seconds": {},
-            **{key: [] for key in ("tables", "costs", "funnels", "gains", "losses", "curves", "sets", "mining")},
+            **{
+                key: []
+                for key in ("tables", "costs", "funnels", "gains", "losses", "curves", "sets", "mining")
+            },
         }
 
     def write(self, out: Path) -> int:
@@ -243,7 +261,9 @@ class _Page:
             }
             self.main["losses"].append({"title": name, "lines": lines})
 
-    def add_curve(self, name: str, curve: Mapping[str, Any], results: Mapping[str, Mapping[str, Any]]) -> None:
+    def add_curve(
+        self, name: str, curve: Mapping[str, Any], results: Mapping[str, Mapping[str, Any]]
+    ) -> None:
         """A curve of `summary.json`, where all its runs are there."""
         if not {run for runs in curve["lines"].values() for run in runs} <= results.keys():
             return
@@ -272,7 +292,7 @@ class _Page:
             self._add_documents(title, triples)
 
     def _add_gains(self, title: str, triples: Sequence[FilteredTriple]) -> None:
-        """How gains are distributed. The bins reach over the middle 99 %, the outermost hold what is beyond."""
+        """How gains are distributed, in bins over the middle 99 %; the outermost hold what is beyond."""
         scored = [triple for triple in triples if triple.gain is not None]
         gains = np.array([triple.gain for triple in scored], dtype=np.float64)
         if not len(gains):
@@ -281,7 +301,10 @@ class _Page:
         edges = np.linspace(low, max(high, low + 1e-6), _BINS + 1)
         inside = np.clip(gains, edges[0], edges[-1])
         kept = np.array([triple.kept for triple in scored])
-        counts = {name: np.histogram(inside[which], edges)[0] for name, which in (("kept", kept), ("not kept", ~kept))}
+        counts = {
+            name: np.histogram(inside[which], edges)[0]
+            for name, which in (("kept", kept), ("not kept", ~kept))
+        }
         self.main["gains"].append(
             {
                 "title": title,
@@ -363,7 +386,9 @@ class _Page:
             for number, grade_of in enumerate(of.graded.strict):
                 place, sample = divmod(number, each)
                 trace = of.samples[sample][grade_of.id]
-                self.traces[part].append(_trace(trace, None if other is None else other[sample % len(other)][trace.id]))
+                self.traces[part].append(
+                    _trace(trace, None if other is None else other[sample % len(other)][trace.id])
+                )
                 smallest = _rounded(smallest_margin(trace))
                 how = (trace.finish, len(trace.steps), smallest, flags_of(trace))
                 rows.append((place, sample, grade_of.verdict, grade_of.answer, *how))
@@ -375,7 +400,10 @@ class _Page:
 
 
 def _read_traces(file: Path, texts: Mapping[str, str]) -> dict[str, Trace]:
-    """The traces of a file, or of the files *.jsonl of a folder, by their questions, whose digests are given."""
+    """The traces of a file, or of the files *.jsonl of a folder, by the ids of their questions.
+
+    texts: digests of the questions' texts by their ids; traces of other questions are left out.
+    """
     files = sorted(file.glob("*.jsonl")) if file.is_dir() else [file]
     traces = {trace.id: trace for one in files for trace in read_traces(one) if trace.id in texts}
     for trace in traces.values():

@@ -1,9 +1,9 @@
 """One page that a browser opens from disk: a script, its style, and data, in one file that asks nobody for
 anything.
 
-The data is gzipped JSON in parts, which the browser unpacks when they are looked at. A Content-Security-Policy
-allows this script and this style by their hashes and nothing else, no network, and no text that becomes HTML:
-what models write is hostile.
+The data is gzipped JSON in parts, which the browser unpacks when they are looked at. A
+Content-Security-Policy allows this script and this style by their hashes and nothing else, no network, and no
+text that becomes HTML: what models write is hostile.
 """
 
 import base64

@@ -244,7 +244,7 @@ function chosen() {
   const at = where();
   const runAnywhere = data.sets.find((set) => set.runs.some((run) => run.name === at.run));
   const set = data.sets.find((one) => one.title === at.set) ?? runAnywhere ?? data.sets[0];
-  const run = set.runs.find((one) => one.name === at.run) ?? set.runs.at(-1);
+  const run = set.runs.find((one) => one.name === at.run) ?? set.runs.find((one) => one.strategy === "implicit") ?? set.runs.at(-1);
   const others = set.runs.filter((one) => one !== run);
   const versus = at.vs === "none" ? null : others.find((one) => one.name === at.vs) ?? others.find((one) => one.strategy === "likelihood") ?? others[0] ?? null;
   return { set, run, versus, at };
@@ -375,7 +375,7 @@ function candidates(step) {
   if (!step.scores && !step.notes && new Set(step.candidates).size === 1) return h("p", { class: "dim" }, `All ${step.candidates.length} candidates are this text.`);
   const has = (key) => step[key] != null;
   const marks = (i) => [i === step.choice && "taken", i === step.likelihood && "likelihood's"].filter(Boolean).join(", ");
-  const cells = (candidate, i) => [h("td", {}, marks(i)), h("td", { dir: "auto" }, text(candidate)), has("scores") && h("td", { class: "number" }, figure(step.scores[i])),
+  const cells = (candidate, i) => [h("td", { class: "marks" }, marks(i)), h("td", { dir: "auto" }, text(candidate)), has("scores") && h("td", { class: "number" }, figure(step.scores[i])),
     has("margins") && h("td", { class: "number" }, signed(step.margins[i])), has("notes") && h("td", { dir: "auto" }, text(step.notes[i]))];
   const heads = ["", "candidate", has("scores") && "score", has("margins") && "margin", has("notes") && "what was written about it"].filter((name) => name !== false);
   return h("div", { class: "scroll" }, h("table", {}, h("thead", {}, h("tr", {}, heads.map((name) => (name ? h("th", { scope: "col" }, name) : h("td"))))),
