@@ -447,15 +447,24 @@ function view() {
   return wanted in VIEWS ? wanted : "overview";
 }
 let last = "";
+let focused = null; // what had the keyboard when the page was drawn anew: its label, or the list
+function focusOf(element) {
+  if (element?.getAttribute("role") === "listbox") return ".list";
+  return element?.closest?.("label")?.firstChild.textContent ?? null;
+}
+function restoreFocus(main) {
+  const labels = [...main.querySelectorAll("label")];
+  const found = focused === ".list" ? main.querySelector(".list") : labels.find((one) => one.firstChild.textContent === focused)?.querySelector("select, input");
+  found?.focus({ preventScroll: true });
+  focused = null;
+}
 async function show() {
   const name = view();
   const offered = Object.keys(VIEWS).filter((key) => key === "overview" || data[{ questions: "sets", mined: "mining" }[key]].length);
   const tabs = offered.map((key) => h("a", { href: key === name ? location.hash || "#" : `#view=${key}`, "aria-current": key === name ? "page" : null }, VIEWS[key][0]));
   const main = h("main", { id: "main" });
-  const focus = document.activeElement;
-  const inList = focus?.getAttribute("role") === "listbox";
+  focused = focusOf(document.activeElement) ?? focused;
   const scrolled = document.querySelector(".list")?.scrollTop ?? 0;
-  const label = focus?.closest?.("label")?.firstChild?.textContent;
   const old = document.querySelector("main");
   shownList = null;
   const header = h("header", {}, h("h1", {}, data.title), h("nav", { "aria-label": "views" }, tabs));
@@ -463,21 +472,21 @@ async function show() {
     document.querySelector("header").replaceWith(header);
     old.replaceWith(main);
   } else document.body.append(header, main);
-  const drawn = VIEWS[name][1](main);
-  await drawn;
+  await VIEWS[name][1](main);
+  if (!main.isConnected) return; // the page was drawn anew meanwhile
   const box = main.querySelector(".list");
   if (box && last === name) {
     box.scrollTop = scrolled;
     shownList.reveal();
   }
-  if (inList && box) box.focus({ preventScroll: true });
-  else if (label) [...main.querySelectorAll("label")].find((one) => one.firstChild.textContent === label)?.querySelector("select, input")?.focus();
+  restoreFocus(main);
   if (last !== name) window.scrollTo(0, 0);
   last = name;
 }
 function keys(event) {
   const typing = /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName);
   if (event.key === "Escape") {
+    event.preventDefault(); // which would empty the search
     if (typing) event.target.blur();
     document.querySelector(".list")?.focus();
     if (matchMedia("(max-width: 760px)").matches) go({ q: null, doc: null });
