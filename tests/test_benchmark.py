@@ -111,13 +111,13 @@ def test_a_benchmark_ends_with_a_page_on_which_every_cell_is_graded_as_in_its_su
     path, summary = whole
     [of_task] = unpacked(path / "report.html")["main"]["sets"]
     cells = summary["tasks"]["gsm8k"]["cells"]
-    assert {run["name"]: run["samples"] for run in of_task["runs"]} == dict.fromkeys(
+    assert {cell["name"]: cell["samples"] for cell in of_task["runs"]} == dict.fromkeys(
         cells, summary["samples"]
     )
-    for run in of_task["runs"]:
-        strict = cells[run["name"]]["strict"]
-        right = sum(row[2] == "right" for row in run["rows"])
-        assert (right, len(run["rows"])) == (round(strict["accuracy"] * strict["n"]), strict["n"])
+    for cell in of_task["runs"]:
+        strict = cells[cell["name"]]["strict"]
+        right = sum(row[2] == "right" for row in cell["rows"])
+        assert (right, len(cell["rows"])) == (round(strict["accuracy"] * strict["n"]), strict["n"])
 
 
 def test_a_run_that_was_killed_twice_ends_with_the_same_traces(
