@@ -1,12 +1,13 @@
 """How large the page of a long run is, and how soon and with how much memory a browser shows it.
 
     pip install playwright            # and a Chromium, as Debian's
-    python benchmarks/page.py [--questions 1319] [--steps 15] [--candidates 3]
+    python benchmarks/page.py [--questions 1319] [--steps 15] [--candidates 3] [--gains]
 
 The traces are made up: that many questions, steps and candidates of random words, as long as those of GSM8K.
 """
 
 import argparse
+import re
 import shutil
 import tempfile
 import time
@@ -17,7 +18,7 @@ from random import Random
 
 from rationalyst_jax.files.rows import write_rows
 from rationalyst_jax.pipeline.report import report_traces
-from rationalyst_jax.reason.traces import Step, Trace
+from rationalyst_jax.reason.traces import Gains, Step, Trace
 from rationalyst_jax.roles.usage import Usage
 from rationalyst_jax.tasks.benchmarks import task_named
 
@@ -37,8 +38,11 @@ def vocabulary(random: Random) -> Callable[[int], str]:
     return lambda count: " ".join(random.choices(words, weights, k=count))
 
 
-def write_traces(folder: Path, questions: int, steps: int, candidates: int) -> tuple[Path, Path]:
-    """Writes questions and a run of `implicit` on them; gives both files."""
+def write_traces(
+    folder: Path, questions: int, steps: int, candidates: int, gains: bool = False
+) -> tuple[Path, Path]:
+    """Writes questions and a run of `implicit` on them, with the gains of all tokens or without; gives both
+    files."""
     random = Random(0)
     say = vocabulary(random)
     rows = [
@@ -50,6 +54,11 @@ def write_traces(folder: Path, questions: int, steps: int, candidates: int) -> t
         role: Usage(steps, 900, 2_000, 4_000, 300, 10**12) for role in ("agent", "rationalyst", "scorer")
     }
 
+    def gains_of(text: str) -> Gains:
+        tokens = tuple(re.findall(r"\s?\S{1,5}", text + "\n"))
+        logprobs = (tuple(round(-random.expovariate(2), 4) for _ in tokens) for _ in range(2))
+        return Gains(tokens, *logprobs)
+
     def trace(question: str) -> Trace:
         answer = str(random.randint(0, 99))
 
@@ -57,7 +66,10 @@ def write_traces(folder: Path, questions: int, steps: int, candidates: int) -> t
             texts = tuple(f"The answer is {answer}." if last else say(STEP_WORDS) for _ in range(candidates))
             scores = tuple(-random.random() for _ in texts)
             choice = scores.index(max(scores))
-            return Step(texts[choice], "stop", texts, choice, scores, say(RATIONALE_WORDS), "stop", True)
+            recorded = (scores, tuple(map(gains_of, texts))) if gains else (None, None)
+            rationale = say(RATIONALE_WORDS)
+            how = (rationale, "stop", True, None, "\n", *recorded)
+            return Step(texts[choice], "stop", texts, choice, scores, *how)
 
         taken = tuple(step(number == steps - 1) for number in range(steps))
         return Trace(question, "implicit", answer, "answer", taken, (), usage, random.random())
@@ -107,6 +119,7 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=1319)
     parser.add_argument("--steps", type=int, default=15)
     parser.add_argument("--candidates", type=int, default=3)
+    parser.add_argument("--gains", action="store_true", help="as --record_gains leaves them")
     sizes = vars(parser.parse_args())
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -16,7 +16,7 @@ from rationalyst_jax.files.whole import write_json
 from rationalyst_jax.mine.likelihood_filter import FilteredTriple
 from rationalyst_jax.mine.store import Provenance, write_filtered
 from rationalyst_jax.pipeline.evaluate import evaluate
-from rationalyst_jax.reason.traces import Sample, Step, Trace, mean_ledger
+from rationalyst_jax.reason.traces import Gains, Sample, Step, Trace, mean_ledger
 from rationalyst_jax.roles.usage import Usage
 from rationalyst_jax.tasks.benchmarks import task_named
 
@@ -120,6 +120,8 @@ def _trace(number: int, name: str, asked: str, strategy: str) -> Trace:
             "length" if guided and number % 10 == 4 else "stop" if guided else None,
             guided and bool(rationale),
             notes,
+            "\n",
+            *_recorded(texts) if guided and rationale else (None, None),
         ),
     ]
     if answer is not None:
@@ -129,6 +131,18 @@ def _trace(number: int, name: str, asked: str, strategy: str) -> Trace:
     samples = (Sample((texts[0], "The answer is 1."), "1", "answer"),) if strategy == "random" else ()
     usage = {"agent": Usage(3, 90, 60, 200, 0, 10**9 * (1 + len(strategy)))}
     return Trace(name, strategy, answer, finish, tuple(steps), samples, usage, 1.5, digest([asked.encode()]))
+
+
+def _recorded(texts: tuple[str, ...]) -> tuple:
+    """Scores without the rationale, of which the first is the best, and gains: of each first token +1.5 nats,
+    of the others −0.25."""
+    without = (-0.2, -0.4, -0.6)
+    gains = []
+    for text in texts:
+        tokens = tuple(re.findall(r"\s*\S+|\s+", text))
+        under = (-0.5, *(-0.75 for _ in tokens[1:]))
+        gains.append(Gains(tokens, under, (-2.0, *(-0.5 for _ in tokens[1:]))))
+    return without, tuple(gains)
 
 
 def _triples() -> list[FilteredTriple]:

@@ -193,6 +193,16 @@ def test_a_link_leads_to_a_question(opened: Open, finished: tuple[Path, dict]):
     assert page.get_by_text("There is no question nobody").is_visible()
 
 
+def test_tokens_have_the_colour_of_their_gain_and_say_it(opened: Open):
+    page = opened("#run=implicit&q=q14")
+    tokens = page.locator("article .token")
+    said = "+1.500 nats: −0.500 with the rationale, −2.000 without"
+    assert tokens.first.get_attribute("title") == said
+    colours = [tokens.nth(i).evaluate("one => getComputedStyle(one).backgroundColor") for i in range(3)]
+    assert colours[0] != colours[1] == colours[2] != "rgba(0, 0, 0, 0)"
+    assert "likelihood's" in page.locator("article table tbody tr").first.inner_text()
+
+
 @pytest.mark.parametrize("number", range(len(HOSTILE)))
 def test_what_models_write_is_shown_as_text_and_does_nothing(opened: Open, number: int):
     page = opened(f"#run=implicit&q=q{number:02}&vs=judge")

@@ -84,9 +84,12 @@ def test_steps_stand_on_a_page_with_margins_and_what_likelihood_took(finished: t
         parts[runs["implicit"]["part"]], written["implicit"], written["likelihood"], strict=True
     ):
         assert [step["text"] for step in shown["steps"]] == [step.text for step in trace.steps]
-        assert [step["likelihood"] for step in shown["steps"][:2]] == [
-            step.choice for step in other.steps[:2]
+        # Recorded scores say what `likelihood` would take, and where there are none its own trace does.
+        took = [
+            of.choice if ours.scores_without is None else 0
+            for ours, of in zip(trace.steps[:2], other.steps[:2], strict=True)
         ]
+        assert [step["likelihood"] for step in shown["steps"][:2]] == took
         scores = trace.steps[1].scores
         assert scores is not None
         best_other = max(s for i, s in enumerate(scores) if i != trace.steps[1].choice)
@@ -130,13 +133,34 @@ def test_above_its_size_a_page_leaves_steps_out_and_says_so(
 ):
     run, _ = finished
     whole = unpacked(run / "report.html")
-    size = sum(len(report.packed(rows)) for name, rows in whole.items() if name.startswith("traces"))
+    traces = {name: rows for name, rows in whole.items() if name.startswith("traces")}
+    for step in [step for rows in traces.values() for trace in rows for step in trace["steps"]]:
+        step["gains"] = None
+    size = sum(len(report.packed(rows)) for rows in traces.values())
     monkeypatch.setattr(report, "MOST_BYTES", size // 2)
     report_run(run, tmp_path / "short.html")
     short = unpacked(tmp_path / "short.html")
     assert len(short["traces-0"]) == int(0.95 * (size // 2) / size * QUESTIONS)
-    assert "are on this page" in short["main"]["notes"][0]
+    assert "the gains are left out" in short["main"]["notes"][0]
+    assert "are on this page" in short["main"]["notes"][1]
     assert short["main"]["sets"] == whole["main"]["sets"]
+
+
+def test_above_its_size_a_page_first_leaves_the_gains_of_tokens_out(
+    finished: tuple[Path, dict], tmp_path, monkeypatch
+):
+    run, _ = finished
+    whole = unpacked(run / "report.html")
+    traces = {name: rows for name, rows in whole.items() if name.startswith("traces")}
+    assert any(step["gains"] for rows in traces.values() for trace in rows for step in trace["steps"])
+    size = sum(len(report.packed(rows)) for rows in traces.values())
+    monkeypatch.setattr(report, "MOST_BYTES", size - 1)
+    report_run(run, tmp_path / "bare.html")
+    bare = unpacked(tmp_path / "bare.html")
+    assert ["the gains are left out" in note for note in bare["main"]["notes"]] == [True]
+    for name, rows in traces.items():
+        assert len(bare[name]) == len(rows)
+        assert not any(step["gains"] for trace in bare[name] for step in trace["steps"])
 
 
 def test_many_documents_are_drawn_evenly_and_the_page_says_so(
@@ -246,6 +270,12 @@ def test_what_likelihood_would_take_is_known_until_the_two_part():
     likelihood = [step("a", "b"), step("c", "d", choice=1), step("e", "f", choice=1)]
     assert likelihood_choices(steps, likelihood) == [0, 1, None]
     assert likelihood_choices(steps, [step("a", "other")]) == [None, None, None]
+
+
+def test_recorded_scores_say_what_likelihood_would_take():
+    recorded = Step("b", "stop", ("a", "b"), 1, (-2.0, -1.0), scores_without=(-1.0, -3.0))
+    assert likelihood_choices([recorded, step("c", "d")]) == [0, None]
+    assert likelihood_choices([recorded], [step("a", "b", choice=1)]) == [0]
 
 
 def test_a_table_of_the_terminal_is_the_same_on_a_page():

@@ -226,17 +226,33 @@ class _Page:
 
     def write(self, out: Path) -> int:
         parts = {name: packed(rows) for name, rows in self.traces.items()}
-        size = sum(map(len, parts.values()))
+        size = _size(parts)
+        if size > MOST_BYTES and self._leave_gains_out():
+            self.main["notes"].append(
+                f"With the gains of all tokens the traces would take {size / 1e6:.0f} MB, more than "
+                f"{MOST_BYTES / 1e6:.0f}: the gains are left out."
+            )
+            parts = {name: packed(rows) for name, rows in self.traces.items()}
+            size = _size(parts)
         if size > MOST_BYTES:
             share = 0.95 * MOST_BYTES / size
             shown = {name: rows[: int(share * len(rows))] for name, rows in self.traces.items()}
             parts = {name: packed(rows) for name, rows in shown.items()}
             self.main["notes"].append(
-                f"The steps of all questions would take {size / 1e6:.0f} MB. Only those of the first "
-                f"{share:.0%} of each run's questions are on this page; lists and counts are complete."
+                f"The steps of all questions would take {size / 1e6:.0f} MB, more than "
+                f"{MOST_BYTES / 1e6:.0f}: only those of the first {share:.0%} of each run's questions are on "
+                "this page. Lists and counts are complete."
             )
         parts |= {name: packed(value) for name, value in self.others.items()}
         return write_page(self.title, {MAIN: packed(self.main), **parts}, out)
+
+    def _leave_gains_out(self) -> bool:
+        """Whether there were any."""
+        steps = [step for rows in self.traces.values() for trace in rows for step in trace["steps"]]
+        had = any(step["gains"] for step in steps)
+        for step in steps:
+            step["gains"] = None
+        return had
 
     def add_table(self, table: Table) -> None:
         self.main["tables"].append(table_data(table))
@@ -399,6 +415,10 @@ class _Page:
         return solved
 
 
+def _size(parts: Mapping[str, str]) -> int:
+    return sum(map(len, parts.values()))
+
+
 def _read_traces(file: Path, texts: Mapping[str, str]) -> dict[str, Trace]:
     """The traces of a file, or of the files *.jsonl of a folder, by the ids of their questions.
 
@@ -428,12 +448,12 @@ def _question(question: Question) -> dict[str, Any]:
 
 def _trace(trace: Trace, likelihood: Trace | None) -> dict[str, Any]:
     """A trace as a page has it. Scores and margins are rounded; the last step says where the answer is."""
-    would = [None] * len(trace.steps)
-    if likelihood is not None and trace.strategy != "likelihood":
-        would = likelihood_choices(trace.steps, likelihood.steps)
+    others = () if likelihood is None or trace.strategy == "likelihood" else likelihood.steps
+    would = likelihood_choices(trace.steps, others)
     steps = []
     for step, choice in zip(trace.steps, would, strict=True):
         shown = asdict(step) | {"scores": _all_rounded(step.scores), "margins": _all_rounded(margins(step))}
+        shown["scores_without"] = _all_rounded(step.scores_without)
         steps.append(shown | {"likelihood": choice})
     return {
         "steps": steps,

@@ -37,9 +37,8 @@ def question_view(
         yield Text.assemble(
             (shown(name), "bold"), f" ({trace.strategy}): ", _verdict(verdict), _outcome(trace)
         )
-        would: list[int | None] = [None] * len(trace.steps)
-        if likelihood is not None and likelihood is not trace:
-            would = likelihood_choices(trace.steps, likelihood.steps)
+        others = () if likelihood is None or likelihood is trace else likelihood.steps
+        would = likelihood_choices(trace.steps, others)
         for number, (step, choice) in enumerate(zip(trace.steps, would, strict=True), start=1):
             is_last = number == len(trace.steps)
             yield from _step(step, number, choice, trace.answer if is_last else None)
@@ -108,7 +107,7 @@ def _candidates(step: Step, likelihood: int | None) -> Table:
     above = margins(step)
     columns = {
         "": [_marks(step, i, likelihood) for i in range(len(step.candidates))],
-        "candidate": [plain(text) for text in step.candidates],
+        "candidate": [_candidate(step, i) for i in range(len(step.candidates))],
         "score": None if step.scores is None else [Text(f"{score:.3f}") for score in step.scores],
         "margin": None if above is None else [Text(f"{margin:+.3f}") for margin in above],
         "note": None if step.notes is None else [plain(note) for note in step.notes],
@@ -120,6 +119,20 @@ def _candidates(step: Step, likelihood: int | None) -> Table:
     for number, row in enumerate(zip(*known.values(), strict=True)):
         table.add_row(*row, style="bold" if number == step.choice else "")
     return table
+
+
+def _candidate(step: Step, number: int) -> Text:
+    """A candidate's text; where gains are recorded, green is what the rationale makes likelier, and red less
+    likely, by a tenth of a nat."""
+    if step.gains is None:
+        return plain(step.candidates[number])
+    of = step.gains[number]
+    text = Text()
+    for piece, under, without in zip(of.tokens, of.logprobs_with, of.logprobs_without, strict=True):
+        gain = under - without
+        text.append(shown(piece), "green" if gain >= 0.1 else "red" if gain <= -0.1 else "")
+    text.rstrip()
+    return text
 
 
 def _marks(step: Step, number: int, likelihood: int | None) -> Text:

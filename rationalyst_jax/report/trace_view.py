@@ -66,15 +66,18 @@ def first_parting(a: Sequence[Step], b: Sequence[Step]) -> int | None:
     return None
 
 
-def likelihood_choices(steps: Sequence[Step], likelihood: Sequence[Step]) -> list[int | None]:
+def likelihood_choices(steps: Sequence[Step], likelihood: Sequence[Step] = ()) -> list[int | None]:
     """Of each step, which candidate the strategy `likelihood` would have taken, as far as that is known.
 
-    A trace of that strategy says it for the steps before which both had written the same, if both had the
-    same candidates: None elsewhere.
+    Recorded scores without the rationale say it. So does a trace of that strategy for the steps before which
+    both had written the same, if both had the same candidates. None elsewhere.
     """
-    choices: list[int | None] = [None] * len(steps)
+    choices = [
+        None if step.scores_without is None else step.scores_without.index(max(step.scores_without))
+        for step in steps
+    ]
     for number, (step, other) in enumerate(zip(steps, likelihood, strict=False)):
-        if step.candidates == other.candidates:
+        if choices[number] is None and step.candidates == other.candidates:
             choices[number] = other.choice
         if step.text != other.text:
             break

@@ -375,11 +375,22 @@ function candidates(step) {
   if (!step.scores && !step.notes && new Set(step.candidates).size === 1) return h("p", { class: "dim" }, `All ${step.candidates.length} candidates are this text.`);
   const has = (key) => step[key] != null;
   const marks = (i) => [i === step.choice && "taken", i === step.likelihood && "likelihood's"].filter(Boolean).join(", ");
-  const cells = (candidate, i) => [h("td", { class: "marks" }, marks(i)), h("td", { dir: "auto" }, text(candidate)), has("scores") && h("td", { class: "number" }, figure(step.scores[i])),
-    has("margins") && h("td", { class: "number" }, signed(step.margins[i])), has("notes") && h("td", { dir: "auto" }, text(step.notes[i]))];
-  const heads = ["", "candidate", has("scores") && "score", has("margins") && "margin", has("notes") && "what was written about it"].filter((name) => name !== false);
-  return h("div", { class: "scroll" }, h("table", {}, h("thead", {}, h("tr", {}, heads.map((name) => (name ? h("th", { scope: "col" }, name) : h("td"))))),
+  const cells = (candidate, i) => [h("td", { class: "marks" }, marks(i)), h("td", { dir: "auto" }, has("gains") ? gained(step.gains[i]) : text(candidate)), has("scores") && h("td", { class: "number" }, figure(step.scores[i])),
+    has("margins") && h("td", { class: "number" }, signed(step.margins[i])), has("scores_without") && h("td", { class: "number" }, figure(step.scores_without[i])), has("notes") && h("td", { dir: "auto" }, text(step.notes[i]))];
+  const heads = ["", "candidate", has("scores") && "score", has("margins") && "margin", has("scores_without") && "without", has("notes") && "what was written about it"].filter((name) => name !== false);
+  return h("div", { class: "scroll", tabindex: 0, role: "group", "aria-label": "candidates" }, h("table", {}, h("thead", {}, h("tr", {}, heads.map((name) => (name ? h("th", { scope: "col" }, name) : h("td"))))),
     h("tbody", {}, step.candidates.map((candidate, i) => h("tr", { class: i === step.choice ? "taken" : null }, cells(candidate, i))))));
+}
+/** A candidate token by token, in the colour of what the rationale does to it: green likelier, red less likely. */
+function gained({ tokens, logprobs_with, logprobs_without }) {
+  const span = (token, i) => {
+    const gain = logprobs_with[i] - logprobs_without[i];
+    const share = Math.min(1, Math.abs(gain) / 2); // two nats are as dark as it gets
+    const element = h("span", { class: "token", title: `${signed(gain)} nats: ${figure(logprobs_with[i])} with the rationale, ${figure(logprobs_without[i])} without` }, i === tokens.length - 1 ? token.trimEnd() : token);
+    if (share > 0.02) element.style.background = `color-mix(in srgb, var(${gain > 0 ? "--gain" : "--loss"}) ${Math.round(70 * share)}%, transparent)`;
+    return element;
+  };
+  return h("div", { class: "text", dir: "auto" }, tokens.map(span));
 }
 function samplesOf(trace) {
   if (!trace.samples.length) return null;
