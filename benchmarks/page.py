@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
 from random import Random
 
@@ -66,10 +67,18 @@ def write_traces(
             texts = tuple(f"The answer is {answer}." if last else say(STEP_WORDS) for _ in range(candidates))
             scores = tuple(-random.random() for _ in texts)
             choice = scores.index(max(scores))
-            recorded = (scores, tuple(map(gains_of, texts))) if gains else (None, None)
-            rationale = say(RATIONALE_WORDS)
-            how = (rationale, "stop", True, None, "\n", *recorded)
-            return Step(texts[choice], "stop", texts, choice, scores, *how)
+            return Step(
+                texts[choice],
+                "stop",
+                texts,
+                choice,
+                scores,
+                say(RATIONALE_WORDS),
+                "stop",
+                True,
+                scores_without=scores if gains else None,
+                gains=tuple(map(gains_of, texts)) if gains else None,
+            )
 
         taken = tuple(step(number == steps - 1) for number in range(steps))
         return Trace(question, "implicit", answer, "answer", taken, (), usage, random.random())
@@ -81,8 +90,7 @@ def write_traces(
 def look(page: Path) -> dict[str, float]:
     """Opens a page in Chromium: milliseconds until it is ready, and MB of the script's heap then, and again
     after a question was looked at and every text searched."""
-    from playwright.sync_api import sync_playwright
-
+    sync_playwright = import_module("playwright.sync_api").sync_playwright  # not among our dependencies
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     with sync_playwright() as playwright, tempfile.TemporaryDirectory() as profile:
         context = playwright.chromium.launch_persistent_context(

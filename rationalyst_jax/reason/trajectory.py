@@ -318,6 +318,7 @@ def mean_logprob(generation: Generation) -> float:
 
 def _pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> tuple[str, ...]:
     """The text that each token adds; of a character in several tokens the last one adds it."""
-    ends = [tokenizer.decode(ids[:count]).rstrip("\ufffd") for count in range(1, len(ids))]
-    ends.append(tokenizer.decode(ids))
-    return tuple(text[len(before) :] for before, text in pairwise(["", *ends]))
+    begun = [list(ids[:count]) for count in range(1, len(ids) + 1)]
+    *early, whole = tokenizer.batch_decode(begun, clean_up_tokenization_spaces=False)
+    ends = ["", *(text.rstrip("\ufffd") for text in early), whole]
+    return tuple(text[len(before) :] for before, text in pairwise(ends))
