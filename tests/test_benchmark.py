@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from finished_run import unpacked
 from random_model import random_llama
 from rich.console import Console
 
@@ -102,6 +103,21 @@ def test_every_cell_is_filled_and_compared_with_its_own_checkpoint(whole: tuple[
     assert len(compared) == 2 and all(v["p_holm"] >= v["p"] for v in compared)
     assert (path / "accuracy.png").stat().st_size > 1000
     assert json.loads((path / "summary.json").read_text()) == summary
+
+
+def test_a_benchmark_ends_with_a_page_on_which_every_cell_is_graded_as_in_its_summary(
+    whole: tuple[Path, dict],
+):
+    path, summary = whole
+    [of_task] = unpacked(path / "report.html")["main"]["sets"]
+    cells = summary["tasks"]["gsm8k"]["cells"]
+    assert {cell["name"]: cell["samples"] for cell in of_task["runs"]} == dict.fromkeys(
+        cells, summary["samples"]
+    )
+    for cell in of_task["runs"]:
+        strict = cells[cell["name"]]["strict"]
+        right = sum(row[2] == "right" for row in cell["rows"])
+        assert (right, len(cell["rows"])) == (round(strict["accuracy"] * strict["n"]), strict["n"])
 
 
 def test_a_run_that_was_killed_twice_ends_with_the_same_traces(

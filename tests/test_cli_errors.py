@@ -48,7 +48,16 @@ CALIBRATE = "calibrate --scored filtered.parquet --labels"
 PREFILTER = "prefilter --documents documents.jsonl --encoder encoder --out x --references"
 DEDUP = "dedup --out x --documents"
 DECONTAMINATE = "decontaminate --documents documents.jsonl --out x --against"
+REPORT = "report --task gsm8k --questions questions.jsonl --out x --traces"
 BAD_INPUT = {
+    "report --run nowhere": "nowhere/summary.json: no such file",
+    "report --run folder": "folder/summary.json: no such file",
+    f"{REPORT} nowhere.jsonl": "nowhere.jsonl: No such file",
+    f"{REPORT} short.jsonl": "2 ids are only in the questions",
+    f"{REPORT} pairs.jsonl": "pairs.jsonl:1: ",
+    "show --id q0 --traces nowhere.jsonl": "nowhere.jsonl: No such file",
+    "show --id q9 --traces random.jsonl": "random.jsonl: has no trace of question 'q9'",
+    "show --id q0 --traces random.jsonl --task gsm8k --questions train.jsonl": "has no question 'q0'",
     f"{PREFILTER} gsm8k=nowhere.jsonl": "nowhere.jsonl: No such file",
     f"{PREFILTER} gsm9k=train.jsonl": "unknown task 'gsm9k'",
     f"{PREFILTER} gsm8k=questions.jsonl": "questions.jsonl:1: neither the row nor the file's name says which",
@@ -174,6 +183,9 @@ BAD_USAGE = {
     f"{DECONTAMINATE} gsm8k=questions.jsonl --decontaminate.min_words 20": "min_words must be at most ngram",
     f"{DEDUP} documents.jsonl --dedup.similarity 75": "dedup: similarity must be above 0 and at most 1",
     "decontaminate --documents documents.jsonl --out x": "against",
+    "report": "give --run, or --task, --questions and --traces",
+    "report --run folder --task gsm8k": "--run knows its own task",
+    "show --id q0 --traces random.jsonl --task gsm8k": "--task and --questions go together",
     "": "a command is missing",
     "mime --out x": "no command 'mime'",
     "world domination": "no command 'world domination'",

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from finished_run import unpacked
 from rich.console import Console
 
 from rationalyst_jax.files.settings import differences
@@ -79,6 +80,11 @@ def test_an_experiment_ends_with_a_summary_of_every_stage(finished):
     assert 0 <= implicit["vs_random"]["p"] <= 1 and implicit["vs_likelihood"] is None
     for result in summary["strategies"].values():
         assert {"accuracy", "low", "high", "n", "vs_random", "vs_likelihood", "ledger"} <= set(result)
+    page = unpacked(run_dir / "report.html")
+    for of_run in page["main"]["sets"][0]["runs"]:
+        result = {**summary["strategies"], **summary["ablations"]}[of_run["name"]]
+        assert sum(row[2] == "right" for row in of_run["rows"]) == round(8 * result["accuracy"])
+    assert dict(page["main"]["funnels"][0]["bars"])["documents"] == summary["mining"][0]["documents"] == 24
     [mined] = summary["mining"]
     assert mined["documents"] == 24 and sum(mined["reasons"].values()) > 0
     assert set(summary["seconds"]) == {

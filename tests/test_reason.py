@@ -24,8 +24,8 @@ from rationalyst_jax.prompts.prompt import load_demonstrations, load_prompts, re
 from rationalyst_jax.reason.config import ReasonConfig
 from rationalyst_jax.reason.solve import solve
 from rationalyst_jax.reason.strategies import STRATEGIES
-from rationalyst_jax.reason.traces import UNRATED, count_unrated
-from rationalyst_jax.reason.trajectory import Roles
+from rationalyst_jax.reason.traces import UNRATED, count_unrated, read_traces
+from rationalyst_jax.reason.trajectory import Roles, _pieces
 from rationalyst_jax.roles.role import Role
 from rationalyst_jax.roles.usage import Usage
 from rationalyst_jax.tasks.benchmarks import task_named
@@ -766,3 +766,34 @@ def test_the_real_parts_take_a_real_question_together(shared, tmp_path):
         assert step.scores == pytest.approx(means, abs=1e-4)
         assert step.choice == int(np.argmax(means))
         preceding += step.text + "\n"
+
+
+def test_recorded_gains_are_the_tokens_log_probabilities_with_and_without_the_rationale(run):
+    plain = run("implicit", max_steps=4)
+    asked = len(run.scorer.requests("score"))
+    traces = run("implicit", max_steps=4, record_gains=True)
+    assert len(run.scorer.requests("score")) == 2 * asked
+    recorded = 0
+    for question, trace, unrecorded in zip(QUESTIONS, traces, plain, strict=True):
+        bare = [replace(step, scores_without=None, gains=None) for step in trace.steps]
+        assert replace(trace, steps=tuple(bare)) == unrecorded  # nothing else differs, the ledger neither
+        for i, step in enumerate(trace.steps):
+            assert (step.gains is None) == (step.scores is None)
+            if step.gains is None:
+                continue
+            recorded += 1
+            preceding = document(question, [s.text for s in trace.steps[:i]])
+            context = f"{preceding}<BOT>{step.rationale}<EOT>"
+            assert step.scores_without == pytest.approx(decayed_means(preceding, step.candidates))
+            for text, of in zip(step.candidates, step.gains, strict=True):
+                assert "".join(of.tokens) == text + "\n"
+                assert of.logprobs_with == pytest.approx(logprobs_of(context, text + "\n"), abs=1e-4)
+                assert of.logprobs_without == pytest.approx(logprobs_of(preceding, text + "\n"), abs=1e-4)
+    assert recorded
+    assert [replace(trace, seconds=0.0) for trace in read_traces(run.path)] == traces
+
+
+def test_a_letter_of_several_tokens_is_a_piece_of_the_last_one(tokenizer):
+    ids = tokenizer("a 𝒳 é", add_special_tokens=False)["input_ids"]
+    pieces = _pieces(tokenizer, ids)
+    assert "".join(pieces) == tokenizer.decode(ids) and not any("\ufffd" in piece for piece in pieces)

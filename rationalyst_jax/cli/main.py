@@ -47,6 +47,8 @@ COMMANDS = {
     "card": "rationales as a data set that others can load, with a card",
     "locate": "find the wrong steps of given solutions, and measure how well",
     "evaluate": "grade traces, with intervals and paired comparisons",
+    "report": "one page that shows a run, or traces, in a browser",
+    "show": "one question of some traces, step by step, in the terminal",
     "benchmark": "every task with every checkpoint and approach, and the paper's table beside ours",
     "merge": "add LoRA adapters to the model they belong to",
     "convert": "Hugging Face to Orbax and back, training checkpoints too",

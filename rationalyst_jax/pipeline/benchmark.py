@@ -19,6 +19,7 @@ from rationalyst_jax.pipeline.budget import affordable, share_of_budget
 from rationalyst_jax.pipeline.evaluate import evaluate
 from rationalyst_jax.pipeline.models import Models, address_of
 from rationalyst_jax.pipeline.reason import Cast, ReasonSummary, reason
+from rationalyst_jax.pipeline.report import PAGE, report_run, write_inputs
 from rationalyst_jax.pipeline.run_dir import RunDir
 from rationalyst_jax.prompts.prompt import load_demonstrations, load_prompts
 from rationalyst_jax.reason.config import ReasonConfig
@@ -82,6 +83,8 @@ def _run(benchmark: "Benchmark", run_dir: RunDir, only: Sequence[str]) -> dict[s
                         "put it back, or begin elsewhere"
                     )
 
+    write_inputs(run_dir.path, {name: its.questions for name, its in config.tasks.items()})
+
     # ---- Cells ----
     wanted = [(stage, *cell) for name in only for stage, cell in stages[name].items()]
     places = list(config.checkpoints)  # one checkpoint after the other: to open one may take minutes
@@ -106,7 +109,9 @@ def _run(benchmark: "Benchmark", run_dir: RunDir, only: Sequence[str]) -> dict[s
             ledger_table("ledger, means of a question", {r: c["ledger"] for r, c in rows["cells"].items()})
         )
     console.print(paper_table(tasks))
+    report_run(run_dir.path, run_dir.path / PAGE)
     console.print(f"all of it in {run_dir.path}/summary.json, accuracy.png")
+    console.print(f"open {run_dir.path / PAGE} in a browser", markup=False, soft_wrap=True, highlight=False)
     return summary
 
 

@@ -27,6 +27,7 @@ from rationalyst_jax.pipeline.filter import decide_again, filter_rationales, mes
 from rationalyst_jax.pipeline.mine import mine
 from rationalyst_jax.pipeline.models import Models, Place
 from rationalyst_jax.pipeline.reason import Cast, ReasonSummary, reason
+from rationalyst_jax.pipeline.report import PAGE, report_run, write_inputs
 from rationalyst_jax.pipeline.run_dir import RunDir
 from rationalyst_jax.pipeline.train import train
 from rationalyst_jax.prompts.prompt import load_demonstrations, load_prompts
@@ -85,6 +86,7 @@ def _run(experiment: "Experiment", run_dir: RunDir, full: bool) -> dict[str, Any
         if config.rationalysts[name].train and name not in training:
             training[name] = stage(f"train {name}", partial(experiment.train, name))
 
+    write_inputs(run_dir.path, config.questions)
     stage("data", experiment.make_data)
     mining = []
     for number in experiment.rounds:
@@ -115,6 +117,7 @@ def _run(experiment: "Experiment", run_dir: RunDir, full: bool) -> dict[str, Any
     }
     write_json(run_dir.path / "summary.json", summary)
     pictures = experiment.draw(results)
+    report_run(run_dir.path, run_dir.path / PAGE)
     against = BASELINES if config.baseline is None else (config.baseline,)
     for title in ("strategies", "ablations"):
         if summary[title]:
@@ -129,6 +132,7 @@ def _run(experiment: "Experiment", run_dir: RunDir, full: bool) -> dict[str, Any
         f"{', '.join(pictures)}",
         highlight=False,
     )
+    console.print(f"open {run_dir.path / PAGE} in a browser", markup=False, soft_wrap=True, highlight=False)
     return summary
 
 

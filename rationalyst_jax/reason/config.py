@@ -48,6 +48,9 @@ class ReasonConfig:
         keep_rationales: Whether the strategy explicit shows the agent the rationales of earlier steps too.
         guide: What best_of_n and beam rank candidates by.
         beams: Number of partial solutions that the strategy beam keeps.
+        record_gains: Whether traces keep, of each candidate that is ranked under a rationale, the
+            log-probabilities of its tokens with the rationale and without it. The scorer is then asked twice,
+            and the second time is not counted in the ledger.
 
     Raises ValueError naming the key and the value that is out of range.
     """
@@ -70,6 +73,7 @@ class ReasonConfig:
     keep_rationales: bool = False
     guide: GuideName = "implicit"
     beams: int = 2
+    record_gains: bool = False
 
     def __post_init__(self):
         counts = ("candidates", "max_steps", "max_step_tokens", "max_rationale_tokens", "block", "beams")

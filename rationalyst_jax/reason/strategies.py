@@ -14,6 +14,7 @@ import numpy as np
 
 from rationalyst_jax.lm.engine.requests import Generation
 from rationalyst_jax.reason.config import ReasonConfig
+from rationalyst_jax.reason.traces import Gains
 from rationalyst_jax.reason.trajectory import Scores, Trajectory, mean_logprob
 from rationalyst_jax.roles.drive import together
 
@@ -75,12 +76,15 @@ async def _solutions(
 @dataclass(frozen=True)
 class Ranking:
     """scores: one for each candidate. rationale: what was said before any was seen, and whether they were
-    ranked under it (`guided`). notes: what was written about each."""
+    ranked under it (`guided`). notes: what was written about each. scores_without, gains: what is recorded
+    of the rationale's part in the scores (`traces.py::Step`)."""
 
     scores: Scores
     rationale: Generation | None = None
     guided: bool = False
     notes: tuple[str, ...] | None = None
+    scores_without: Scores | None = None
+    gains: tuple[Gains, ...] | None = None
 
 
 Guide = Callable[[Trajectory, Sequence[Generation], Generation | None], Awaitable[Ranking]]
@@ -102,7 +106,10 @@ async def by_rationale(
     """
     assert rationale is not None
     says = _says(rationale)
-    return Ranking(await trajectory.score(candidates, says), rationale, says is not None)
+    if says is None or not trajectory.setting.config.record_gains:
+        return Ranking(await trajectory.score(candidates, says), rationale, says is not None)
+    scores, scores_without, gains = await trajectory.gains(candidates, says)
+    return Ranking(scores, rationale, True, scores_without=scores_without, gains=gains)
 
 
 async def by_confidence(

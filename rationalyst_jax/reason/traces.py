@@ -18,6 +18,19 @@ UNRATED = 1.5
 
 
 @dataclass(frozen=True)
+class Gains:
+    """What a rationale does to a candidate, token by token.
+
+    tokens: their texts. logprobs_with, logprobs_without: of each under the rationale and without it (nats,
+    rounded to four places).
+    """
+
+    tokens: tuple[str, ...]
+    logprobs_with: tuple[float, ...]
+    logprobs_without: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Step:
     """One step of a trajectory and how it was chosen.
 
@@ -28,6 +41,8 @@ class Step:
     rationale: what RATIONALYST wrote, None where it was not asked; rationale_finish "length" marks one cut
     off. guided: the rationale really was in the scorer's or the agent's context (an empty one never is).
     notes: what was written about each candidate: a rationale after it, or a judge's words.
+    scores_without, gains: where they are recorded, each candidate's score without the rationale, and what the
+    rationale does to its tokens.
     """
 
     text: str
@@ -40,6 +55,8 @@ class Step:
     guided: bool = False
     notes: tuple[str, ...] | None = None
     end: str = "\n"
+    scores_without: tuple[float, ...] | None = None
+    gains: tuple[Gains, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -84,10 +101,16 @@ def read_traces(path: Path) -> list[Trace]:
 
 
 def _from_json(row: dict[str, Any]) -> Trace:
-    steps = (Step(**_tuples(step)) for step in row.pop("steps"))
+    steps = (_step(step) for step in row.pop("steps"))
     samples = (Sample(**_tuples(sample)) for sample in row.pop("samples"))
     tokens = {role: Usage(**usage) for role, usage in row.pop("tokens").items()}
     return Trace(**row, steps=tuple(steps), samples=tuple(samples), tokens=tokens)
+
+
+def _step(row: dict[str, Any]) -> Step:
+    gains = row.pop("gains", None)
+    recorded = None if gains is None else tuple(Gains(**_tuples(of)) for of in gains)
+    return Step(**_tuples(row), gains=recorded)
 
 
 def _tuples(row: dict[str, Any]) -> dict[str, Any]:

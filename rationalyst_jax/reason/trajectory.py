@@ -5,15 +5,17 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any, Self
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
 from rationalyst_jax.lm.engine.requests import Generation, Handle
 from rationalyst_jax.lm.trees.reduction import reduce_logprobs
 from rationalyst_jax.prompts.prompt import Field, PromptSet
 from rationalyst_jax.reason.config import ReasonConfig
-from rationalyst_jax.reason.traces import UNRATED, Step
+from rationalyst_jax.reason.traces import UNRATED, Gains, Step
 from rationalyst_jax.roles.drive import Call, ask
 from rationalyst_jax.roles.role import Model, NotAnswered, Role, Sampling
 from rationalyst_jax.roles.usage import Usage
@@ -160,19 +162,54 @@ class Trajectory:
         none ("The answer is 7." must not pay for a line break nobody wrote). Equal candidates are scored
         once.
         """
-        config = self.setting.config
+        calls = self._to_score(candidates, rationale)
+        found = await self.ask("scorer", list(calls.values()))
+        return self._reduced(candidates, dict(zip(calls, found, strict=True)))
+
+    async def gains(
+        self, candidates: Sequence[Generation], rationale: str
+    ) -> tuple[Scores, Scores, tuple[Gains, ...] | None]:
+        """The scores under a rationale, those without it, and what it does to each candidate's tokens (None
+        where a candidate begins with other tokens without it).
+
+        The scores without it are for people to look at, no part of the method: they are not counted, though
+        later steps may find more of their context in the cache.
+        """
         scorer = self.setting.roles.scorer
-        written = [self._scored(candidate) for candidate in candidates]
-        texts = list(dict.fromkeys(written))
+        guided = self._to_score(candidates, rationale)
+        plain = self._to_score(candidates, None)
+        under = dict(zip(guided, await self.ask("scorer", list(guided.values())), strict=True))
+        handles = await ask(*plain.values())
+        without = {text: handle.result for text, handle in zip(plain, handles, strict=True)}
+        found = {}
+        for text, (_, request) in guided.items():
+            ids = request.continuation
+            if ids != plain[text][1].continuation:
+                break
+            values = ([round(float(p), 4) for p in of[text]] for of in (under, without))
+            found[text] = Gains(_pieces(scorer.tokenizer, ids), *map(tuple, values))
+        whole = len(found) == len(guided)
+        gains = tuple(found[self._scored(candidate)] for candidate in candidates) if whole else None
+        return self._reduced(candidates, under), self._reduced(candidates, without), gains
+
+    def _to_score(self, candidates: Sequence[Generation], rationale: str | None) -> dict[str, Call]:
+        """Asks the scorer for the log-probabilities of each text among the candidates."""
+        scorer = self.setting.roles.scorer
         prompt = self.prompts["follow" if rationale is None else "follow_guided"]
         fields = self._fields(rationale=rationale)
-        calls = [(scorer.model, scorer.to_score(prompt, fields, text, config.suppress)) for text in texts]
+        suppress = self.setting.config.suppress
+        texts = dict.fromkeys(map(self._scored, candidates))
+        return {text: (scorer.model, scorer.to_score(prompt, fields, text, suppress)) for text in texts}
+
+    def _reduced(self, candidates: Sequence[Generation], logprobs: Mapping[str, np.ndarray]) -> Scores:
+        """Each candidate's score, from the log-probabilities of the texts' tokens."""
+        config = self.setting.config
         values = {}
-        for text, logprobs in zip(texts, await self.ask("scorer", calls), strict=True):
-            values[text] = reduce_logprobs(logprobs, config.reduction, config.decay)
+        for text, of_text in logprobs.items():
+            values[text] = reduce_logprobs(of_text, config.reduction, config.decay)
             if not math.isfinite(values[text]):
                 raise NotAnswered(f"the scorer gives {values[text]} to step {text!r}")
-        return tuple(values[text] for text in written)
+        return tuple(values[self._scored(candidate)] for candidate in candidates)
 
     async def rationales_after(self, candidates: Sequence[Generation]) -> list[Generation]:
         """RATIONALYST's rationale for what would come after each candidate."""
@@ -216,6 +253,8 @@ class Trajectory:
         rationale: Generation | None = None,
         guided: bool = False,
         notes: tuple[str, ...] | None = None,
+        scores_without: Scores | None = None,
+        gains: tuple[Gains, ...] | None = None,
     ) -> None:
         """Appends the chosen candidate. The answer is looked for in this step alone; one that cannot be read
         stays unanswered. An empty step, or the end of the agent's turn (where a step is not a turn), ends the
@@ -226,7 +265,8 @@ class Trajectory:
         texts = tuple(self._ended(candidate)[0] for candidate in candidates)
         wrote = (None, None) if rationale is None else (rationale.text, rationale.finish)
         text, end = self._ended(chosen)
-        step = Step(text, chosen.finish, texts, choice, scores, *wrote, guided, notes, end)
+        recorded = (scores_without, gains)
+        step = Step(text, chosen.finish, texts, choice, scores, *wrote, guided, notes, end, *recorded)
         self.steps.append(step)
         self.answer = self.setting.extract(text, self.question)
         if self.answer is not None:
@@ -274,3 +314,11 @@ def mean_logprob(generation: Generation) -> float:
     """How sure a model was of what it wrote: the mean log-probability (nats) of its tokens; there are
     some."""
     return float(np.mean(generation.logprobs, dtype=np.float64))
+
+
+def _pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> tuple[str, ...]:
+    """The text that each token adds; of a character in several tokens the last one adds it."""
+    begun = [list(ids[:count]) for count in range(1, len(ids) + 1)]
+    *early, whole = tokenizer.batch_decode(begun, clean_up_tokenization_spaces=False)
+    ends = ["", *(text.rstrip("\ufffd") for text in early), whole]
+    return tuple(text[len(before) :] for before, text in pairwise(ends))
