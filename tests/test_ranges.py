@@ -33,6 +33,8 @@ LINES = {
     "data": "data --task gsm8k --from test=questions.jsonl --out x",
     "benchmark": "benchmark --config paper",
     "choose": "choose --task arc --questions questions.jsonl --model model --out x",
+    "report": "report --run x",
+    "show": "show --traces random.jsonl --id x",
     "evaluate": "evaluate --task gsm8k --questions questions.jsonl --traces random.jsonl",
     "merge": "merge --model model --adapters nowhere --out x",
     "convert": "convert --source model --target x",
