@@ -14,6 +14,7 @@ import re
 import sys
 from argparse import ArgumentError
 from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -74,6 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):  # a terminal that knows few characters gets "?" for others
             stream.reconfigure(errors="replace")
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments == ["--version"]:
+        return _version()
     name = next((n for n in (" ".join(arguments[:2]), " ".join(arguments[:1])) if n in COMMANDS), None)
     if name is None:
         return _overview(arguments)
@@ -196,6 +199,16 @@ def _configs(arguments: list[str]) -> list[int]:
     return places
 
 
+def _version() -> int:
+    """Prints the version that the installed package has; only pyproject.toml says which."""
+    try:
+        print(f"rationalyst_jax {version('rationalyst_jax')}")
+    except PackageNotFoundError:
+        print("rationalyst: no version is known, the package is not installed", file=sys.stderr)
+        return INPUT_ERROR
+    return 0
+
+
 def _overview(arguments: list[str]) -> int:
     """Lists the commands; a usage error where something else was asked for."""
     asked = " ".join(a for a in arguments if a not in ("-h", "--help"))
@@ -205,7 +218,8 @@ def _overview(arguments: list[str]) -> int:
         wrong = f"no command {' '.join(arguments[:words])!r}" if arguments else "a command is missing"
         print(f"rationalyst: {wrong}: {', '.join(COMMANDS)}", file=sys.stderr)
         return USAGE_ERROR
-    print("usage: rationalyst COMMAND [options]; rationalyst COMMAND --help says more\n")
+    print("usage: rationalyst COMMAND [options]; rationalyst COMMAND --help says more")
+    print("       rationalyst --version\n")
     for name, what in listed.items():
         print(f"  {name:<16} {what}")
     return 0
