@@ -75,11 +75,19 @@ def write_run(run: Path) -> dict:
     }
     losses = [{"step": i, "loss": 1 / i} | ({"val_loss": 1.0} if i == 3 else {}) for i in (1, 2, 3)]
     write_rows(run / "train" / "rationalyst" / "metrics.jsonl", losses)
-    runs = {name: {"strategy": strategy, "questions": "test"} for name, strategy in RUNS.items()}
+    runs = {
+        name: {
+            "strategy": strategy,
+            "questions": "test",
+            "rationalyst": "rationalyst" if strategy == "implicit" else None,
+        }
+        for name, strategy in RUNS.items()
+    }
     config = {
         "task": "gsm8k",
         "world": {"documents": 25, "questions": QUESTIONS},
         "train": {"batch_examples": 4},
+        "rationalysts": {"rationalyst": {"keep": "gain", "train": True, "rounds": None}},
         "strategies": runs,
         "ablations": {},
     }
