@@ -30,6 +30,14 @@ HOSTILE = (
     "👩‍👩‍👧‍👦 🏳️‍🌈 e\u0301 𝒳 &lt;b&gt; &amp; \x1b[31m red \x00",
 )
 
+# What was written about documents that have no usable rationale.
+WITHOUT = (
+    ("too_long", {"output": ""}),
+    ("stop", {"output": f"Text 21. {HOSTILE[0]}" * 9}),
+    ("stop", {"output": "Text <BOT>Text<EOT>22."}),
+    ("stop", {"places": []}),
+)
+
 
 def unpacked(page: Path) -> dict[str, Any]:
     """The parts of a page, read without a browser."""
@@ -60,6 +68,12 @@ def write_run(run: Path) -> dict:
             results[name][f"vs_{other}"] = None if other == name else asdict(found.versus[other])
     triples = _triples()
     write_filtered(run / "mine" / "filtered.parquet", triples, Provenance("annotator", "world-1", {}))
+    annotations = [
+        {"id": f"d{n:02}", "source": "world", "input": f"Text {n}.", "finish": finish} | written
+        for n, (finish, written) in enumerate(WITHOUT, start=20)
+    ]
+    annotations += [{"id": "d03", "source": "world", "input": "Used.", "output": "Used.", "finish": "stop"}]
+    write_rows(run / "mine" / "annotations.jsonl", annotations)
     reasons = Counter(triple.reason for triple in triples)
     kept = reasons["gain"]
     mined = {"documents": 25, "annotated": 22, "faithful": 21, "triples": len(triples), "kept": kept}
@@ -75,11 +89,19 @@ def write_run(run: Path) -> dict:
     }
     losses = [{"step": i, "loss": 1 / i} | ({"val_loss": 1.0} if i == 3 else {}) for i in (1, 2, 3)]
     write_rows(run / "train" / "rationalyst" / "metrics.jsonl", losses)
-    runs = {name: {"strategy": strategy, "questions": "test"} for name, strategy in RUNS.items()}
+    runs = {
+        name: {
+            "strategy": strategy,
+            "questions": "test",
+            "rationalyst": "rationalyst" if strategy == "implicit" else None,
+        }
+        for name, strategy in RUNS.items()
+    }
     config = {
         "task": "gsm8k",
         "world": {"documents": 25, "questions": QUESTIONS},
         "train": {"batch_examples": 4},
+        "rationalysts": {"rationalyst": {"keep": "gain", "train": True, "rounds": None}},
         "strategies": runs,
         "ablations": {},
     }

@@ -27,6 +27,7 @@ from rationalyst_jax.mine.store import read_filtered, read_provenance
 from rationalyst_jax.pipeline import experiment
 from rationalyst_jax.pipeline.config import ExperimentConfig, Rationalyst, Run, WorldData
 from rationalyst_jax.pipeline.experiment import run
+from rationalyst_jax.pipeline.model_card import model_cards
 from rationalyst_jax.pipeline.models import Models
 from rationalyst_jax.pipeline.run_dir import RunDir
 from rationalyst_jax.reason.config import ReasonConfig
@@ -98,6 +99,20 @@ def test_an_experiment_ends_with_a_summary_of_every_stage(finished):
     }
     for picture in ("accuracy.png", "train/rationalyst/loss.png"):
         assert (run_dir / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_trained_model_gets_a_card_of_what_its_stages_recorded(finished):
+    run_dir, summary = finished
+    [path] = model_cards(run_dir, licenses={})
+    card = path.read_text()
+    recorded = json.loads((run_dir / "train" / "rationalyst" / "train.json").read_text())
+    [source] = recorded["sources"]
+    kept = summary["training"]["rationalyst"]["rationales"]
+    assert source["name"] == "world" and source["rationales"] == kept and source["tau"] == [0.1]
+    assert f"| world | {source['documents']} | {kept} | 0.1 | gain ({kept}) |" in card
+    assert recorded["wrote"] == recorded["judged"] != [] and recorded["counts"]["steps"] == 6
+    assert "**implicit**" in card and "untuned" not in card and "not recorded" not in card
+    assert path.parent == run_dir / "train" / "rationalyst" / "hf"
 
 
 def test_the_tuned_model_mines_a_second_round_on_documents_of_its_own(tmp_path, capsys):

@@ -103,10 +103,23 @@ def test_a_document_stands_on_a_page_with_each_gain_and_why_it_was_kept(finished
     parts = unpacked(run / "report.html")
     [mining] = parts["main"]["mining"]
     documents = parts[mining["part"]]
-    assert len(documents) == len(mining["documents"]) == 20
+    assert len(documents) == len(mining["documents"]) == 24
     assert documents[0]["text"] == f"{HOSTILE[0]} 𝒳 one. Two. Three."
     assert [one["reason"] for one in documents[0]["rationales"]] == ["too_long"] * 2
-    assert mining["documents"][1] == ["d01", "world", 2, 1, 0.2]
+    assert mining["documents"][1] == ["d01", "world", 2, 1, 0.2, ""]
+
+
+def test_documents_without_a_usable_rationale_follow_with_why(finished: tuple[Path, dict]):
+    parts = unpacked(finished[0] / "report.html")
+    [mining] = parts["main"]["mining"]
+    assert [(row[0], *row[2:]) for row in mining["documents"][20:]] == [
+        ("d20", 0, 0, None, "too long"),
+        ("d21", 0, 0, None, "changed; rationales: none"),
+        ("d22", 0, 0, None, "exact; rationales: 1 copied"),
+        ("d23", 0, 0, None, "no place; rationales: none"),
+    ]
+    assert [one["text"] for one in parts[mining["part"]][20:]] == [f"Text {n}." for n in range(20, 24)]
+    assert parts[mining["part"]][22]["wrote"] == "Text <BOT>Text<EOT>22."
 
 
 def test_the_same_run_gives_the_same_page(finished: tuple[Path, dict], tmp_path: Path):
@@ -169,8 +182,8 @@ def test_many_documents_are_drawn_evenly_and_the_page_says_so(
     monkeypatch.setattr(report, "MOST_DOCUMENTS", 5)
     report_run(finished[0], tmp_path / "few.html")
     main = unpacked(tmp_path / "few.html")["main"]
-    assert [row[0] for row in main["mining"][0]["documents"]] == ["d00", "d04", "d09", "d14", "d19"]
-    assert "20 documents have rationales; 5" in main["notes"][0]
+    assert [row[0] for row in main["mining"][0]["documents"]] == ["d00", "d05", "d11", "d17", "d23"]
+    assert "24 documents were annotated; 5" in main["notes"][0]
 
 
 # ---- Traces without a run ----

@@ -23,6 +23,7 @@ from tensorboardX.record_writer import masked_crc32c
 
 from rationalyst_jax.lm.devices.sharding import make_mesh
 from rationalyst_jax.lm.model.config import LlamaConfig
+from rationalyst_jax.lm.model.flops import training_flops
 from rationalyst_jax.lm.model.llama import Llama, tree_attend
 from rationalyst_jax.lm.weights.hf import copy_tokenizer, load_llama, save_llama
 from rationalyst_jax.lm.weights.tokenizer import load_tokenizer
@@ -246,6 +247,17 @@ def test_an_interrupted_run_ends_in_the_same_bits(tmp_path):
     assert broken_rows == rows
     finished = fit_examples(tiny_model(), examples, FAST, tmp_path / "broken")  # nothing left to do
     assert finished.metrics == broken.metrics
+    assert finished.trained_tokens == straight.trained_tokens and finished.flops == straight.flops
+
+
+def test_a_run_of_two_passes_takes_every_token_twice(tmp_path):
+    examples = random_examples(20)
+    config = replace(FAST, steps=None, epochs=2.0, validation_fraction=0.0)
+    result = fit_examples(tiny_model(), examples, config, tmp_path)
+    store = store_of(examples, config, tmp_path / "data")
+    once = (int(numbers.sum()) for numbers in (store.nodes, store.attended, store.targets))
+    assert result.trained_tokens == 2 * result.tree_tokens == 2 * store.nodes.sum()
+    assert result.flops == 2 * training_flops(TINY, *once)
 
 
 def test_resuming_another_run_lists_the_differences(tmp_path):

@@ -45,7 +45,7 @@ COMMANDS = {
     "reason": "solve a task's questions with one strategy",
     "serve": "serve a model to clients of the OpenAI API",
     "data": "prepare the rows of a benchmark, or rationales, for TensorFlow Datasets",
-    "card": "rationales as a data set that others can load, with a card",
+    "card": "rationales as a data set that others can load, with a card; the card of a trained model",
     "locate": "find the wrong steps of given solutions, and measure how well",
     "evaluate": "grade traces, with intervals and paired comparisons",
     "report": "one page that shows a run, or traces, in a browser",

@@ -63,7 +63,9 @@ def run(
             listening.listen()  # whoever reads the address may connect
         except OSError as error:  # somebody else began to listen meanwhile
             raise ValueError(f"{host}:{port}: {error}") from None
-        console.print(f"{served} at http://{host}:{listening.getsockname()[1]}/v1", soft_wrap=True)
+        console.print(
+            f"{served} at http://{host}:{listening.getsockname()[1]}/v1", markup=False, soft_wrap=True
+        )
         uvicorn.Server(config).run([listening])
 
 

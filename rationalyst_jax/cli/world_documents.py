@@ -29,8 +29,8 @@ def run(
     """
     with locked(out):
         write_rows(out, documents(seed, count))
-    Console().print(f"{count} documents in {out}")
+    Console().print(f"{count} documents in {out}", markup=False)
     if explanations_out is not None:
         with locked(explanations_out):
             write_rows(explanations_out, explanations(seed, count, thinker))
-        Console().print(f"their explanations in {explanations_out}")
+        Console().print(f"their explanations in {explanations_out}", markup=False)

@@ -27,4 +27,4 @@ def run(
     """
     with locked(out):
         write_rows(out, step_errors(seed, count))
-    Console().print(f"{count} solutions in {out}")
+    Console().print(f"{count} solutions in {out}", markup=False)

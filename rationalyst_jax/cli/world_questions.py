@@ -27,4 +27,4 @@ def run(
     """
     with locked(out):
         write_rows(out, questions(seed, count, split))
-    Console().print(f"{count} questions in {out}")
+    Console().print(f"{count} questions in {out}", markup=False)

@@ -30,6 +30,18 @@ class Triple:
 
 
 @dataclass(frozen=True)
+class Cut:
+    """The triples of one document, and what became of it and of each rationale that was written.
+
+    outcome: of `mine.parse`, or "too_long" to be annotated, "inserted", "no_place" to insert at.
+    """
+
+    triples: list[Triple]
+    outcome: str
+    rationales: list[RationaleOutcome]
+
+
+@dataclass(frozen=True)
 class Extraction:
     """Triples, with how many documents and rationales met which outcome (of `mine.parse`).
 
@@ -78,29 +90,28 @@ def cut_inserted(insertion: Insertion) -> tuple[list[Triple], list[RationaleOutc
     return triples, outcomes
 
 
-def extract(annotations: Iterable[Annotated], min_similarity: float = 0.9) -> Extraction:
-    """Parses what was written about every document and cuts its triples, counting what became of documents
-    and rationales.
+def cut(annotation: Annotated, min_similarity: float = 0.9) -> Cut:
+    """What a model wrote about one document, read and cut."""
+    if annotation.finish == "too_long":
+        return Cut([], "too_long", [])
+    if isinstance(annotation, Insertion):
+        triples, outcomes = cut_inserted(annotation)
+        return Cut(triples, "inserted" if outcomes else "no_place", outcomes)
+    parsed = parse(annotation.document.text, annotation.output, min_similarity)
+    outcomes = [rationale.outcome for rationale in parsed.rationales]
+    return Cut(cut_triples(annotation.document, parsed), parsed.outcome, outcomes)
 
-    A document that was too long to be annotated is an outcome of its own.
-    """
+
+def extract(annotations: Iterable[Annotated], min_similarity: float = 0.9) -> Extraction:
+    """Cuts what was written about every document, counting what became of documents and rationales."""
     triples: list[Triple] = []
     annotated = 0
     documents = Counter[str]()
     rationales = Counter[str]()
     for annotation in annotations:
-        if annotation.finish == "too_long":
-            documents["too_long"] += 1
-        elif isinstance(annotation, Insertion):
-            found, outcomes = cut_inserted(annotation)
-            annotated += bool(outcomes)
-            documents["inserted" if outcomes else "no_place"] += 1
-            rationales.update(outcomes)
-            triples += found
-        else:
-            parsed = parse(annotation.document.text, annotation.output, min_similarity)
-            annotated += bool(parsed.rationales)
-            documents[parsed.outcome] += 1
-            rationales.update(rationale.outcome for rationale in parsed.rationales)
-            triples += cut_triples(annotation.document, parsed)
+        found = cut(annotation, min_similarity)
+        annotated += bool(found.rationales)
+        documents[found.outcome] += 1
+        rationales.update(found.rationales)
+        triples += found.triples
     return Extraction(tuple(triples), annotated, documents, rationales)

@@ -110,7 +110,7 @@ def _run(benchmark: "Benchmark", run_dir: RunDir, only: Sequence[str]) -> dict[s
         )
     console.print(paper_table(tasks))
     report_run(run_dir.path, run_dir.path / PAGE)
-    console.print(f"all of it in {run_dir.path}/summary.json, accuracy.png")
+    console.print(f"all of it in {run_dir.path}/summary.json, accuracy.png", markup=False)
     console.print(f"open {run_dir.path / PAGE} in a browser", markup=False, soft_wrap=True, highlight=False)
     return summary
 
@@ -237,7 +237,7 @@ class Benchmark:
         if approach.budget_of is not None:
             share = share_of_budget(out, model)
             took = f"{share:.0%} of the FLOPs of {approach.budget_of}"
-            self.console.print(f"{config.candidates} candidates took {took}")
+            self.console.print(f"{config.candidates} candidates took {took}", markup=False)
             found |= {"candidates": config.candidates, "share_of_budget": share}
         return found
 

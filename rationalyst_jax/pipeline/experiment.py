@@ -130,6 +130,7 @@ def _run(experiment: "Experiment", run_dir: RunDir, full: bool) -> dict[str, Any
     console.print(
         f"{sum(summary['seconds'].values()):.0f} s; all of it in {run_dir.path}/summary.json, "
         f"{', '.join(pictures)}",
+        markup=False,
         highlight=False,
     )
     console.print(f"open {run_dir.path / PAGE} in a browser", markup=False, soft_wrap=True, highlight=False)
@@ -346,7 +347,8 @@ class Experiment:
         if model is None:
             return solved
         share = share_of_budget(out, model)
-        self.console.print(f"{config.candidates} candidates took {share:.0%} of the FLOPs of {run.budget_of}")
+        took = f"{share:.0%} of the FLOPs of {run.budget_of}"
+        self.console.print(f"{config.candidates} candidates took {took}", markup=False)
         return solved | {"candidates": config.candidates, "share_of_budget": share}
 
     def solve(self, run: Run, config: ReasonConfig, out: Path, **options: Any) -> ReasonSummary:

@@ -6,6 +6,7 @@ anew.
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
@@ -20,8 +21,10 @@ from rationalyst_jax.files.prepared import Source, is_prepared
 from rationalyst_jax.files.rows import read_rows
 from rationalyst_jax.files.settings import digest
 from rationalyst_jax.files.whole import file_name, read_json, write_json
+from rationalyst_jax.mine.documents import Annotated, Annotation, read_annotations
 from rationalyst_jax.mine.likelihood_filter import FilteredTriple
 from rationalyst_jax.mine.store import read_filtered
+from rationalyst_jax.mine.triples import cut
 from rationalyst_jax.reason.traces import Trace, mean_ledger, read_traces
 from rationalyst_jax.report.benchmark import benchmark_table, paper_table
 from rationalyst_jax.report.grades import compared_table, grades_table
@@ -305,7 +308,10 @@ class _Page:
             ]
             self.main["funnels"].append({"title": title, "bars": bars})
             self._add_gains(title, triples)
-            self._add_documents(title, triples)
+            annotations = folder / "annotations.jsonl"
+            having = {triple.document_id for triple in triples}
+            annotated = read_annotations(annotations) if annotations.is_file() else ()
+            self._add_documents(title, triples, [a for a in annotated if a.document.id not in having])
 
     def _add_gains(self, title: str, triples: Sequence[FilteredTriple]) -> None:
         """How gains are distributed, in bins over the middle 99 %; the outermost hold what is beyond."""
@@ -330,11 +336,17 @@ class _Page:
             }
         )
 
-    def _add_documents(self, title: str, triples: Sequence[FilteredTriple]) -> None:
-        documents = [list(rows) for _, rows in groupby(triples, key=lambda triple: triple.document_id)]
+    def _add_documents(
+        self, title: str, triples: Sequence[FilteredTriple], without: Sequence[Annotated]
+    ) -> None:
+        """Documents with their rationales, and after them those without a usable one, with why."""
+        documents: list[list[FilteredTriple] | Annotated] = [
+            list(rows) for _, rows in groupby(triples, key=lambda triple: triple.document_id)
+        ]
+        documents += without
         if len(documents) > MOST_DOCUMENTS:
             self.main["notes"].append(
-                f"{title}: {len(documents)} documents have rationales; {MOST_DOCUMENTS}, drawn evenly from "
+                f"{title}: {len(documents)} documents were annotated; {MOST_DOCUMENTS}, drawn evenly from "
                 "all of them, are on this page."
             )
             places = np.linspace(0, len(documents) - 1, MOST_DOCUMENTS).astype(int)
@@ -343,11 +355,17 @@ class _Page:
         index = []
         texts = []
         for rows in documents:
+            if not isinstance(rows, list):
+                of = rows.document
+                index.append((of.id, of.source, 0, 0, None, _why_none(rows)))
+                wrote = rows.output if isinstance(rows, Annotation) else ""
+                texts.append({"text": of.text, "rationales": [], "wrote": wrote})
+                continue
             gains = [row.gain for row in rows if row.gain is not None]
             last = max(rows, key=lambda row: row.end)
             kept = sum(row.kept for row in rows)
             best = round(max(gains), _DIGITS) if gains else None
-            index.append((rows[0].document_id, rows[0].source, len(rows), kept, best))
+            index.append((rows[0].document_id, rows[0].source, len(rows), kept, best, ""))
             rationales = [
                 {
                     "start": row.start,
@@ -452,7 +470,9 @@ def _trace(trace: Trace, likelihood: Trace | None) -> dict[str, Any]:
     would = likelihood_choices(trace.steps, others)
     steps = []
     for step, choice in zip(trace.steps, would, strict=True):
-        shown = asdict(step) | {"scores": _all_rounded(step.scores), "margins": _all_rounded(margins(step))}
+        # Not asdict, which copies every gain of every token: that took two thirds of the time of a page.
+        shown = vars(step) | {"scores": _all_rounded(step.scores), "margins": _all_rounded(margins(step))}
+        shown["gains"] = None if step.gains is None else [vars(gains) for gains in step.gains]
         shown["scores_without"] = _all_rounded(step.scores_without)
         steps.append(shown | {"likelihood": choice})
     return {
@@ -462,6 +482,14 @@ def _trace(trace: Trace, likelihood: Trace | None) -> dict[str, Any]:
         "tokens": {role: asdict(usage) for role, usage in trace.tokens.items()},
         "seconds": trace.seconds,
     }
+
+
+def _why_none(annotated: Annotated) -> str:
+    """Why a document has no usable rationale: what became of it, and of the rationales that were written."""
+    found = cut(annotated)
+    counts = ", ".join(f"{n} {outcome}" for outcome, n in Counter(found.rationales).items())
+    why = f"{found.outcome}; rationales: {counts or 'none'}" if found.outcome != "too_long" else "too long"
+    return why.replace("_", " ")
 
 
 def _rounded(value: float | None) -> float | None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from rich.console import Console
+from rich.markup import escape
 
 from rationalyst_jax.files.settings import begun, claimed, differences, package_versions
 from rationalyst_jax.files.whole import file_name, read_json, write_json
@@ -32,7 +33,8 @@ class RunDir:
         if not begun(path / "stages"):
             write_json(path / "versions.json", versions)
         elif changed := list(differences(read_json(path / "versions.json"), versions)):
-            console.print(f"[yellow]{path} was begun with other versions:[/] {'; '.join(changed)}")
+            told = f"{path} was begun with other versions: {'; '.join(changed)}"
+            console.print(told, style="yellow", markup=False)
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -42,7 +44,7 @@ class RunDir:
         """What `work` returned (a JSON value), now or when the stage was done before."""
         marker = self._marker(name)
         if not marker.exists():
-            self.console.rule(f"[bold]{name}", align="left", style="dim")
+            self.console.rule(f"[bold]{escape(name)}", align="left", style="dim")
             start = time.perf_counter()
             result = work()
             write_json(marker, {"seconds": round(time.perf_counter() - start, 2), "result": result})

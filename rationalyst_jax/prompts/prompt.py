@@ -137,6 +137,12 @@ def load_prompts(name_or_path: str | Path) -> PromptSet:
     return _prompt_set(str(name_or_path), raw, fingerprint)
 
 
+def shipped_prompts() -> list[str]:
+    """The names that `load_prompts` knows."""
+    files = (resources.files("rationalyst_jax") / "prompts").iterdir()
+    return sorted(Path(file.name).stem for file in files if file.name.endswith(".yaml"))
+
+
 def load_demonstrations(name_or_path: str | Path) -> Demonstrations:
     """A task's instruction and our own shots, by the task's name, or of a YAML file with keys `instruction`
     and `shots`, a list of {question, solution}.

@@ -11,8 +11,7 @@ from jinja2 import Environment, StrictUndefined
 from rationalyst_jax.mine.data_set import Published
 from rationalyst_jax.mine.store import Provenance
 
-_TEMPLATE = Path(__file__).with_name("data_set_card.md.jinja")
-_UNKNOWN = "not said"
+UNKNOWN = "not said"  # a licence
 # Llama 3 itself: later ones (3.1 and up) have another licence.
 _LLAMA_3 = re.compile(r"llama[-_ ]?3(?!\.?\d)", re.IGNORECASE)
 
@@ -34,12 +33,11 @@ def data_set_card(
     (`dedup.json`, `decontaminate.json`). tasks: the names of all tasks, to say which were not looked for.
     has_cosines: whether rows have those of the prefilter.
     """
-    environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, trim_blocks=False)
-    environment.filters["cell"] = _cell
     triples = [triple for of_file in published for triple in of_file.triples]
     settings = {} if decontaminate is None else decontaminate["settings"]["decontaminate"]
     found = {} if decontaminate is None else decontaminate["tasks"]
-    return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
+    return rendered(
+        "data_set_card",
         name=name,
         rationales=len(triples),
         kept=sum(triple.kept for triple in triples),
@@ -72,7 +70,7 @@ def _sources(
                 "rationales": len(of_source),
                 "kept": sum(triple.kept for triple in of_source),
                 "tau": ", ".join(f"{tau:g}" for tau in taus),
-                "license": licenses.get(source, _UNKNOWN),
+                "license": licenses.get(source, UNKNOWN),
                 "text": "no" if source in without_text else "yes",
             }
         )
@@ -104,7 +102,7 @@ def _models(published: Sequence[Published], licenses: Mapping[str, str]) -> list
             rows["judged", str(judge), str(made_by.config.get("filter_prompts"))] += len(of_file.triples)
     found = []
     for (role, model, prompts), count in rows.items():
-        license = licenses.get(model, _UNKNOWN)
+        license = licenses.get(model, UNKNOWN)
         what = "the rationales" if role == "wrote" else "log-likelihoods, gains, and so what is kept,"
         found.append(
             {
@@ -112,7 +110,7 @@ def _models(published: Sequence[Published], licenses: Mapping[str, str]) -> list
                 "name": model,
                 "prompts": prompts,
                 "license": license,
-                "llama3": bool(_LLAMA_3.search(Path(model).name) or license.lower() == "llama3"),
+                "llama3": is_llama_3(model, license),
                 "binds": f"{what} of the {count} rows that it {role}",
             }
         )
@@ -130,6 +128,19 @@ def _dedup(outcomes: Mapping[str, Mapping[str, int]]) -> list[dict[str, Any]]:
         }
         for source, counts in outcomes.items()
     ]
+
+
+def is_llama_3(model: str, license: str) -> bool:
+    """Whether a model is taken to be under the Meta Llama 3 Community License, by its name or its licence."""
+    return bool(_LLAMA_3.search(Path(model).name) or license.lower() == "llama3")
+
+
+def rendered(template: str, **values: Any) -> str:
+    """One of the cards beside this file, with its values; a value that is missing is a bug."""
+    environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True)
+    environment.filters["cell"] = _cell
+    text = Path(__file__).with_name(f"{template}.md.jinja").read_text(encoding="utf-8")
+    return environment.from_string(text).render(**values)
 
 
 def _cell(value: object) -> str:

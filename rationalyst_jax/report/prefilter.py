@@ -14,7 +14,11 @@ def references_table(summary: PrefilterSummary, calibrated: bool) -> Table:
     table = _table(f"references, alpha {summary.alpha:.3f} ({how})", "set", "texts", "held out")
     for name, found in summary.sets.items():
         table.add_row(
-            name, str(found.texts), str(found.held_out), _share(found.recall), _share(found.paper_recall)
+            escape(name),
+            str(found.texts),
+            str(found.held_out),
+            _share(found.recall),
+            _share(found.paper_recall),
         )
     if len(summary.sets) > 1:
         means = (

@@ -23,6 +23,7 @@ def track(console: Console, what: str) -> Iterator[Callable[[int, int, int], Non
     A terminal shows counts, tokens a second and time left while the work goes on; anything else gets a plain
     line a minute, and one at the end.
     """
+    what = escape(what)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

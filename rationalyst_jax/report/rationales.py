@@ -39,7 +39,7 @@ def faults_table(inspection: Inspection) -> Table:
     """The share of rationales that has each fault, with 95 % intervals; one column for each group."""
     table = plain_table("% of rationales with a fault, 95 % intervals clustered by document", "fault")
     for name, found in inspection.faults.items():
-        table.add_column(f"{name} [95 %]\nn = {found.n}", justify="right", no_wrap=True)
+        table.add_column(f"{escape(name)} [95 %]\nn = {found.n}", justify="right", no_wrap=True)
     for fault, meaning in ALL_FAULTS.items():
         shares = [found.shares.get(fault) for found in inspection.faults.values()]
         if any(shares):

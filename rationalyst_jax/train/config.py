@@ -8,6 +8,7 @@ from rationalyst_jax.files.ranges import ABOVE_0, AT_LEAST_0, BELOW_1, FRACTION,
 from rationalyst_jax.lm.devices.mesh import MeshShape
 from rationalyst_jax.lm.model.settings import LoraConfig, Remat
 
+RECORD = "train.json"  # what a finished run says of itself, in its folder
 # Settings of the machine and of how the run is kept: a run may be continued with other ones.
 _MACHINE = ("mesh", "microbatch_rows", "remat", "save_every", "validate_every", "keep")
 

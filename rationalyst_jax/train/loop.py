@@ -17,6 +17,8 @@ from jax.stages import Compiled
 
 from rationalyst_jax.files.interruption import Interrupted
 from rationalyst_jax.lm.devices.sharding import created, mesh_of, shard_weights
+from rationalyst_jax.lm.model.config import LlamaConfig
+from rationalyst_jax.lm.model.flops import training_flops
 from rationalyst_jax.lm.model.llama import Llama
 from rationalyst_jax.lm.model.lora import Adapters
 from rationalyst_jax.train.batches import Batches, TrainBatch, loader
@@ -44,7 +46,8 @@ class FitResult:
     """A finished run.
 
     model: trained weights in `master_dtype`; where adapters were trained, what they were added to is in
-    `dtype`. metrics: the last step's row of metrics.jsonl. The counts are those of `RunData`.
+    `dtype`. metrics: the last step's row of metrics.jsonl. trained_tokens, flops: of the trees of all steps,
+    the operations by `training_flops`. The other counts are those of `RunData`.
     """
 
     model: Llama
@@ -55,6 +58,8 @@ class FitResult:
     dropped: int
     tree_tokens: int
     sequence_tokens: int
+    trained_tokens: int
+    flops: int
 
 
 def fit(
@@ -109,7 +114,7 @@ def fit(
             if preemption.heard():
                 raise Interrupted(f"stopped by SIGTERM at step {done} of {data.steps}, with nothing to save")
             if done == data.steps:
-                return _result(parts, state, log.last(), data)
+                return _result(parts, state, log.last(), data, model.config, config)
             step_of, compile_seconds = _compiled(parts, state, config, data)
             note(f"compiled in {compile_seconds:.1f} s")
 
@@ -133,7 +138,7 @@ def fit(
                 raise
     if preemption.heard():
         raise Interrupted(f"stopped by SIGTERM after the last of {data.steps} steps, which is saved")
-    return _result(parts, state, log.last(), data)
+    return _result(parts, state, log.last(), data, model.config, config)
 
 
 def begin(model: Llama, config: TrainConfig, mesh: Mesh) -> Parts:
@@ -228,7 +233,19 @@ def _validate(parts: Parts, state: TrainState, config: TrainConfig, batches: Bat
     return float(loss / weight)
 
 
-def _result(parts: Parts, state: TrainState, metrics: Metrics, data: RunData) -> FitResult:
+def _result(
+    parts: Parts,
+    state: TrainState,
+    metrics: Metrics,
+    data: RunData,
+    model: LlamaConfig,
+    config: TrainConfig,
+) -> FitResult:
+    batches = data.training
+    tokens, attended, targets = (
+        sum(map(of_step, range(data.steps)))
+        for of_step in (batches.tokens, batches.attended, batches.targets)
+    )
     return FitResult(
         model=nnx.merge(parts.graph, state.weights, parts.frozen),
         steps=data.steps,
@@ -238,6 +255,8 @@ def _result(parts: Parts, state: TrainState, metrics: Metrics, data: RunData) ->
         dropped=data.dropped,
         tree_tokens=data.tree_tokens,
         sequence_tokens=data.sequence_tokens,
+        trained_tokens=tokens,
+        flops=training_flops(model, tokens, attended, targets, lora=config.lora is not None),
     )
 
 

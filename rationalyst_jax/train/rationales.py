@@ -1,8 +1,10 @@
 """Mined rationales as training examples: what RATIONALYST is fine-tuned on."""
 
+import json
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -26,6 +28,7 @@ if TYPE_CHECKING:  # it takes a second to import
     from rationalyst_jax.files.preparing import DataSet
 
 SET_NAME = "rationalyst_rationales"
+_FILTERED = {"document_id", "source", "tau", "kept", "reason"}  # of what the filter wrote
 _WANTED = {"document_id": str, "preceding": str, "rationale": str, "kept": bool}
 
 
@@ -69,6 +72,54 @@ def rationales_digest(source: Source) -> str:
     return file_digest(Path(source))
 
 
+def about_rationales(source: Source) -> dict[str, Any]:
+    """What Parquet files say of the kept rationales in them, as JSON values; nothing of other sources.
+
+    `sources`: of each its name, documents, rationales, thresholds `tau` (nats), and why rationales were kept,
+    with counts. `wrote`, `judged`: the models, each with its prompt set. What files don't say is left out.
+    """
+    if is_prepared(source):
+        return {}
+    documents = defaultdict[str, set[str]](set)
+    taus = defaultdict[str, set[float]](set)
+    reasons = defaultdict[str, Counter[str]](Counter)
+    models: dict[str, dict[tuple[str, str], None]] = {"wrote": {}, "judged": {}}
+    for path in _files(source):
+        if table_format(path) == ".jsonl":
+            continue
+        with pq.ParquetFile(path) as file:
+            said = {key.decode(): text.decode() for key, text in (file.schema_arrow.metadata or {}).items()}
+            if {"model", "prompt_version"} <= said.keys():
+                models["wrote"][said["model"], said["prompt_version"]] = None
+            config = _json_object(said.get("config", ""))
+            if {"filter_model", "filter_prompts"} <= config.keys():
+                models["judged"][config["filter_model"], config["filter_prompts"]] = None
+            if not _FILTERED <= {*file.schema_arrow.names}:
+                continue
+            for batch in file.iter_batches(1024, columns=sorted(_FILTERED)):
+                for row in batch.to_pylist():
+                    if row["kept"]:
+                        name = str(row["source"])
+                        documents[name].add(str(row["document_id"]))
+                        taus[name] |= {row["tau"]} - {None}
+                        reasons[name][str(row["reason"])] += 1
+    sources = [
+        {
+            "name": name,
+            "documents": len(documents[name]),
+            "rationales": reasons[name].total(),
+            "tau": sorted(taus[name]),
+            "reasons": dict(reasons[name].most_common()),
+        }
+        for name in sorted(documents)
+    ]
+    found = {"sources": sources} | {
+        role: [{"model": model, "prompts": prompts} for model, prompts in named]
+        for role, named in models.items()
+    }
+    return {key: value for key, value in found.items() if value}
+
+
 def data_set() -> "DataSet":
     """The data set in TFDS's form whose rows `kept_rationales` gives."""
     from rationalyst_jax.files.preparing import DataSet
@@ -78,6 +129,15 @@ def data_set() -> "DataSet":
         "Mined rationales that were kept, with the text before each: what RATIONALYST is trained on."
     )
     return DataSet(SET_NAME, fields, description, homepage="", license="")
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    """What a text holds; an empty one where that is anything else."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def _prepared(source: Source) -> PreparedSplit:

@@ -412,27 +412,31 @@ async function mined(main) {
   const wanted = (at.search ?? "").toLowerCase();
   const texts = wanted || at.doc ? await part(round.part) : null;
   const holds = (i) => [texts[i].text, ...texts[i].rationales.map((one) => one.text), round.documents[i][0]].join("\n").toLowerCase().includes(wanted);
-  const keeps = { "": () => true, some: (kept) => kept > 0, none: (kept) => kept === 0 };
-  const rows = round.documents.map((_, i) => i).filter((i) => (keeps[at.kept] ?? keeps[""])(round.documents[i][3]) && (!wanted || holds(i)));
+  const keeps = { "": () => true, some: (kept) => kept > 0, none: (kept, count) => kept === 0 && count > 0, without: (_, count) => count === 0 };
+  const rows = round.documents.map((_, i) => i).filter((i) => (keeps[at.kept] ?? keeps[""])(round.documents[i][3], round.documents[i][2]) && (!wanted || holds(i)));
   const controls = h("div", { class: "controls filters", role: "search", "aria-label": "filters" },
     data.mining.length > 1 && choice("round", data.mining.map((one) => [one.title, one.title]), round.title, (value) => change({ round: value, doc: null })),
-    choice("rationales kept", [["", "any"], ["some", "at least one"], ["none", "none"]], at.kept ?? "", (value) => change({ kept: value })),
+    choice("rationales kept", [["", "any"], ["some", "at least one"], ["none", "none"], ["without", "there are none"]], at.kept ?? "", (value) => change({ kept: value })),
     h("label", {}, "search in texts", h("input", { type: "search", id: "search", value: at.search ?? "", onchange: (event) => change({ search: event.target.value }) })));
   const draw = (i) => {
-    const [id, source, count, kept, best] = round.documents[rows[i]];
-    return [h("div", {}, id), h("div", { class: "dim" }, `${source} · ${words(count, "rationale")}, ${kept} kept · best gain ${figure(best)}`)];
+    const [id, source, count, kept, best, why] = round.documents[rows[i]];
+    const found = count ? `${words(count, "rationale")}, ${kept} kept · best gain ${figure(best)}` : `no usable rationale: ${why}`;
+    return [h("div", {}, id), h("div", { class: "dim" }, `${source} · ${found}`)];
   };
   const detail = h("article");
   shownList = list("documents", rows.length, draw, (i) => round.documents[rows[i]][0] === at.doc, (i) => go({ doc: round.documents[rows[i]][0] }));
   main.append(h("h2", {}, "Mined rationales"), controls,
-    h("p", { role: "status", class: "filters dim" }, `${words(rows.length, "document")} of ${round.documents.length.toLocaleString("en")} with rationales`),
+    h("p", { role: "status", class: "filters dim" }, `${words(rows.length, "document")} of ${round.documents.length.toLocaleString("en")}`),
     h("div", { class: at.doc ? "two open" : "two" }, shownList.box, detail));
   main.classList.toggle("open", Boolean(at.doc));
   shownList.reveal();
   const number = round.documents.findIndex(([id]) => id === at.doc);
   if (number < 0) return detail.append(h("p", { class: "dim" }, at.doc ? `There is no document ${at.doc} here.` : "Choose a document."));
-  const [id, source] = round.documents[number];
-  detail.append(h("a", { class: "back", href: link({ doc: null }) }, "back to the list"), h("h3", {}, id), h("p", { class: "dim" }, `from ${source}`), ...inPlace(texts[number]));
+  const [id, source, count, , , why] = round.documents[number];
+  const { wrote } = texts[number];
+  detail.append(h("a", { class: "back", href: link({ doc: null }) }, "back to the list"), h("h3", {}, id), h("p", { class: "dim" }, `from ${source}`),
+    count ? "" : h("p", {}, `No usable rationale: ${why}.`), ...inPlace(texts[number]),
+    wrote ? h("details", {}, h("summary", {}, "what the model wrote"), text(wrote)) : "");
 }
 /** A document with its rationales where they were found. */
 function inPlace(document) {
