@@ -1,4 +1,4 @@
-"""The documentation site: `make docs` writes it to build/docs. It opens from disk and loads nothing elsewhere."""
+"""The documentation site: `make docs` writes it to build/docs. It opens from disk and loads nothing else."""
 
 import importlib.metadata
 import re
