@@ -17,6 +17,8 @@ from rationalyst_jax.cli.main import COMMANDS, parser_of
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+SITE = ROOT / "build" / "docs"
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FENCE = re.compile(r"^```(.*)\n((?:.*\n)*?)```$", re.M)
 INDENTED = re.compile(r"(?:^    .*\n|^\n(?=    ))+", re.M)
 PARSERS = {
@@ -144,3 +146,24 @@ def test_the_first_hour_works_from_an_empty_folder(tmp_path: Path):
     printed = in_a_shell("\n".join(first_hour()), tmp_path)
     assert (tmp_path / "trained" / "hf" / "model.safetensors").is_file()
     assert "paired" in printed
+
+
+@pytest.mark.skipif(not (SITE / "index.html").is_file(), reason="make docs has not been run")
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium on the path")
+def test_the_site_opens_from_disk_and_asks_for_nothing_elsewhere():
+    playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
+    asked: list[str] = []
+    errors: list[str] = []
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(
+            executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+        )
+        page = browser.new_page()
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        for name in ("index", "first-hour", "api", "search"):
+            page.goto((SITE / f"{name}.html").as_uri())
+            assert page.locator("h1").count() == 1
+        browser.close()
+    assert not errors
+    assert not [url for url in asked if not url.startswith((SITE.as_uri(), "data:"))]
