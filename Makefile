@@ -14,7 +14,7 @@ MAKE_VENV = $(PYTHON) -m venv .venv
 INSTALL = $(BIN)/python -m pip install --quiet -c constraints.txt
 endif
 
-.PHONY: install demo test test-lowest aot lint bench wheels accelerator
+.PHONY: install demo test test-lowest aot lint docs bench wheels accelerator
 install: .venv/installed
 
 .venv/python:
@@ -64,6 +64,14 @@ lint: .venv/installed-test
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
+
+# The pages of docs/ as a site in build/docs that opens from disk; a warning is an error.
+.venv/installed-docs: .venv/installed
+	$(INSTALL) -e '.[docs]'
+	@touch $@
+
+docs: .venv/installed-docs
+	$(BIN)/sphinx-build -W --keep-going -q -b html docs build/docs
 
 bench: .venv/installed-test
 	@set -e; for name in sampling reasoning int8 attention likelihood choices training; do \

@@ -75,7 +75,7 @@ class Generation:
 
 @dataclass(frozen=True)
 class ScoreRequest:
-    """Ask for the per-token log-probabilities of `continuation` after `context`, without `suppress`ed ids.
+    """Ask for the per-token log-probabilities of `continuation` after `context`, without the ids of `suppress`.
 
     `alternatives` as for a GenerateRequest.
     """
