@@ -24,6 +24,7 @@ from rationalyst_jax.mine.deduplicate import find_duplicates, sign
 from rationalyst_jax.mine.documents import Document, read_documents
 from rationalyst_jax.mine.minhash import banding
 from rationalyst_jax.tasks.benchmarks import TASKS
+from rationalyst_jax.tasks.question import Question
 
 SHINGLES = (3, 5)  # words of a shingle
 TRAINING = {
@@ -43,6 +44,7 @@ EVALUATION = {
     "mmlu_pro": "mmlu_pro/test.parquet",
 }
 TEXTS = "pile_like/mixed.jsonl"
+SIMILARITIES = (0.5, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9)
 COMPARED = 100_000  # documents whose comparison takes the memory that is told
 
 
@@ -80,6 +82,15 @@ def main() -> None:
     }
     tracemalloc.stop()
 
+    bands = banding(DedupConfig().similarity, DedupConfig().hashes)
+    print_table(
+        f"{bands.bands} bands of {bands.rows}, near-duplicates agree in {bands.needed} places",
+        ["similarity", *map(str, SIMILARITIES)],
+        [
+            ["agree in a band", *(f"{bands.candidate_probability(s):.3f}" for s in SIMILARITIES)],
+            ["found", *(f"{bands.found_probability(s):.3f}" for s in SIMILARITIES)],
+        ],
+    )
     clean = real_texts(shared)
     found = planted_duplicates(clean)
     columns = [f"found with {shingle} words" for shingle in SHINGLES]
@@ -88,11 +99,21 @@ def main() -> None:
         f"{len(clean) // 5} duplicates planted among {len(clean)} documents", ["kind", *columns], rows
     )
     planted = [f"{clean[i][:200]}\n\n{q.text}\n\nHelp!" for i, q in enumerate(questions["gsm8k"][::26][:50])]
-    met = [sum(judged(text, index) is not None for text in texts) for texts in (planted, clean)]
-    print(f"hold a question: {met[0]} of {len(planted)} with a planted one, {met[1]} of {len(clean)} without")
+    met = {"planted": against_evaluation(planted, index), "clean": against_evaluation(clean, index)}
+    print_table(
+        "questions of GSM8K's test set planted in texts, and documents without: those that meet a question",
+        ["documents", "rows", "meet one", "with other numbers only"],
+        [
+            [name, str(len(texts)), *map(told, met[name])]
+            for name, texts in (("planted", planted), ("clean", clean))
+        ],
+    )
     print("questions too short to be looked for:", {k: n for k, n in index.too_short.items() if n})
 
-    sets = {name: training_texts(name, shared / file) for name, file in TRAINING.items()}
+    training = {task: TASKS[task].read(shared / file) for task, file in TRAINING.items()}
+    both = {question.id for question in training["ecqa"]} & {one.id for one in questions["commonsense_qa"]}
+    print(f"rows of ECQA's training set that have an id of CommonsenseQA's validation set: {len(both)}")
+    sets = {task: [full_text(question) for question in of_task] for task, of_task in training.items()}
     sets["pile_like"] = [document.text for document in read_documents(shared / TEXTS)]
     dropped = {name: [duplicates(texts, shingle) for shingle in SHINGLES] for name, texts in sets.items()}
     print_table(
@@ -122,10 +143,9 @@ def real_texts(shared: Path) -> list[str]:
     return list(dict.fromkeys([*annotated, *rest]))[:500]
 
 
-def training_texts(task: str, path: Path) -> list[str]:
-    """Each question with its options, and its solution or explanation where the set has one."""
-    read = TASKS[task].read(path)
-    return ["\n".join(filter(None, [question.asked, question.solution])) for question in read]
+def full_text(question: Question) -> str:
+    """A question with its options, and its solution or explanation where the set has one."""
+    return "\n".join(filter(None, [question.asked, question.solution]))
 
 
 def duplicates(texts: Sequence[str], shingle: int) -> tuple[int, int, list[int]]:

@@ -21,6 +21,7 @@ from flax import nnx
 from measure import arguments, print_table
 from rich.console import Console
 
+from rationalyst_jax.files.rows import read_rows
 from rationalyst_jax.lm.engine.config import EngineConfig
 from rationalyst_jax.lm.engine.engine import Engine
 from rationalyst_jax.lm.model.config import LlamaConfig
@@ -29,8 +30,8 @@ from rationalyst_jax.lm.weights.hf import load_llama
 from rationalyst_jax.lm.weights.tokenizer import load_tokenizer
 from rationalyst_jax.mine.annotate import annotate, read_usage
 from rationalyst_jax.mine.config import AnnotateConfig, FilterConfig
-from rationalyst_jax.mine.documents import Annotated, Annotation, Document, Insertion
-from rationalyst_jax.mine.parse import parse
+from rationalyst_jax.mine.documents import Annotated, Annotation, Document, Insertion, read_annotations
+from rationalyst_jax.mine.parse import Rationale, parse
 from rationalyst_jax.mine.places import find_places
 from rationalyst_jax.plan.config import MiningAssumptions
 from rationalyst_jax.plan.mining import CountingEngine, Method, MiningSettings, mining_cost
@@ -54,7 +55,9 @@ COUNTS = ("requests", "sent", "computed", "sent / computed", "scored", "written"
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--texts", type=int, default=100, help="texts that are counted")
-    parser.add_argument("--run", type=int, default=3, help="texts that run through an engine as well")
+    parser.add_argument(
+        "--run", type=int, default=3, help="texts that run through an engine as well; 0: none"
+    )
     parser.add_argument("--world", type=int, default=0, help="documents of the world, run and planned")
     parser.add_argument("--characters", type=int, default=8_000)
     parser.add_argument("--tokens", type=int, default=8, help="tokens of a rationale")
@@ -69,12 +72,15 @@ def main() -> None:
     tokenizer = load_tokenizer(shared / "llama3_tokenizer")
     counting = Role(CountingEngine(SHAPE, EngineConfig()), tokenizer)
     engine = Role(Engine(Llama(SHAPE, rngs=nnx.Rngs(0)), tokenizer), tokenizer)
+    print_released(shared, counting)
     results = {}
     for how, role, texts in (
         ("run", engine, options.run),
         ("counted", counting, options.run),
         ("counted", counting, options.texts),
     ):
+        if not texts:
+            continue
         documents = long_texts(shared, texts, options.characters)
         taken = {name: takes(name, documents, role, options.tokens) for name in WAYS}
         once = sum(role.count_tokens(document.text) for document in documents)
@@ -106,6 +112,24 @@ def run(
         return annotated, read_usage(file)
 
 
+def print_released(shared: Path, role: Role) -> None:
+    """What the authors' rationales and annotated documents are like: the defaults of a plan's assumptions."""
+    released = [row["rationale"] for _, row in read_rows(shared / "rationalyst" / "rationales.jsonl")]
+    mean = sum(map(role.count_tokens, released)) / len(released)
+    copies = read_annotations(shared / "rationalyst" / "extractor_output.jsonl")
+    written = sum(len(parsed(one)) for one in copies)
+    places = sum(len(find_places(one.document.text, "sentence")) for one in copies)
+    print(
+        f"{len(released)} released rationales have {mean:.1f} tokens, and {len(copies)} released copies ",
+        end="",
+    )
+    print(f"{written} rationales at {places} places: {written / places:.2f}")
+
+
+def parsed(one: Annotated) -> Sequence[Rationale]:
+    return parse(one.document.text, one.output).rationales if isinstance(one, Annotation) else ()
+
+
 def against_plan(count: int) -> dict[str, dict[str, float]]:
     """What both ways take of documents of the world, planned with the mean length of a rationale and the
     share of places that the runs had, and run."""
@@ -118,12 +142,7 @@ def against_plan(count: int) -> dict[str, dict[str, float]]:
     insert = AnnotateConfig("insert", places="line", candidates=3)
     copies, copying = run(documents, role, "world", insert.by("copy"))
     _, inserting = run(documents, role, "world", insert)
-    copied = [
-        role.count_tokens(rationale.text)
-        for one in copies
-        if isinstance(one, Annotation)
-        for rationale in parse(one.document.text, one.output).rationales
-    ]
+    copied = [role.count_tokens(rationale.text) for one in copies for rationale in parsed(one)]
     # An inserted rationale is ended by a token of its own.
     inserted = inserting.generated / (places * insert.candidates) - 1
     runs: dict[Method, tuple[Usage, MiningAssumptions]] = {
