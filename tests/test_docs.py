@@ -145,7 +145,7 @@ def test_the_twenty_documents_of_the_first_hour_are_there(tmp_path: Path):
 def test_the_first_hour_works_from_an_empty_folder(tmp_path: Path):
     printed = in_a_shell("\n".join(first_hour()), tmp_path)
     assert (tmp_path / "trained" / "hf" / "model.safetensors").is_file()
-    assert "paired" in printed
+    assert "accuracy − that of likelihood.jsonl" in printed
 
 
 @pytest.mark.skipif(not (SITE / "index.html").is_file(), reason="make docs has not been run")
