@@ -149,12 +149,15 @@ def against_plan(count: int) -> dict[str, dict[str, float]]:
         "copy": (copying, MiningAssumptions(sum(copied) / len(copied), len(copied) / places)),
         "insert": (inserting, MiningAssumptions(inserted)),
     }
+    print(
+        f"an inserted rationale has {inserted:.2f} tokens, a copied one {sum(copied) / len(copied):.2f}, ",
+        end="",
+    )
+    print(f"and copies have one at {len(copied) / places:.0%} of {places} places")
     settings = MiningSettings(insert, FilterConfig(), EngineConfig())
     known = (documents, llama.config, tokenizer, load_prompts("world"), settings)
     results = {}
     for method, (used, assumed) in runs.items():
-        print(f"{method}: a rationale has {assumed.rationale_tokens:.2f} tokens", end=", ")
-        print(f"{assumed.rationales_per_place:.0%} of {places} places have one in a copy")
         results[f"{method}, planned"] = counted(mining_cost(method, *known, assumed).usage)
         results[f"{method}, ran"] = counted(used)
     print_table(
