@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from finished_run import write_run
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, ModelCardData
 
 from rationalyst_jax.cli.main import main
 from rationalyst_jax.files.whole import read_json, write_json
@@ -77,6 +77,12 @@ def words(card: str) -> str:
     return " ".join(card.split())
 
 
+def data_of(card: str) -> ModelCardData:
+    data = ModelCard(card).data
+    assert isinstance(data, ModelCardData)
+    return data
+
+
 def rows_of(card: str, heading: str) -> list[list[str]]:
     text = card.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
     lines = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
@@ -85,7 +91,7 @@ def rows_of(card: str, heading: str) -> list[list[str]]:
 
 def test_the_hubs_library_reads_the_results_that_the_run_recorded(experiment: tuple[Path, dict]):
     run, summary = experiment
-    data = ModelCard(written(run, datasets=["org/thoughts"])).data
+    data = data_of(written(run, datasets=["org/thoughts"]))
     assert (data.license, data.base_model) == ("llama3", "meta-llama/Meta-Llama-3-8B")
     assert data.datasets == ["org/thoughts"] and data.library_name == "transformers"
     assert data.model_name == "Llama-3-rationalyst"
@@ -100,7 +106,7 @@ def test_the_hubs_library_reads_the_results_that_the_run_recorded(experiment: tu
 def test_results_on_a_benchmarks_own_questions_have_its_name(experiment: tuple[Path, dict]):
     run, _ = experiment
     write_json(run / "experiment.config.json", read_json(run / "experiment.config.json") | {"world": None})
-    [result] = ModelCard(written(run)).data.eval_results or []
+    [result] = data_of(written(run)).eval_results or []
     assert (result.dataset_type, result.dataset_name) == ("gsm8k", "GSM8K")
 
 
@@ -249,7 +255,7 @@ def test_results_of_a_benchmark_are_those_of_this_checkpoint(tmp_path: Path):
     }
     write_json(tmp_path / "bench" / "experiment.config.json", {"models": models, "checkpoints": places})
     card = written(run, benchmarks=[tmp_path / "bench"])
-    [result] = ModelCard(card).data.eval_results or []
+    [result] = data_of(card).eval_results or []
     assert (result.dataset_type, result.metric_value) == ("math", 0.75)
     assert [row[0] for row in rows_of(card, "Results")[1:]] == ["**tuned, implicit**", "tuned, random"]
     write_json(run / "hf" / "config.json", {"model_type": "llama", "other": True})
