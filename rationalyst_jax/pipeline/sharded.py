@@ -12,6 +12,10 @@ the folder is removed and made anew; and so on with the stages that take it, whe
 shard changes or a new one comes, what depends on it is done, and nothing else. A marker without `output` is
 of work that was begun: it goes on from the files that are there. Whoever does a task holds a lock on its
 marker meanwhile.
+
+The commands `dedup` and `decontaminate` go over shards by themselves (`shards.py`): here a task has a folder
+of its own, its marker also says what it cost, which no two runs have alike, and a refused shard holds up no
+other one.
 """
 
 import json

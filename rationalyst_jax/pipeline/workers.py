@@ -2,7 +2,8 @@
 
 Each worker opens what it needs once (models, say) and then does task after task. It has its own device, and
 ends when this process ends, however that happens. `tasks/killable.py` is for short work, of which a death
-costs one item.
+costs one item, and `mine/workers.py` for a stream of short items, of which the caller takes the results in
+order.
 """
 
 import multiprocessing
