@@ -21,8 +21,9 @@ from rationalyst_jax.files.lock import locked
 from rationalyst_jax.files.rows import append_rows, read_file
 from rationalyst_jax.pipeline import clusters
 from rationalyst_jax.pipeline.clusters import Ranks, check_executor, do_rank
+from rationalyst_jax.pipeline.markers import status
 from rationalyst_jax.pipeline.mine_config import ClusterConfig
-from rationalyst_jax.pipeline.sharded import ShardedRun, StageGroup, status
+from rationalyst_jax.pipeline.sharded import ShardedRun, StageGroup
 
 
 @pytest.fixture

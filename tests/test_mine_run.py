@@ -94,7 +94,13 @@ def test_shards_become_what_the_commands_make_of_them(here, in_process, capsys):
     assert found["filter"]["tally"]["flops"] > 0
     capsys.readouterr()
     assert rationalyst("mine status --run_dir run") == 0
-    assert "annotate 3 of 3" in " ".join(capsys.readouterr().out.split())
+    assert "annotate 3 of 3 0 0" in " ".join(capsys.readouterr().out.split())
+    shard = Path("shards/c.jsonl")
+    times = (shard.stat().st_atime_ns, shard.stat().st_mtime_ns)
+    os.utime(shard, (0, 0))
+    assert rationalyst("mine status --run_dir run") == 0
+    assert "documents 2 of 3 0 1" in " ".join(capsys.readouterr().out.split())
+    os.utime(shard, ns=times)
 
     # Settings that change what is made are refused, and nothing is lost.
     before = merged.read_bytes()

@@ -27,8 +27,9 @@ from typing import Any
 from rich.console import Console
 
 from rationalyst_jax.files.settings import digest
+from rationalyst_jax.pipeline.markers import status, task_name
 from rationalyst_jax.pipeline.mine_config import ClusterConfig
-from rationalyst_jax.pipeline.sharded import ShardedRun, StageGroup, perform, status, task_name
+from rationalyst_jax.pipeline.sharded import ShardedRun, StageGroup, perform
 from rationalyst_jax.pipeline.workers import environments, supervise
 
 _LOGS = "ranks"

@@ -17,11 +17,12 @@ from rationalyst_jax.mine.prefilter import cutter_of
 from rationalyst_jax.mine.references import read_references, references_digest
 from rationalyst_jax.mine.shards import find_shards
 from rationalyst_jax.pipeline.clusters import Ranks, check_executor, do_on_cluster
+from rationalyst_jax.pipeline.markers import StageStatus, status
 from rationalyst_jax.pipeline.mine import check_annotator
 from rationalyst_jax.pipeline.mine_config import MineRunConfig
 from rationalyst_jax.pipeline.mine_stages import BAD_ROWS, MERGED, OF_SOURCE, Tools, open_tools, stages
 from rationalyst_jax.pipeline.run_dir import RunDir
-from rationalyst_jax.pipeline.sharded import ShardedRun, StageStatus, perform, status
+from rationalyst_jax.pipeline.sharded import ShardedRun, perform
 from rationalyst_jax.pipeline.workers import environments, supervise
 from rationalyst_jax.prompts.prompt import check_prompts
 from rationalyst_jax.report.mining import stages_table

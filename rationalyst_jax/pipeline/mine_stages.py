@@ -36,10 +36,10 @@ from rationalyst_jax.mine.store import (
 from rationalyst_jax.pipeline import prefilter
 from rationalyst_jax.pipeline.dedup import duplicates, judge_by
 from rationalyst_jax.pipeline.filter import filter_rationales
+from rationalyst_jax.pipeline.markers import SHARDS, Progress, ShardTask, Stage, Tally
 from rationalyst_jax.pipeline.mine import TRIPLES, mine
 from rationalyst_jax.pipeline.mine_config import MineRunConfig
 from rationalyst_jax.pipeline.models import Models
-from rationalyst_jax.pipeline.sharded import SHARDS, Progress, ShardTask, Stage, Tally
 from rationalyst_jax.prompts.prompt import PromptSet, load_prompts
 from rationalyst_jax.tasks.benchmarks import task_named
 from rationalyst_jax.tasks.question import Question
