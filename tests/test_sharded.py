@@ -234,6 +234,8 @@ def test_each_worker_has_a_gpu_of_its_own(monkeypatch):
     assert workers.environments(1) == [{"CUDA_VISIBLE_DEVICES": "3"}]
     with pytest.raises(ValueError, match="3 workers want a GPU each, there are 2"):
         workers.environments(3)
+    assert workers.environments(None, gpus=False) == [{}]
+    assert workers.environments(3, gpus=False) == [{}, {}, {}]
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     assert workers.environments(None) == [{}] and workers.environments(3) == [{}, {}, {}]
 

@@ -57,6 +57,7 @@ class Stage:
         makes: The files that it makes, by their kinds.
         over_all: Whether it is done once, with the files of all shards, after all stages before it. No stage
             after it begins before it is done.
+        has_model: Whether workers compute a model of their own for it, for which they want a device.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Stage:
     takes: tuple[str, ...]
     makes: Mapping[str, str]
     over_all: bool = False
+    has_model: bool = False
 
 
 @dataclass(frozen=True)

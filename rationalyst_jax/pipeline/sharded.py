@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Self
@@ -29,15 +29,17 @@ from rationalyst_jax.pipeline.workers import Report
 class StageGroup:
     """Stages of which each shard can be done without waiting for others, and what is left to do of them.
 
-    left: of each shard (None: all shards) that is not done, the first stage that is not.
+    left: of each shard (None: all shards) that is not done, the first stage that is not. has_model: whether
+    all stages have one, or none.
     """
 
     stages: Sequence[str]
     left: Mapping[str | None, str]
+    has_model: bool = False
 
     def share(self, rank: int, ranks: int) -> "StageGroup":
         """What one of several ranks does of it: of the shards that are left each `ranks`-th, from `rank`."""
-        return StageGroup(self.stages, dict(list(self.left.items())[rank::ranks]))
+        return replace(self, left=dict(list(self.left.items())[rank::ranks]))
 
 
 @dataclass(frozen=True)
@@ -129,13 +131,14 @@ class ShardedRun:
                 if found is not None and self._is_done(*found):
                     del self._waiting[stage.name][shard]
         groups: list[StageGroup] = []
-        for _, stages in groupby(self._stages, key=lambda stage: stage.over_all):
+        alike = groupby(self._stages, key=lambda stage: (stage.over_all, stage.has_model))
+        for (_, has_model), stages in alike:
             names = [stage.name for stage in stages]
             left: dict[str | None, str] = {}
             for name in names:
                 left = dict.fromkeys(self._waiting[name], name) | left
             if left:
-                groups.append(StageGroup(names, left))
+                groups.append(StageGroup(names, left, has_model))
         return groups
 
     # ---- What workers ask and tell ----

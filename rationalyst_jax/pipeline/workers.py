@@ -195,19 +195,20 @@ def _in_words(error: ValueError | OSError) -> str:
     return str(error)
 
 
-def environments(workers: int | None) -> list[dict[str, str]]:
+def environments(workers: int | None, *, gpus: bool = True) -> list[dict[str, str]]:
     """The variables of each worker's environment: of several NVIDIA GPUs it sees one.
 
-    workers: by default one for each GPU, and one on a machine without. Raises ValueError where there are
-    fewer GPUs than workers.
+    workers: by default one for each GPU, and one on a machine without. gpus: whether they want any. Raises
+    ValueError where there are fewer GPUs than workers.
     """
-    gpus = [] if os.environ.get("JAX_PLATFORMS", "").startswith("cpu") else _gpus()
-    count = workers or len(gpus) or 1
-    if gpus and count > len(gpus):
+    without = not gpus or os.environ.get("JAX_PLATFORMS", "").startswith("cpu")
+    found = [] if without else _gpus()
+    count = workers or len(found) or 1
+    if found and count > len(found):
         raise ValueError(
-            f"{count} workers want a GPU each, there are {len(gpus)} (JAX_PLATFORMS=cpu computes without)"
+            f"{count} workers want a GPU each, there are {len(found)} (JAX_PLATFORMS=cpu computes without)"
         )
-    return [{"CUDA_VISIBLE_DEVICES": gpus[number]} if gpus else {} for number in range(count)]
+    return [{"CUDA_VISIBLE_DEVICES": found[number]} if found else {} for number in range(count)]
 
 
 def _gpus() -> list[str]:
