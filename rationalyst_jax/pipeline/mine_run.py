@@ -97,8 +97,7 @@ def _settings(tools: Tools) -> dict[str, Any]:
     scorer = models.checkpoint(tools.scorer)
     check_prompts(scorer.tokenizer, tools.prompts, ["follow", "follow_guided"])
     marker_ids(scorer.tokenizer, config.filter.suppress)
-    settings = asdict(config)
-    del settings["prefilter"]["workers"]
+    settings = asdict(config) | {"prefilter": config.prefilter.decides()}
     for key in ("run_dir", "documents", "workers", "losses", "endpoint", "encoder", "executor", "cluster"):
         del settings[key]  # a run may be moved and go on
     if config.encoder is not None:

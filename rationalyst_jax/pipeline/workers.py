@@ -19,6 +19,8 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import Any, Literal, Protocol
 
+from rationalyst_jax.files.whole import in_words
+
 Report = Callable[[Any], None]  # is told now and then how far a task has come
 Event = Literal["reports", "done", "refused", "lost"]  # the methods of a Schedule that are told
 
@@ -174,7 +176,7 @@ def _serve(
             try:
                 message = "done", perform(tools, task, report)
             except (ValueError, OSError) as error:
-                message = "refused", _in_words(error)
+                message = "refused", in_words(error)
             except Exception as error:
                 pipe.send(("lost", f"of {type(error).__name__}: {error}"))
                 raise
@@ -187,12 +189,6 @@ def _end_with_parent() -> None:
     assert parent is not None
     parent.join()
     os._exit(1)
-
-
-def _in_words(error: ValueError | OSError) -> str:
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{error.filename}: {error.strerror}"
-    return str(error)
 
 
 def environments(workers: int | None, *, gpus: bool = True) -> list[dict[str, str]]:
