@@ -171,18 +171,19 @@ def test_only_ranks_of_stages_with_a_model_ask_for_gpus(tmp_path):
     (tmp_path / "a.jsonl").touch()
     cluster = ClusterConfig(tasks=2, gpus_per_task=1)
 
-    def asked(**models: str) -> dict[tuple[str, ...], int]:
+    def asked(model: str, scorer: str | None = None) -> dict[tuple[str, ...], int]:
         questions = {"gsm8k": "questions.jsonl"}
         config = MineRunConfig(
             run_dir="run",
             documents="a.jsonl",
+            model=model,
             prompts="world",
+            scorer=scorer,
             executor="ray",
             encoder="encoder",
             references=questions,
             against=questions,
             cluster=cluster,
-            **models,
         )
         shards = {"a": tmp_path / "a.jsonl"}
         groups = ShardedRun(tmp_path / "run", shards, mine_stages.stages(config), {}, losses=0).groups()
@@ -190,8 +191,8 @@ def test_only_ranks_of_stages_with_a_model_ask_for_gpus(tmp_path):
         told = [clusters._settings(step, group, cluster, tmp_path) for group in groups]
         return {tuple(group.stages): one["gpus_per_task"] for group, one in zip(groups, told, strict=True)}
 
-    assert asked(model="world") == GPUS
-    through_an_endpoint = asked(model="http://127.0.0.1:9/v1", scorer="world")
+    assert asked("world") == GPUS
+    through_an_endpoint = asked("http://127.0.0.1:9/v1", "world")
     assert through_an_endpoint["dedup", "decontaminate", "annotate"] == 0
     assert through_an_endpoint["filter",] == 1
 
