@@ -16,7 +16,8 @@ from typing import Any
 from rationalyst_jax.files.interruption import Interrupted, interrupted_by_sigterm
 from rationalyst_jax.files.rows import append_rows, kept_rows, read_file, write_rows
 from rationalyst_jax.mine.documents import read_shard
-from rationalyst_jax.pipeline.sharded import SHARDS, Progress, ShardedRun, ShardTask, Stage, Tally, perform
+from rationalyst_jax.pipeline.markers import SHARDS, Progress, ShardTask, Stage, Tally
+from rationalyst_jax.pipeline.sharded import ShardedRun, perform
 from rationalyst_jax.pipeline.workers import supervise
 
 

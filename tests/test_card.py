@@ -156,11 +156,11 @@ def test_columns_and_provenance_of_the_files_stay(here):
     published = pq.read_table("out/all/one.parquet")
     assert published["judged_by"].to_pylist() == [1, 2]
     assert published.schema.metadata == table.schema.metadata
-    made_how = ["method", "places", "candidates", "round", "scorer"]
+    made_how = ["base", "method", "places", "candidates", "round", "scorer"]
     assert published.column_names == [*table.column_names, "judged_by", "document_hash", *made_how]
     [row, _] = published.select(made_how).to_pylist()
     judge = "models/Llama-3.1-8B"
-    assert row == dict(zip(made_how, ("imported", None, None, None, judge), strict=True))
+    assert row == dict(zip(made_how, (None, "imported", None, None, None, judge), strict=True))
 
 
 def test_rows_tell_how_they_were_inserted_and_how_near_their_documents_are(here):
@@ -211,6 +211,25 @@ def test_the_card_says_which_rows_the_llama_3_licence_binds(here):
     ]
     bound = re.findall(r"\*\*(\S+) is under the Meta Llama 3 .*?This binds (.*?)\.\n", card, re.S)
     assert bound == [("Meta-Llama-3-8B-Instruct", "the rationales of the 2 rows that it wrote")]
+
+
+def test_the_licence_of_a_base_model_binds_what_models_trained_from_it_wrote_and_judged(here):
+    from_llama = {"base": "Meta-Llama-3-8B-Instruct", "filter_base": "my-base", "filter_model": "judge/hf"}
+    write_filtered("in/two.parquet", here[2:], Provenance("runs/tuned/hf", "llama3-3", from_llama))
+    card = written(licenses={"my-base": "llama3"})
+    bound = re.findall(r"\*\*([^*]+) is under the Meta Llama 3 .*?This binds (.*?)\.\n", card, re.S)
+    assert bound[1:] == [
+        (
+            "runs/tuned/hf (trained from Meta-Llama-3-8B-Instruct)",
+            "the rationales of the 2 rows that it wrote",
+        ),
+        (
+            "judge/hf (trained from my-base)",
+            "log-likelihoods, gains, and so what is kept, of the 2 rows that it judged",
+        ),
+    ]
+    columns = [pq.read_table(f"out/all/{name}.parquet")["base"].to_pylist() for name in ("one", "two")]
+    assert columns == [[None, None], ["Meta-Llama-3-8B-Instruct"] * 2]
 
 
 def test_a_licence_that_is_given_binds_whatever_the_name_says(here):

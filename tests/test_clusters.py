@@ -21,8 +21,9 @@ from rationalyst_jax.files.lock import locked
 from rationalyst_jax.files.rows import append_rows, read_file
 from rationalyst_jax.pipeline import clusters
 from rationalyst_jax.pipeline.clusters import Ranks, check_executor, do_rank
+from rationalyst_jax.pipeline.markers import status
 from rationalyst_jax.pipeline.mine_config import ClusterConfig
-from rationalyst_jax.pipeline.sharded import ShardedRun, StageGroup, status
+from rationalyst_jax.pipeline.sharded import ShardedRun, StageGroup
 
 
 @pytest.fixture
@@ -98,6 +99,21 @@ def test_only_what_is_left_is_divided_among_ranks(root, groups, in_process):
 def test_a_rank_takes_each_nth_shard_that_is_left():
     group = StageGroup(["read"], dict.fromkeys("abcde", "read"))
     assert [list(group.share(rank, 2).left) for rank in range(2)] == [["a", "c", "e"], ["b", "d"]]
+
+
+def test_a_rank_leaves_gpus_alone_where_no_stage_has_a_model(root, monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    seen: list[Any] = []
+    monkeypatch.setattr(clusters, "supervise", lambda work, opened, perform, places: seen.append(places))
+    planned = partial(
+        ShardedRun, root / "run", shard_stages.shards_of(root), shard_stages.STAGES, {}, losses=0
+    )
+    ranks = Ranks(planned, partial(shard_stages.opened, root), workers=None)
+    for has_model in (False, True):
+        with pytest.raises(ValueError, match=r"^read: what they take is not there$"):
+            do_rank(ranks, StageGroup(["read"], {"s00": "read"}, has_model), 0, 1)
+    assert seen == [[{}], [{"CUDA_VISIBLE_DEVICES": "3"}, {"CUDA_VISIBLE_DEVICES": "5"}]]
 
 
 def test_what_one_rank_refuses_is_told_and_the_next_group_waits_for_it(root, groups, in_process):

@@ -1,5 +1,6 @@
 """What a kill, a full disk or another run's settings may do to files: nothing."""
 
+import errno
 import fcntl
 import json
 import subprocess
@@ -19,7 +20,7 @@ from rationalyst_jax.files.rows import (
     write_rows,
 )
 from rationalyst_jax.files.settings import claimed, differences, digest
-from rationalyst_jax.files.whole import read_json, whole, write_json
+from rationalyst_jax.files.whole import in_words, read_json, whole, write_json
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
@@ -195,6 +196,15 @@ def test_differences_are_found_where_there_are_any(made, asked):
     assert not list(differences(made, made))
     if made != asked and not (isinstance(made, dict) and isinstance(asked, dict)):
         assert len(list(differences(made, asked))) == 1
+
+
+def test_an_error_of_the_system_is_told_with_its_file_and_without_its_number():
+    assert (
+        in_words(OSError(errno.ENOSPC, "No space left on device", "out/a"))
+        == "out/a: No space left on device"
+    )
+    assert in_words(OSError(errno.EPIPE, "Broken pipe")) == "Broken pipe"
+    assert in_words(OSError("no folder")) == in_words(ValueError("no folder")) == "no folder"
 
 
 def test_a_digest_knows_where_parts_end():

@@ -27,7 +27,7 @@ from rationalyst_jax.lm.model.llama import Llama
 from rationalyst_jax.lm.model.lora import Adapters, LoraConfig
 from rationalyst_jax.lm.weights import streaming
 from rationalyst_jax.lm.weights.hf import load_llama, save_llama, stored_dtype
-from rationalyst_jax.lm.weights.open import open_checkpoint
+from rationalyst_jax.lm.weights.open import model_name, open_checkpoint
 from rationalyst_jax.lm.weights.streaming import Layout
 from rationalyst_jax.lm.weights.tensor_files import StoredTensor, stored_tensors, writing
 from rationalyst_jax.train.export import export
@@ -359,14 +359,36 @@ def test_a_checkpoint_knows_its_config_and_dtype_and_loads_onto_a_mesh(tmp_path)
     assert base.config.vocab_size == len(base.tokenizer) and base.stored_dtype() == "float32"
     mesh = make_mesh(1, 2, 1, jax.devices()[:2])
     model = base.load(jnp.bfloat16, mesh)
-    export(model, base.path, tmp_path)
+    export(model, base.path, tmp_path, name="world")
     exported = open_checkpoint(tmp_path)
+    assert base.base is None and exported.base == "world"
     assert exported.stored_dtype() == "bfloat16"
     assert exported.config == base.config
     assert_same_weights(exported.load_for_inference(mesh), model)
     assert_same_weights(base.load(mesh=mesh), load_llama(checkpoint_path("world")))
     export(model, base.path, tmp_path, dtype="float32")
     assert exported.stored_dtype() == "float32"
+
+
+def test_a_record_of_the_base_that_is_malformed_is_named(tmp_path):
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((SHIPPED / name).read_bytes())
+    (tmp_path / "base.json").write_text('{"base": 3}')
+    with pytest.raises(ValueError, match=r"base\.json: base must be text, found 3$"):
+        open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [
+        ("models/Meta-Llama-3-8B", "Meta-Llama-3-8B"),
+        ("hub/models--meta-llama--Meta-Llama-3-8B/snapshots/0a1b", "meta-llama/Meta-Llama-3-8B"),
+        ("runs/first/hf", "first/hf"),
+        ("world", "world"),
+    ],
+)
+def test_a_model_is_called_as_its_folder_or_on_the_hub(place, name):
+    assert model_name(place) == name
 
 
 def test_the_stored_dtype_of_several_holds_them_all(tmp_path):

@@ -458,3 +458,4 @@ def test_insertion_flows_through_the_same_commands(files, tmp_path, monkeypatch,
         f"train --rationales kept.parquet {model} --run_dir trained --train.steps 1 --train.row_length 128"
     )
     assert rationalyst(f"{train} --train.batch_examples 2 --train.microbatch_rows 1") == 0
+    assert json.loads((tmp_path / "trained/hf/base.json").read_text()) == {"base": "model"}

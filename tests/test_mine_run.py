@@ -22,7 +22,9 @@ from rationalyst_jax.files.rows import write_rows
 from rationalyst_jax.files.whole import read_json
 from rationalyst_jax.mine.documents import read_documents
 from rationalyst_jax.mine.store import read_filtered, read_provenance
-from rationalyst_jax.pipeline import clusters, mine_run
+from rationalyst_jax.pipeline import clusters, mine_run, mine_stages
+from rationalyst_jax.pipeline.mine_config import ClusterConfig, MineRunConfig
+from rationalyst_jax.pipeline.sharded import ShardedRun
 from rationalyst_jax.train.rationales import kept_rationales
 from rationalyst_jax.world.corpus import documents
 
@@ -94,7 +96,13 @@ def test_shards_become_what_the_commands_make_of_them(here, in_process, capsys):
     assert found["filter"]["tally"]["flops"] > 0
     capsys.readouterr()
     assert rationalyst("mine status --run_dir run") == 0
-    assert "annotate 3 of 3" in " ".join(capsys.readouterr().out.split())
+    assert "annotate 3 of 3 0 0" in " ".join(capsys.readouterr().out.split())
+    shard = Path("shards/c.jsonl")
+    times = (shard.stat().st_atime_ns, shard.stat().st_mtime_ns)
+    os.utime(shard, (0, 0))
+    assert rationalyst("mine status --run_dir run") == 0
+    assert "documents 2 of 3 0 1" in " ".join(capsys.readouterr().out.split())
+    os.utime(shard, ns=times)
 
     # Settings that change what is made are refused, and nothing is lost.
     before = merged.read_bytes()
@@ -151,6 +159,42 @@ def test_documents_pass_the_stages_as_they_pass_the_commands_and_the_card_tells_
     card = "card --rationales run/merge/rationales.parquet --name n --out card"
     assert rationalyst(f"{card} --dedup run/merge --decontaminate run/merge") == 0
     assert "exact duplicate" in Path("card/README.md").read_text()
+
+
+GPUS = {
+    **{("documents",): 0, ("check",): 0, ("prefilter",): 1, ("sign",): 0, ("duplicates",): 0},
+    **{("dedup", "decontaminate"): 0, ("annotate", "filter"): 1, ("merge",): 0},
+}
+
+
+def test_only_ranks_of_stages_with_a_model_ask_for_gpus(tmp_path):
+    (tmp_path / "a.jsonl").touch()
+    cluster = ClusterConfig(tasks=2, gpus_per_task=1)
+
+    def asked(model: str, scorer: str | None = None) -> dict[tuple[str, ...], int]:
+        questions = {"gsm8k": "questions.jsonl"}
+        config = MineRunConfig(
+            run_dir="run",
+            documents="a.jsonl",
+            model=model,
+            prompts="world",
+            scorer=scorer,
+            executor="ray",
+            encoder="encoder",
+            references=questions,
+            against=questions,
+            cluster=cluster,
+        )
+        shards = {"a": tmp_path / "a.jsonl"}
+        groups = ShardedRun(tmp_path / "run", shards, mine_stages.stages(config), {}, losses=0).groups()
+        step: Any = None
+        told = [clusters._settings(step, group, cluster, tmp_path) for group in groups]
+        return {tuple(group.stages): one["gpus_per_task"] for group, one in zip(groups, told, strict=True)}
+
+    assert asked("world") == GPUS
+    through_an_endpoint = asked("http://127.0.0.1:9/v1", "world")
+    assert through_an_endpoint["dedup", "decontaminate", "annotate"] == 0
+    assert through_an_endpoint["filter",] == 1
 
 
 BAD_SHARDS = {

@@ -135,6 +135,7 @@ def test_the_tuned_model_mines_a_second_round_on_documents_of_its_own(tmp_path, 
         assert {triple.document_id for triple in triples} <= {document.id for document in documents}
     wrote = [read_provenance(folder / "triples.parquet") for folder in of_rounds]
     assert [one.model for one in wrote] == ["world", str(tmp_path / "run" / "train" / "first" / "hf")]
+    assert [one.config["base"] for one in wrote] == [None, "world"]
     prompts = [one.config["annotate"]["prompt"] for one in wrote]  # pyright: ignore
     assert prompts == ["insert", "rationale"]
     judges = [read_provenance(folder / "filtered.parquet").config["filter_model"] for folder in of_rounds]

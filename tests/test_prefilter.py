@@ -1,6 +1,7 @@
 """The prefilter against a calculation apart, what it refuses, and what a kill does to it: nothing."""
 
 import json
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from transformers import BertModel, PreTrainedTokenizerFast
 
 from rationalyst_jax.files.rows import read_table
 from rationalyst_jax.mine import prefilter as stage
+from rationalyst_jax.mine.config import PrefilterConfig
 from rationalyst_jax.mine.documents import read_documents
 from rationalyst_jax.mine.references import (
     calibrated_alpha,
@@ -107,6 +109,11 @@ def test_documents_are_judged_as_a_calculation_apart_does(folder, capsys):
         assert f"{source} {len(of_source)} {sum(row['kept'] for row in of_source)} {share:.1f}" in " ".join(
             out.split()
         )
+
+
+def test_how_many_processes_tokenize_decides_nothing():
+    assert PrefilterConfig(workers=3).decides() == PrefilterConfig().decides()
+    assert {*PrefilterConfig().decides()} == {field.name for field in fields(PrefilterConfig)} - {"workers"}
 
 
 @pytest.mark.parametrize("blocks", [0, 1, 2])

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 import shard_stages
 
-from rationalyst_jax.files.whole import read_json
+from rationalyst_jax.files.whole import read_json, write_json
 from rationalyst_jax.pipeline import workers
-from rationalyst_jax.pipeline.sharded import status
+from rationalyst_jax.pipeline.markers import status
+from rationalyst_jax.pipeline.sharded import ShardedRun
 
 SCRIPT = Path(shard_stages.__file__)
 
@@ -91,6 +92,56 @@ def test_what_depends_on_a_changed_shard_is_done_again_and_nothing_else(root):
     shard_stages.run(again, root / "whole", workers=1)
     for name, content in made(root / "whole").items():
         assert made(run_dir)[name] == content or name.endswith("bad.jsonl")  # that has paths
+
+
+def done_and_again(run_dir: Path) -> dict[str, tuple[int, int]]:
+    return {stage.name: (stage.done, stage.again) for stage in status(run_dir)}
+
+
+DONE = {"read": (4, 0), "annotate": (4, 0), "count": (1, 0), "number": (4, 0), "merge": (1, 0)}
+AGAIN = {name: (0, tasks) for name, (tasks, _) in DONE.items()}
+
+
+def test_what_a_run_would_do_again_does_not_count_as_done(root):
+    run_dir = root / "run"
+    shard_stages.run(root, run_dir, workers=1)
+    before = status(run_dir)[1]
+    assert done_and_again(run_dir) == DONE
+    shard = root / "shards" / "s01.jsonl"
+    shard.write_text(shard.read_text().replace("text 0", "mended"))
+    # What takes files of all shards is to be looked at again, too.
+    assert done_and_again(run_dir) == AGAIN | {"read": (3, 1), "annotate": (3, 1)}
+    after = status(run_dir)[1]
+    assert after.tally.taken == before.tally.taken - 3
+    assert (after.tally.flops, after.tokens, after.seconds) == (
+        before.tally.flops,
+        before.tokens,
+        before.seconds,
+    )
+    shard_stages.run(root, run_dir, workers=1)
+    assert done_and_again(run_dir) == DONE
+    (run_dir / "number" / "s02" / "numbered.jsonl").unlink()
+    assert done_and_again(run_dir) == DONE | {"number": (3, 1), "merge": (0, 1)}
+
+
+def test_nothing_that_was_made_with_other_settings_counts_as_done(root):
+    shard_stages.run(root, root / "run", workers=1)
+    ShardedRun(
+        root / "run", shard_stages.shards_of(root), shard_stages.STAGES, {"a": "new setting"}, losses=0
+    )
+    assert done_and_again(root / "run") == AGAIN
+
+
+def test_shards_that_were_moved_count_as_the_run_saw_them(root):
+    shard_stages.run(root, root / "run", workers=1)
+    (root / "shards").rename(root / "elsewhere")
+    assert done_and_again(root / "run") == DONE
+
+
+def test_the_status_of_a_run_of_an_earlier_version_is_refused(tmp_path):
+    write_json(tmp_path / "shards.json", {"shards": ["a"], "stages": {"read": False}})
+    with pytest.raises(ValueError, match=r"shards\.json: of an earlier version: `mine run` writes it anew"):
+        status(tmp_path)
 
 
 def test_a_new_shard_is_done_and_one_that_is_gone_is_left_out(root):
@@ -183,6 +234,8 @@ def test_each_worker_has_a_gpu_of_its_own(monkeypatch):
     assert workers.environments(1) == [{"CUDA_VISIBLE_DEVICES": "3"}]
     with pytest.raises(ValueError, match="3 workers want a GPU each, there are 2"):
         workers.environments(3)
+    assert workers.environments(None, gpus=False) == [{}]
+    assert workers.environments(3, gpus=False) == [{}, {}, {}]
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     assert workers.environments(None) == [{}] and workers.environments(3) == [{}, {}, {}]
 

@@ -255,9 +255,9 @@ def test_a_run_of_two_passes_takes_every_token_twice(tmp_path):
     config = replace(FAST, steps=None, epochs=2.0, validation_fraction=0.0)
     result = fit_examples(tiny_model(), examples, config, tmp_path)
     store = store_of(examples, config, tmp_path / "data")
-    once = (int(numbers.sum()) for numbers in (store.nodes, store.attended, store.targets))
+    nodes, attended, targets = (int(of.sum()) for of in (store.nodes, store.attended, store.targets))
     assert result.trained_tokens == 2 * result.tree_tokens == 2 * store.nodes.sum()
-    assert result.flops == 2 * training_flops(TINY, *once)
+    assert result.flops == 2 * training_flops(TINY, nodes, attended, targets)
 
 
 def test_resuming_another_run_lists_the_differences(tmp_path):

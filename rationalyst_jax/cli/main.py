@@ -27,6 +27,7 @@ from jsonargparse import (
 )
 
 from rationalyst_jax.files.interruption import EXIT_CODE, Interrupted
+from rationalyst_jax.files.whole import in_words
 
 COMMANDS = {
     "demo": "run the whole method on the embedded world",
@@ -231,14 +232,12 @@ def _fail(name: str, error: Exception, code: int) -> int:
 
 
 def _message(error: Exception) -> str:
-    """An error in one line, with the name of the file where the system gives it apart."""
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    """An error in one line."""
     # jsonargparse lists every form a value could have had on a line of its own, with its Python class.
     noise = (
         "Does not validate|Subtypes:|Errors:|Given value type:|Subclass types|- a |- Expected a .*NoneType"
     )
-    lines = (line.strip() for line in str(error).splitlines())
+    lines = (line.strip() for line in in_words(error).splitlines())
     text = " ".join(line.removeprefix("- ") for line in lines if not re.match(noise, line))
     return re.sub(r'Parser key "([^"]*)":', r"--\1:", _without_classes(text)).strip() or type(error).__name__
 

@@ -16,7 +16,7 @@ def run(model: str, adapters: Path, out: Path) -> None:
         out: New folder to write.
     """
     from rationalyst_jax.files.lock import locked
-    from rationalyst_jax.lm.weights.open import open_checkpoint
+    from rationalyst_jax.lm.weights.open import model_name, open_checkpoint
     from rationalyst_jax.lm.weights.peft import load_adapters
     from rationalyst_jax.train.export import export
     from rationalyst_jax.world.checkpoint import checkpoint_path
@@ -28,7 +28,7 @@ def run(model: str, adapters: Path, out: Path) -> None:
         base = checkpoint.load()
         base.adapters = load_adapters(base, adapters)
         config = base.adapters.config
-        export(base, checkpoint.path, out)
+        export(base, checkpoint.path, out, name=checkpoint.base or model_name(model))
     rows = {
         "rank": config.rank,
         "alpha": config.alpha,

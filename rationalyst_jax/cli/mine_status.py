@@ -14,7 +14,7 @@ def run(run_dir: Path) -> None:
     Args:
         run_dir: Folder of the run.
     """
-    from rationalyst_jax.pipeline.sharded import status
+    from rationalyst_jax.pipeline.markers import status
 
     console = Console()
     found = status(run_dir)

@@ -40,6 +40,13 @@ def naming(path: Path) -> Iterator[None]:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
+def in_words(error: Exception) -> str:
+    """What an error says: one of the system's without its number, and with the file where it names one."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error)
+
+
 def check_file(path: Path) -> None:
     """Raises ValueError where a file is to be written and a folder stands: before the work, not after it."""
     if path.is_dir():

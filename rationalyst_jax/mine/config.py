@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
-from typing import Literal
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Literal
 
 import numpy as np
 
@@ -268,3 +268,7 @@ class PrefilterConfig:
             require("prefilter", self, AT_LEAST_8, "window")
         if self.alpha is not None:
             require("prefilter", self, COSINE, "alpha")
+
+    def decides(self) -> dict[str, Any]:
+        """The settings that decide which documents are kept, as JSON values: all but `workers`."""
+        return {name: value for name, value in asdict(self).items() if name != "workers"}

@@ -55,10 +55,10 @@ def publish(
     name.
 
     All columns stay, in the order of rows. `document_hash` is added: SHA-256 of the document's text as far as
-    its rows reach. So are `method`, `places`, `candidates`, `round` and `scorer`, which the file's settings
-    name, and `prefilter_cosine`, from `cosines` by documents. Rows of the sources `without_text` have no
-    preceding and no following text. Raises as `read_filtered` and `read_provenance`, and ValueError for a
-    document without a cosine.
+    its rows reach. So are `base`, `method`, `places`, `candidates`, `round` and `scorer`, which the file's
+    settings name, and `prefilter_cosine`, from `cosines` by documents. Rows of the sources `without_text`
+    have no preceding and no following text. Raises as `read_filtered` and `read_provenance`, and ValueError
+    for a document without a cosine.
     """
     triples = read_filtered(file)
     provenance = read_provenance(file)
@@ -123,6 +123,7 @@ def _made_how(provenance: Provenance) -> dict[str, tuple[pa.DataType, Any]]:
     annotate = cast(Mapping[str, Any], provenance.config.get("annotate") or {"method": "imported"})
     insert = annotate["method"] == "insert"
     return {
+        "base": (pa.string(), provenance.config.get("base")),
         "method": (pa.string(), annotate["method"]),
         "places": (pa.string(), annotate["places"] if insert else None),
         "candidates": (pa.int32(), annotate["candidates"] if insert else None),

@@ -3,6 +3,9 @@
 They are started by a fork server, never forked from a process that runs JAX. A worker that is killed costs
 nothing but time: its item is given to a new one. Workers end with the generator, and with their parent,
 however that ends: their pipe closes.
+
+`pipeline/workers.py` is for work of hours, of which a schedule says what comes next; here there is a stream
+of short items, some are computed ahead, and the caller takes the results in order.
 """
 
 import importlib

@@ -27,8 +27,9 @@ from typing import Any
 from rich.console import Console
 
 from rationalyst_jax.files.settings import digest
+from rationalyst_jax.pipeline.markers import status, task_name
 from rationalyst_jax.pipeline.mine_config import ClusterConfig
-from rationalyst_jax.pipeline.sharded import ShardedRun, StageGroup, perform, status, task_name
+from rationalyst_jax.pipeline.sharded import ShardedRun, StageGroup, perform
 from rationalyst_jax.pipeline.workers import environments, supervise
 
 _LOGS = "ranks"
@@ -52,7 +53,7 @@ def do_rank(ranks: Ranks, group: StageGroup, rank: int, world_size: int) -> None
     """Does one rank's share of what is left of a group of stages, in workers of its own, which open what they
     keep once. Raises ValueError where some of it cannot be done."""
     with ranks.planned(group=group.share(rank, world_size)) as work:
-        supervise(work, ranks.opened, perform, environments(ranks.workers))
+        supervise(work, ranks.opened, perform, environments(ranks.workers, gpus=group.has_model))
     if not work.is_done:
         told = [f"{name}: {message}" for name, message in work.failed.items()]
         raise ValueError(told[0] if told else f"{', '.join(group.stages)}: what they take is not there")
@@ -104,7 +105,7 @@ def _settings(step: RankStep, group: StageGroup, config: ClusterConfig, run_dir:
         "workers": config.at_once or -1,
         "cpus_per_task": config.cpus_per_task,
         "mem_per_cpu_gb": config.mem_per_cpu_gb,
-        "gpus_per_task": 0 if None in group.left else config.gpus_per_task,
+        "gpus_per_task": config.gpus_per_task if group.has_model else 0,
         "skip_completed": False,
         "logging_dir": str((run_dir / _LOGS / group.stages[0]).resolve()),
     }

@@ -70,7 +70,11 @@ def filter_rationales(
         scored, work = score_triples(
             found, model, checkpoint.tokenizer, prompts, config, scores, progress, devices
         )
-        by = {"filter_model": str(scorer), "filter_prompts": prompts.version}
+        by = {
+            "filter_model": str(scorer),
+            "filter_base": checkpoint.base,
+            "filter_prompts": prompts.version,
+        }
         provenance = Provenance(origin.model, origin.prompt_version, {**origin.config, **by})
         summary = _write(scored, config, out, provenance)
         scores.unlink()

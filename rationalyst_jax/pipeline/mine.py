@@ -57,6 +57,7 @@ def mine(
         how: dict[str, object] = {
             "annotate": asdict(config) | {"int8": models.engine.int8},
             "annotations": None,
+            "base": models.base(annotator),
             "round": round,
         }
         return _cut(annotations, str(annotator), how, prompts, out, min_similarity), read_usage(file)

@@ -28,8 +28,8 @@ class ClusterConfig:
         at_once: How many ranks may work at once. By default as many as the cluster has room for.
         cpus_per_task: CPUs of each rank.
         mem_per_cpu_gb: Memory for each of these CPUs, in GB.
-        gpus_per_task: GPUs of each rank. It has a worker for each, unless workers says otherwise. What is
-            done once over all shards has none.
+        gpus_per_task: GPUs of each rank of a stage that computes a model. It has a worker for each, unless
+            workers says otherwise. Ranks of other stages have none.
         partition: Slurm: the partition that jobs are sent to. It is needed there.
         time: Slurm: the longest time of a rank, as days-hours:minutes:seconds or a part of that. It is needed
             there.

@@ -17,11 +17,12 @@ from rationalyst_jax.mine.prefilter import cutter_of
 from rationalyst_jax.mine.references import read_references, references_digest
 from rationalyst_jax.mine.shards import find_shards
 from rationalyst_jax.pipeline.clusters import Ranks, check_executor, do_on_cluster
+from rationalyst_jax.pipeline.markers import StageStatus, status
 from rationalyst_jax.pipeline.mine import check_annotator
 from rationalyst_jax.pipeline.mine_config import MineRunConfig
 from rationalyst_jax.pipeline.mine_stages import BAD_ROWS, MERGED, OF_SOURCE, Tools, open_tools, stages
 from rationalyst_jax.pipeline.run_dir import RunDir
-from rationalyst_jax.pipeline.sharded import ShardedRun, StageStatus, perform, status
+from rationalyst_jax.pipeline.sharded import ShardedRun, perform
 from rationalyst_jax.pipeline.workers import environments, supervise
 from rationalyst_jax.prompts.prompt import check_prompts
 from rationalyst_jax.report.mining import stages_table
@@ -96,8 +97,7 @@ def _settings(tools: Tools) -> dict[str, Any]:
     scorer = models.checkpoint(tools.scorer)
     check_prompts(scorer.tokenizer, tools.prompts, ["follow", "follow_guided"])
     marker_ids(scorer.tokenizer, config.filter.suppress)
-    settings = asdict(config)
-    del settings["prefilter"]["workers"]
+    settings = asdict(config) | {"prefilter": config.prefilter.decides()}
     for key in ("run_dir", "documents", "workers", "losses", "endpoint", "encoder", "executor", "cluster"):
         del settings[key]  # a run may be moved and go on
     if config.encoder is not None:

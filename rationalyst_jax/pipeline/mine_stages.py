@@ -36,10 +36,10 @@ from rationalyst_jax.mine.store import (
 from rationalyst_jax.pipeline import prefilter
 from rationalyst_jax.pipeline.dedup import duplicates, judge_by
 from rationalyst_jax.pipeline.filter import filter_rationales
+from rationalyst_jax.pipeline.markers import SHARDS, Progress, ShardTask, Stage, Tally
 from rationalyst_jax.pipeline.mine import TRIPLES, mine
 from rationalyst_jax.pipeline.mine_config import MineRunConfig
-from rationalyst_jax.pipeline.models import Models
-from rationalyst_jax.pipeline.sharded import SHARDS, Progress, ShardTask, Stage, Tally
+from rationalyst_jax.pipeline.models import Models, address_of
 from rationalyst_jax.prompts.prompt import PromptSet, load_prompts
 from rationalyst_jax.tasks.benchmarks import task_named
 from rationalyst_jax.tasks.question import Question
@@ -333,7 +333,7 @@ def stages(config: MineRunConfig) -> list[Stage]:
     ]
     if config.encoder is not None:
         makes = documents | {"scores": PREFILTERED}
-        found += [Stage("prefilter", prefilter_shard, ("documents",), makes)]
+        found += [Stage("prefilter", prefilter_shard, ("documents",), makes, has_model=True)]
     if not config.duplicates:
         listed = {"duplicates": "duplicates.parquet"}
         found += [
@@ -345,10 +345,13 @@ def stages(config: MineRunConfig) -> list[Stage]:
         name = "decontaminate"
         found += [Stage(name, decontaminate_shard, ("documents",), dividing(name))]
     told = [kind(name) for name in _dividing(config) for kind in (_outcomes, _verdicts)]
+    triples = {"triples": TRIPLES}
+    rationales = {"rationales": "rationales.parquet"}
     merged = {MERGED: "rationales.parquet"}
+    here = address_of(config.model) is None
     return [
         *found,
-        Stage("annotate", annotate_shard, ("documents",), {"triples": TRIPLES}),
-        Stage("filter", filter_shard, ("triples",), {"rationales": "rationales.parquet"}),
+        Stage("annotate", annotate_shard, ("documents",), triples, has_model=here),
+        Stage("filter", filter_shard, ("triples",), rationales, has_model=True),
         Stage("merge", merge_shards, ("rationales", *told), merged, over_all=True),
     ]

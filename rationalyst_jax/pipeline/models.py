@@ -79,6 +79,11 @@ class Models:
             self._checkpoints[same] = open_checkpoint(path)
         return self._checkpoints[same]
 
+    def base(self, place: Place) -> str | None:
+        """The name of the model that one was trained from, where its folder says so. Raises as
+        `open_checkpoint`."""
+        return None if address_of(place) is not None else self.checkpoint(place).base
+
     def check(
         self, place: Place, prompts: PromptSet, names: Iterable[str], suppress: Iterable[str] = ()
     ) -> None:

@@ -93,8 +93,7 @@ def open_prefilter(references: Mapping[str, Source], encoder: Path, config: Pref
         )
         for one in sets
     }
-    how = asdict(config) | {"window": window}
-    del how["workers"]  # which changes nothing
+    how = config.decides() | {"window": window}
     settings = {"encoder": checkpoint.fingerprint, "references": references_digest(sets), "prefilter": how}
     return Prefilter(text_encoder, centroids, alpha, summaries, config.block, settings)
 

@@ -1,4 +1,9 @@
-"""Stages that divide documents in those that stay and those that go, shard by shard."""
+"""Stages that divide documents in those that stay and those that go, shard by shard.
+
+They do not go over shards as `sharded.py` does: what they write is itself a folder of shards, of the same
+names, in which a killed run leaves the same bytes as an undisturbed one, and nothing of shards that are gone,
+and the first malformed row ends them.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path

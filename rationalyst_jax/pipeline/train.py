@@ -12,6 +12,7 @@ from rationalyst_jax.files.settings import begun, claimed, package_versions
 from rationalyst_jax.files.whole import write_json
 from rationalyst_jax.lm.devices.distributed import is_main
 from rationalyst_jax.lm.devices.sharding import mesh_of
+from rationalyst_jax.lm.weights.open import model_name
 from rationalyst_jax.lm.weights.peft import save_adapters
 from rationalyst_jax.pipeline.models import Models, Place
 from rationalyst_jax.prompts.prompt import PromptSet, check_prompts
@@ -114,7 +115,8 @@ def train(
             if stored != config.dtype:  # the adapters were trained beside rounded weights
                 trained = checkpoint.load(mesh=mesh)
                 trained.adapters = result.model.adapters
-        export(trained, checkpoint.path, run_dir / "hf", stored)
+        name = checkpoint.base or model_name(start)
+        export(trained, checkpoint.path, run_dir / "hf", stored, name=name)
         if result.metrics and is_main():
             loss_curve(run_dir / "metrics.jsonl", run_dir / "loss.png")
         summary = TrainSummary(

@@ -2,7 +2,8 @@
 
 Each worker opens what it needs once (models, say) and then does task after task. It has its own device, and
 ends when this process ends, however that happens. `tasks/killable.py` is for short work, of which a death
-costs one item.
+costs one item, and `mine/workers.py` for a stream of short items, of which the caller takes the results in
+order.
 """
 
 import multiprocessing
@@ -17,6 +18,8 @@ from contextlib import AbstractContextManager
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import Any, Literal, Protocol
+
+from rationalyst_jax.files.whole import in_words
 
 Report = Callable[[Any], None]  # is told now and then how far a task has come
 Event = Literal["reports", "done", "refused", "lost"]  # the methods of a Schedule that are told
@@ -173,7 +176,7 @@ def _serve(
             try:
                 message = "done", perform(tools, task, report)
             except (ValueError, OSError) as error:
-                message = "refused", _in_words(error)
+                message = "refused", in_words(error)
             except Exception as error:
                 pipe.send(("lost", f"of {type(error).__name__}: {error}"))
                 raise
@@ -188,25 +191,20 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _in_words(error: ValueError | OSError) -> str:
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{error.filename}: {error.strerror}"
-    return str(error)
-
-
-def environments(workers: int | None) -> list[dict[str, str]]:
+def environments(workers: int | None, *, gpus: bool = True) -> list[dict[str, str]]:
     """The variables of each worker's environment: of several NVIDIA GPUs it sees one.
 
-    workers: by default one for each GPU, and one on a machine without. Raises ValueError where there are
-    fewer GPUs than workers.
+    workers: by default one for each GPU, and one on a machine without. gpus: whether they want any. Raises
+    ValueError where there are fewer GPUs than workers.
     """
-    gpus = [] if os.environ.get("JAX_PLATFORMS", "").startswith("cpu") else _gpus()
-    count = workers or len(gpus) or 1
-    if gpus and count > len(gpus):
+    without = not gpus or os.environ.get("JAX_PLATFORMS", "").startswith("cpu")
+    found = [] if without else _gpus()
+    count = workers or len(found) or 1
+    if found and count > len(found):
         raise ValueError(
-            f"{count} workers want a GPU each, there are {len(gpus)} (JAX_PLATFORMS=cpu computes without)"
+            f"{count} workers want a GPU each, there are {len(found)} (JAX_PLATFORMS=cpu computes without)"
         )
-    return [{"CUDA_VISIBLE_DEVICES": gpus[number]} if gpus else {} for number in range(count)]
+    return [{"CUDA_VISIBLE_DEVICES": found[number]} if found else {} for number in range(count)]
 
 
 def _gpus() -> list[str]:

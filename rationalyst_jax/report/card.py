@@ -86,31 +86,34 @@ def _reasons(published: Sequence[Published]) -> list[dict[str, Any]]:
 
 
 def models_of(made_by: Provenance) -> list[str]:
-    """The models that wrote and judged the rows of a file."""
-    judge = made_by.config.get("filter_model")
-    return [made_by.model, *([] if judge is None else [str(judge)])]
+    """The models that wrote and judged the rows of a file, and those that they were trained from."""
+    others = (made_by.config.get(key) for key in ("base", "filter_model", "filter_base"))
+    return [made_by.model, *(str(name) for name in others if name is not None)]
 
 
 def _models(published: Sequence[Published], licenses: Mapping[str, str]) -> list[dict[str, Any]]:
     """The models that wrote and judged, each once, and the rows that the Llama 3 licence binds."""
-    rows = Counter[tuple[str, str, str]]()
+    rows = Counter[tuple[str, str, Any, str]]()
     for of_file in published:
         made_by = of_file.provenance
-        rows["wrote", made_by.model, made_by.prompt_version] += len(of_file.triples)
-        judge = made_by.config.get("filter_model")
+        how = made_by.config
+        rows["wrote", made_by.model, how.get("base"), made_by.prompt_version] += len(of_file.triples)
+        judge = how.get("filter_model")
         if judge is not None:
-            rows["judged", str(judge), str(made_by.config.get("filter_prompts"))] += len(of_file.triples)
+            prompts = str(how.get("filter_prompts"))
+            rows["judged", str(judge), how.get("filter_base"), prompts] += len(of_file.triples)
     found = []
-    for (role, model, prompts), count in rows.items():
+    for (role, model, base, prompts), count in rows.items():
+        names = [model] if base is None else [model, base]
         license = licenses.get(model, UNKNOWN)
         what = "the rationales" if role == "wrote" else "log-likelihoods, gains, and so what is kept,"
         found.append(
             {
                 "role": role,
-                "name": model,
+                "name": model if base is None else f"{model} (trained from {base})",
                 "prompts": prompts,
                 "license": license,
-                "llama3": is_llama_3(model, license),
+                "llama3": any(is_llama_3(one, licenses.get(one, UNKNOWN)) for one in names),
                 "binds": f"{what} of the {count} rows that it {role}",
             }
         )

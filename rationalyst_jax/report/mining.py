@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 def stages_table(stages: Mapping[str, Mapping[str, Any]]) -> Table:
     """How far each stage has come, and what it took, one a line.
 
-    Each stage, by its name, has the fields of a StageStatus (`pipeline/sharded.py`).
+    Each stage, by its name, has the fields of a StageStatus (`pipeline/markers.py`).
     """
     table = Table(
         title="stages", title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0), caption_justify="left"
     )
     table.add_column("stage")
-    for heading in ("done", "begun", "taken", "made", "tokens", "TFLOP", "hours"):
+    for heading in ("done", "begun", "again", "taken", "made", "tokens", "TFLOP", "hours"):
         table.add_column(heading, justify="right", no_wrap=True)
     for name, stage in stages.items():
         tally = stage["tally"]
@@ -29,6 +29,7 @@ def stages_table(stages: Mapping[str, Mapping[str, Any]]) -> Table:
             name,
             f"{stage['done']} of {stage['tasks']}",
             str(stage["begun"]),
+            str(stage["again"]),
             f"{tally['taken']:,}",
             f"{tally['made']:,}",
             f"{stage['tokens']:,}" if stage["tokens"] else "–",
@@ -36,7 +37,8 @@ def stages_table(stages: Mapping[str, Mapping[str, Any]]) -> Table:
             f"{stage['seconds'] / 3600:.3f}",
         )
     table.caption = (
-        "done, begun: shards; taken, made: documents or rationales of those done;\n"
+        "done, begun, again (done before, but what they were made of has changed): shards;\n"
+        "taken, made: documents or rationales of those done; "
         "tokens: computed by models; hours: of one worker, that is of one device"
     )
     return table

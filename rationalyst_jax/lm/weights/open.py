@@ -1,5 +1,6 @@
 """A checkpoint as commands open it: what is cheap to check comes first, weights last."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from transformers import PreTrainedTokenizerBase
 
+from rationalyst_jax.files.whole import read_json
 from rationalyst_jax.lm.devices.sharding import shard_weights
 from rationalyst_jax.lm.model.config import LlamaConfig
 from rationalyst_jax.lm.model.llama import Llama
@@ -18,6 +20,8 @@ from rationalyst_jax.lm.weights.generation import check_generation, with_ends
 from rationalyst_jax.lm.weights.hf import check_llama, fingerprint, load_config, load_llama, stored_dtype
 from rationalyst_jax.lm.weights.orbax import abstract_llama
 from rationalyst_jax.lm.weights.tokenizer import load_tokenizer
+
+BASE = "base.json"  # of an export: the name of the model that training began with
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,7 @@ class Checkpoint:
     fingerprint: str
     tokenizer: PreTrainedTokenizerBase
     config: LlamaConfig
+    base: str | None  # the name of the model that this one was trained from, where its folder says so
 
     def stored_dtype(self) -> np.dtype:
         """The dtype that the weights are stored in; of several, the one that holds them all."""
@@ -68,11 +73,21 @@ def computable(dtype: DTypeLike, device: Any) -> DTypeLike:
     return dtype
 
 
+def model_name(place: str | Path) -> str:
+    """What a model is called where others read it: its name on the Hub where it lies in the Hub's cache, else
+    that of its folder; a folder `hf` is an export, which is called by its run too."""
+    path = Path(place).resolve()
+    if cached := re.search(r"models--([\w.-]+?)--([\w.-]+)", str(path)):
+        return f"{cached[1]}/{cached[2]}"
+    parts = path.parts
+    return "/".join(parts[-2:] if parts[-1:] == ("hf",) else parts[-1:])
+
+
 def open_checkpoint(path: Path) -> Checkpoint:
     """The checkpoint in a folder.
 
     Raises FileNotFoundError or ValueError for a missing or broken config.json or tokenizer, a broken
-    generation_config.json, and for a tokenizer with more tokens than the model's vocabulary.
+    generation_config.json or base.json, and for a tokenizer with more tokens than the model's vocabulary.
     """
     config = load_config(path)
     with_ends(config, path)
@@ -81,4 +96,13 @@ def open_checkpoint(path: Path) -> Checkpoint:
         raise ValueError(
             f"{path}: the tokenizer has {len(tokenizer)} tokens, the model only {config.vocab_size}"
         )
-    return Checkpoint(path, fingerprint(path), tokenizer, config)
+    return Checkpoint(path, fingerprint(path), tokenizer, config, _base(path))
+
+
+def _base(path: Path) -> str | None:
+    if not (path / BASE).exists():
+        return None
+    name = read_json(path / BASE).get("base")
+    if not isinstance(name, str):
+        raise ValueError(f"{path / BASE}: base must be text, found {name!r}")
+    return name
