@@ -13,6 +13,7 @@ html_theme = "furo"
 html_title = project
 html_copy_source = False
 html_show_sphinx = False
+html_show_search_summary = False  # a page from disk may not fetch other pages
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 

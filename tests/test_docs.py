@@ -161,9 +161,11 @@ def test_the_site_opens_from_disk_and_asks_for_nothing_elsewhere():
         page = browser.new_page()
         page.on("request", lambda request: asked.append(request.url))
         page.on("pageerror", lambda error: errors.append(str(error)))
-        for name in ("index", "first-hour", "api", "search"):
+        for name in ("index", "first-hour", "api"):
             page.goto((SITE / f"{name}.html").as_uri())
             assert page.locator("h1").count() == 1
+        page.goto((SITE / "search.html").as_uri() + "?q=rationale")
+        page.locator("ul.search a").first.wait_for(timeout=20_000)
         browser.close()
     assert not errors
     assert not [url for url in asked if not url.startswith((SITE.as_uri(), "data:"))]
