@@ -98,7 +98,7 @@ def cut(annotation: Annotated, min_similarity: float = 0.9) -> Cut:
         triples, outcomes = cut_inserted(annotation)
         return Cut(triples, "inserted" if outcomes else "no_place", outcomes)
     parsed = parse(annotation.document.text, annotation.output, min_similarity)
-    written = [rationale.outcome for rationale in parsed.rationales]
+    written: list[RationaleOutcome] = [rationale.outcome for rationale in parsed.rationales]
     return Cut(cut_triples(annotation.document, parsed), parsed.outcome, written)
 
 
