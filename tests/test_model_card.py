@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from finished_run import write_run
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import ModelCard
 
 from rationalyst_jax.cli.main import main
 from rationalyst_jax.files.whole import read_json, write_json
@@ -73,14 +73,13 @@ def written(run: Path, **options: Any) -> str:
     return path.read_text(encoding="utf-8")
 
 
+def read_by_the_hub(card: str) -> Any:
+    """The front matter, as the Hub's library understands it."""
+    return ModelCard(card).data
+
+
 def words(card: str) -> str:
     return " ".join(card.split())
-
-
-def data_of(card: str) -> ModelCardData:
-    data = ModelCard(card).data
-    assert isinstance(data, ModelCardData)
-    return data
 
 
 def rows_of(card: str, heading: str) -> list[list[str]]:
@@ -91,7 +90,7 @@ def rows_of(card: str, heading: str) -> list[list[str]]:
 
 def test_the_hubs_library_reads_the_results_that_the_run_recorded(experiment: tuple[Path, dict]):
     run, summary = experiment
-    data = data_of(written(run, datasets=["org/thoughts"]))
+    data = read_by_the_hub(written(run, datasets=["org/thoughts"]))
     assert (data.license, data.base_model) == ("llama3", "meta-llama/Meta-Llama-3-8B")
     assert data.datasets == ["org/thoughts"] and data.library_name == "transformers"
     assert data.model_name == "Llama-3-rationalyst"
@@ -106,7 +105,7 @@ def test_the_hubs_library_reads_the_results_that_the_run_recorded(experiment: tu
 def test_results_on_a_benchmarks_own_questions_have_its_name(experiment: tuple[Path, dict]):
     run, _ = experiment
     write_json(run / "experiment.config.json", read_json(run / "experiment.config.json") | {"world": None})
-    [result] = data_of(written(run)).eval_results or []
+    [result] = read_by_the_hub(written(run)).eval_results or []
     assert (result.dataset_type, result.dataset_name) == ("gsm8k", "GSM8K")
 
 
@@ -182,7 +181,7 @@ def test_what_is_not_recorded_is_said_to_be_so_or_left_out(tmp_path: Path):
         "The licence of the base model is not said here.",
     ):
         assert sentence in card
-    front = ModelCard((tmp_path / "mine" / "hf" / "README.md").read_text()).data.to_dict()
+    front = read_by_the_hub((tmp_path / "mine" / "hf" / "README.md").read_text()).to_dict()
     assert set(front) == {"library_name", "pipeline_tag", "tags"}
 
 
@@ -255,7 +254,7 @@ def test_results_of_a_benchmark_are_those_of_this_checkpoint(tmp_path: Path):
     }
     write_json(tmp_path / "bench" / "experiment.config.json", {"models": models, "checkpoints": places})
     card = written(run, benchmarks=[tmp_path / "bench"])
-    [result] = data_of(card).eval_results or []
+    [result] = read_by_the_hub(card).eval_results or []
     assert (result.dataset_type, result.metric_value) == ("math", 0.75)
     assert [row[0] for row in rows_of(card, "Results")[1:]] == ["**tuned, implicit**", "tuned, random"]
     write_json(run / "hf" / "config.json", {"model_type": "llama", "other": True})

@@ -1,7 +1,7 @@
 """Documents with placed rationales → triples (preceding, rationale, following)."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rationalyst_jax.mine.documents import Annotated, Document, Insertion
@@ -36,9 +36,9 @@ class Cut:
     outcome: of `mine.parse`, or "too_long" to be annotated, "inserted", "no_place" to insert at.
     """
 
-    triples: list[Triple]
+    triples: Sequence[Triple]
     outcome: str
-    rationales: list[RationaleOutcome]
+    rationales: Sequence[RationaleOutcome]
 
 
 @dataclass(frozen=True)
@@ -98,8 +98,8 @@ def cut(annotation: Annotated, min_similarity: float = 0.9) -> Cut:
         triples, outcomes = cut_inserted(annotation)
         return Cut(triples, "inserted" if outcomes else "no_place", outcomes)
     parsed = parse(annotation.document.text, annotation.output, min_similarity)
-    outcomes = [rationale.outcome for rationale in parsed.rationales]
-    return Cut(cut_triples(annotation.document, parsed), parsed.outcome, outcomes)
+    written: list[RationaleOutcome] = [rationale.outcome for rationale in parsed.rationales]
+    return Cut(cut_triples(annotation.document, parsed), parsed.outcome, written)
 
 
 def extract(annotations: Iterable[Annotated], min_similarity: float = 0.9) -> Extraction:

@@ -75,7 +75,7 @@ class Generation:
 
 @dataclass(frozen=True)
 class ScoreRequest:
-    """Ask for the log-probabilities of the tokens of `continuation` after `context`, without those of `suppress`.
+    """Ask for the log-probabilities of `continuation`'s tokens after `context`, without those of `suppress`.
 
     `alternatives` as for a GenerateRequest.
     """
