@@ -10,15 +10,14 @@ from typing import Any
 from rationalyst_jax.files.lock import locked
 from rationalyst_jax.files.rows import read_rows
 from rationalyst_jax.files.whole import file_name, read_json, whole
+from rationalyst_jax.lm.weights.open import hub_id, model_name
 from rationalyst_jax.prompts.prompt import load_prompts, shipped_prompts
 from rationalyst_jax.report.model_card import (
     Base,
     Result,
     Trained,
-    hub_id,
     license_of,
     model_card,
-    model_name,
 )
 from rationalyst_jax.tasks.benchmarks import task_named
 from rationalyst_jax.train.config import RECORD

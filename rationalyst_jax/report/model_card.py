@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from rationalyst_jax.lm.weights.open import model_name
 from rationalyst_jax.report.card import UNKNOWN, is_llama_3, rendered
 from rationalyst_jax.report.style import percent, points
 
@@ -100,21 +101,6 @@ def license_of(base: Base, licenses: Mapping[str, str]) -> License:
         found = next((m for name in base.names if (m := _LLAMA_NAME.search(Path(name).name))), None)
         given = f"llama{found[1]}" if found else "apache-2.0" if base.place == "world" else None
     return _LLAMA.get((given or "").lower(), License(given))
-
-
-def hub_id(place: str) -> str | None:
-    """The name on the Hub of a model that lies in the Hub's cache; None of any other."""
-    cached = re.search(r"models--([\w.-]+?)--([\w.-]+)", place)
-    return cached and f"{cached[1]}/{cached[2]}"
-
-
-def model_name(place: str) -> str:
-    """What a model is called in a card, which others read: its name on the Hub where it lies in the Hub's
-    cache, else that of its folder, without what is above; an export is called by its run too."""
-    if (name := hub_id(place)) is not None:
-        return name
-    parts = Path(place).parts
-    return "/".join(parts[-2:] if parts[-1:] == ("hf",) else parts[-1:])
 
 
 def model_card(

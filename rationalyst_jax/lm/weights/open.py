@@ -73,14 +73,18 @@ def computable(dtype: DTypeLike, device: Any) -> DTypeLike:
     return dtype
 
 
+def hub_id(place: str | Path) -> str | None:
+    """The name on the Hub of a model that lies in the Hub's cache; None of any other."""
+    cached = re.search(r"models--([\w.-]+?)--([\w.-]+)", str(place))
+    return cached and f"{cached[1]}/{cached[2]}"
+
+
 def model_name(place: str | Path) -> str:
     """What a model is called where others read it: its name on the Hub where it lies in the Hub's cache, else
     that of its folder; a folder `hf` is an export, which is called by its run too."""
     path = Path(place).resolve()
-    if cached := re.search(r"models--([\w.-]+?)--([\w.-]+)", str(path)):
-        return f"{cached[1]}/{cached[2]}"
     parts = path.parts
-    return "/".join(parts[-2:] if parts[-1:] == ("hf",) else parts[-1:])
+    return hub_id(path) or "/".join(parts[-2:] if parts[-1:] == ("hf",) else parts[-1:])
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
