@@ -1,5 +1,6 @@
 """Weights in eight bits: how far they may be from the stored ones, and what is computed with them."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -65,7 +66,7 @@ def test_no_weight_is_further_off_than_half_a_step(folder):
 def test_the_engine_computes_with_them(folder, tensor):
     tokenizer = load_tokenizer(checkpoint_path("world"))
     checkpoint = open_checkpoint(SHIPPED)
-    checkpoint = type(checkpoint)(folder, "", tokenizer, SHAPE)
+    checkpoint = replace(checkpoint, path=folder, tokenizer=tokenizer, config=SHAPE)
     [engine] = open_engines([checkpoint], EngineConfig(max_sequences=1, pages=60, tensor=tensor, int8=True))
     placed = engine.model.layers.down_FD[...]
     assert {shard.data.shape[1] for shard in placed.addressable_shards} == {SHAPE.intermediate_size // tensor}
