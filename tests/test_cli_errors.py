@@ -186,6 +186,8 @@ BAD_USAGE = {
     "report": "give --run, or --task, --questions and --traces",
     "report --run folder --task gsm8k": "--run knows its own task",
     "show --id q0 --traces random.jsonl --task gsm8k": "--task and --questions go together",
+    "show --id q0 --traces random.jsonl random.jsonl": "--traces has random.jsonl twice",
+    "report --task gsm8k --questions x --traces a b a": "--traces has a twice",
     "": "a command is missing",
     "mime --out x": "no command 'mime'",
     "world domination": "no command 'world domination'",

@@ -336,6 +336,18 @@ def test_an_output_in_the_folder_that_is_read_is_refused(folder):
     assert not (folder / "out").exists()
 
 
+@pytest.mark.parametrize("written", ["documents", "documents/b.jsonl"])
+def test_documents_that_would_be_replaced_are_refused(folder, tmp_path, written):
+    out = tmp_path / "out"
+    dedup(folder, CONFIG, out)
+    before = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
+    with pytest.raises(
+        ValueError, match=rf"out/{written}: is among what is written to .*out: write elsewhere"
+    ):
+        dedup(out / written, CONFIG, out)
+    assert {file: file.read_bytes() for file in out.rglob("*") if file.is_file()} == before
+
+
 def test_a_malformed_row_is_named_and_what_is_done_stays(folder, tmp_path):
     (folder / "c.jsonl").write_text('{"text": "fine"}\n{"text": 3}\n')
     with pytest.raises(ValueError, match=r"c\.jsonl:2: 'text' must be text, found 3"):

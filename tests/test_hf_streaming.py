@@ -383,6 +383,8 @@ def test_a_record_of_the_base_that_is_malformed_is_named(tmp_path):
     [
         ("models/Meta-Llama-3-8B", "Meta-Llama-3-8B"),
         ("hub/models--meta-llama--Meta-Llama-3-8B/snapshots/0a1b", "meta-llama/Meta-Llama-3-8B"),
+        ("hub/models--gpt2/snapshots/0a1b", "gpt2"),
+        ("my-models--v2--x/runs/first/hf", "first/hf"),
         ("runs/first/hf", "first/hf"),
         ("world", "world"),
     ],

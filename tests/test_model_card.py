@@ -205,6 +205,14 @@ def test_the_licence_of_the_base_decides_name_and_notice(
     assert ("Built with" in card.content) == (shown is not None)
 
 
+def test_the_licence_of_a_base_s_base_binds_too(tmp_path: Path):
+    run = leave_training(tmp_path / "run", {"model": "runs/first/hf"})
+    write_json(run / "hf" / "base.json", {"base": "meta-llama/Meta-Llama-3-8B"})
+    card = words(written(run))
+    assert "from first/hf (fingerprint" in card and "which began with meta-llama/Meta-Llama-3-8B" in card
+    assert "**Built with Meta Llama 3**" in card and "# Llama-3-" in card
+
+
 def test_a_name_that_the_licence_does_not_allow_is_refused(experiment: tuple[Path, dict]):
     run, _ = experiment
     with pytest.raises(ValueError, match="asks for a name that begins with 'Llama 3', got 'Thoughts'"):

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import io
+import json
 import re
 from collections import Counter
 from pathlib import Path
@@ -339,3 +340,32 @@ def test_a_question_that_is_not_there_is_one_line(finished: tuple[Path, dict], c
     run, _ = finished
     assert rationalyst(f"show --traces {run / 'reason' / 'judge.jsonl'} --id nobody") == 1
     assert "judge.jsonl: has no trace of question 'nobody'" in capsys.readouterr().err
+
+
+def test_a_terminal_grades_no_trace_of_a_question_that_was_changed(
+    finished: tuple[Path, dict], tmp_path: Path, capsys
+):
+    run, _ = finished
+    changed = tmp_path / "changed.jsonl"
+    changed.write_text((run / "data" / "test.jsonl").read_text().replace("on day 9?", "on day nine?"))
+    traces = run / "reason" / "implicit.jsonl"
+    assert rationalyst(f"show --traces {traces} --id q09 --task gsm8k --questions {changed}") == 1
+    told = capsys.readouterr()
+    assert "question 'q09' had another text when it was solved" in told.err and not told.out
+
+
+@pytest.mark.parametrize(
+    ("mend", "told"),
+    [
+        ({"choice": 17}, "choice 17 of 3 candidates"),
+        ({"scores": [0.5]}, "1 scores of 3 candidates"),
+    ],
+)
+def test_a_step_that_contradicts_itself_is_named(finished: tuple[Path, dict], tmp_path: Path, mend, told):
+    run, _ = finished
+    rows = [json.loads(line) for line in (run / "reason" / "implicit.jsonl").read_text().splitlines()]
+    rows[1]["steps"][1] |= mend
+    file = tmp_path / "broken.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ValueError, match=rf"broken\.jsonl:2: not a trace .*{told}"):
+        read_traces(file)

@@ -120,6 +120,8 @@ def test_what_a_run_would_do_again_does_not_count_as_done(root):
     )
     shard_stages.run(root, run_dir, workers=1)
     assert done_and_again(run_dir) == DONE
+    whole = status(run_dir)[1]  # costs are of all work, that of changed shards too
+    assert whole.tokens > before.tokens and whole.tally.flops > before.tally.flops
     (run_dir / "number" / "s02" / "numbered.jsonl").unlink()
     assert done_and_again(run_dir) == DONE | {"number": (3, 1), "merge": (0, 1)}
 
@@ -140,7 +142,10 @@ def test_shards_that_were_moved_count_as_the_run_saw_them(root):
 
 def test_the_status_of_a_run_of_an_earlier_version_is_refused(tmp_path):
     write_json(tmp_path / "shards.json", {"shards": ["a"], "stages": {"read": False}})
-    with pytest.raises(ValueError, match=r"shards\.json: of an earlier version: `mine run` writes it anew"):
+    with pytest.raises(ValueError, match=r"shards\.json: begun by an earlier version"):
+        status(tmp_path)
+    write_json(tmp_path / "shards.json", {"settings": "a", "shards": {"a": {}}, "stages": []})
+    with pytest.raises(ValueError, match=r"shards\.json: not the plan of a run \(KeyError\('path'\)\)"):
         status(tmp_path)
 
 

@@ -57,6 +57,7 @@ def run(
         size = report_run(run, out)
     elif task is not None and questions is not None and traces is not None:
         out = out or Path(PAGE)
+        refuse_repeated(traces)
         runs = {str(path): [path] for path in traces}
         size = report_traces(task_named(task), questions, runs, out, limit=limit)
     else:
@@ -64,3 +65,10 @@ def run(
     Console().print(
         f"{out}: {size / 1e6:.1f} MB, open it in a browser", markup=False, soft_wrap=True, highlight=False
     )
+
+
+def refuse_repeated(traces: list[Path]) -> None:
+    """Raises ArgumentError for a file that is given twice: it would be compared with itself."""
+    for number, path in enumerate(traces):
+        if path in traces[:number]:
+            raise ArgumentError(None, f"--traces has {path} twice")

@@ -6,6 +6,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser
 from rich.console import Console
 
+from rationalyst_jax.cli.report import refuse_repeated
 from rationalyst_jax.tasks.names import TaskName
 
 
@@ -16,7 +17,8 @@ def add_arguments(parser: ArgumentParser) -> None:
         type=Path,
         nargs="+",
         required=True,
-        help="JSONL files of traces that `rationalyst reason` wrote. Of two it is said where they part.",
+        help="JSONL files of traces that `rationalyst reason` wrote, or folders of their parts. Of two it is "
+        "said where they part.",
     )
 
 
@@ -35,13 +37,15 @@ def run(traces: list[Path], id: str, task: TaskName | None = None, questions: st
     from rationalyst_jax.report.question import question_view
     from rationalyst_jax.tasks.benchmarks import task_named
 
-    found = {str(path): find_trace(path, id) for path in traces}
-    console = Console(highlight=False)
+    refuse_repeated(traces)
+    benchmark = None if task is None else task_named(task)
     question = None
-    verdicts = None
-    if task is not None and questions is not None:
-        benchmark = task_named(task)
+    if benchmark is not None and questions is not None:
         question = find_question(benchmark, questions, id)
+    found = {str(path): find_trace(path, id, question) for path in traces}
+    console = Console(highlight=False)
+    verdicts = None
+    if benchmark is not None and question is not None:
         graded = benchmark.grade([(trace.answer, question) for trace in found.values()])
         verdicts = dict(zip(found, graded, strict=True))
     for piece in question_view(found, question, verdicts):

@@ -71,10 +71,14 @@ def table_files(path: Path) -> list[Path]:
     return files
 
 
-def check_outside(table: Path, out: Path) -> None:
-    """Raises ValueError for an output in the folder that is read: the next run would read it."""
+def check_outside(table: Path, out: Path, *written: str) -> None:
+    """Raises ValueError for an output in the folder that is read, for the next run would read it, and for a
+    table that is or lies in what is `written` into the folder `out`, for that would be replaced."""
     if table.is_dir() and out.resolve().is_relative_to(table.resolve()):
         raise ValueError(f"{out}: lies in {table}, which is read: write elsewhere")
+    for name in written:
+        if table.resolve().is_relative_to((out / name).resolve()):
+            raise ValueError(f"{table}: is among what is written to {out}: write elsewhere")
 
 
 def table_format(path: Path) -> str:

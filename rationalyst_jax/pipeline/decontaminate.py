@@ -12,7 +12,7 @@ from rationalyst_jax.files.whole import write_json
 from rationalyst_jax.mine.config import DecontaminateConfig
 from rationalyst_jax.mine.decontaminate import Contamination, QuestionIndex, contamination, judge
 from rationalyst_jax.mine.shards import Outcomes, find_shards, read_verdicts
-from rationalyst_jax.pipeline.shards import DONE, VERDICTS, divide_shards, fingerprints
+from rationalyst_jax.pipeline.shards import DOCUMENTS, DONE, VERDICTS, divide_shards, fingerprints
 from rationalyst_jax.tasks.benchmarks import task_named
 from rationalyst_jax.tasks.sources import questions_digest, read_questions
 
@@ -34,7 +34,7 @@ def decontaminate(
     many shards are done. Raises ValueError for a malformed row, an unknown task, work begun with other
     settings, questions or documents, and while another process is at this work.
     """
-    check_outside(documents, out)
+    check_outside(documents, out, DOCUMENTS, VERDICTS)
     shards = find_shards(documents)
     tasks = {name: task_named(name) for name in against}
     questions = {name: read_questions(task, against[name]) for name, task in tasks.items()}

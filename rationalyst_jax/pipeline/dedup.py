@@ -13,7 +13,7 @@ from rationalyst_jax.mine.config import DedupConfig
 from rationalyst_jax.mine.deduplicate import find_duplicates, read_hashes, read_ids, sign_shard
 from rationalyst_jax.mine.minhash import banding
 from rationalyst_jax.mine.shards import Judge, Outcomes, find_shards
-from rationalyst_jax.pipeline.shards import DONE, divide_shards, fingerprints
+from rationalyst_jax.pipeline.shards import DOCUMENTS, DONE, VERDICTS, divide_shards, fingerprints
 
 EXACT = "exact_duplicate"
 NEAR = "near_duplicate"
@@ -35,7 +35,7 @@ def dedup(
     malformed row, work begun with other settings or other documents, and while another process is at this
     work.
     """
-    check_outside(documents, out)
+    check_outside(documents, out, DOCUMENTS, VERDICTS)
     shards = find_shards(documents)
     made_of = fingerprints(shards)
     settings = {"dedup": asdict(config)}

@@ -255,10 +255,13 @@ def status(run_dir: Path) -> list[StageStatus]:
     """
     plan = read_json(run_dir / _PLAN)
     if "settings" not in plan:
-        raise ValueError(f"{run_dir / _PLAN}: of an earlier version: `mine run` writes it anew")
-    shards = {name: Path(shard["path"]) for name, shard in plan["shards"].items()}
-    marks = {name: shard["mark"] for name, shard in plan["shards"].items()}
-    stages = [Stage(work=_not_here, **stage) for stage in plan["stages"]]
+        raise ValueError(f"{run_dir / _PLAN}: begun by an earlier version, whose runs do not go on")
+    try:
+        shards = {name: Path(shard["path"]) for name, shard in plan["shards"].items()}
+        marks = {name: shard["mark"] for name, shard in plan["shards"].items()}
+        stages = [Stage(work=_not_here, **stage) for stage in plan["stages"]]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{run_dir / _PLAN}: not the plan of a run ({error!r})") from None
     markers = Markers(run_dir, shards, stages, plan["settings"], marks=marks)
     return [_status(markers, stage, [None] if stage.over_all else list(shards)) for stage in stages]
 

@@ -19,6 +19,7 @@ from rationalyst_jax.roles.usage import Usage
 
 MIN_SIMILARITY = 0.9
 TRIPLES = "triples.parquet"
+ANNOTATIONS = "annotations.jsonl"
 
 
 def mine(
@@ -41,7 +42,7 @@ def mine(
     Raises ValueError for a malformed row, for surprise asked of a model that gives no log-probabilities, for
     work begun with other settings, and while another process is at this work.
     """
-    check_outside(documents, out)
+    check_outside(documents, out, ANNOTATIONS)
     _check(min_similarity)
     found = read_documents(documents)
     check_annotator(annotator, models, prompts, config)
@@ -50,7 +51,7 @@ def mine(
         "prompts": prompts.version,
         "annotate": asdict(config),
     }
-    file = out / "annotations.jsonl"
+    file = out / ANNOTATIONS
     with claimed(out / "annotations.config.json", settings, file), locked(out / TRIPLES):
         [role] = models.roles(annotator)
         annotations = annotate(found, role, prompts, config, file, progress)

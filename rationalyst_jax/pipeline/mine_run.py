@@ -41,7 +41,7 @@ def run(config: MineRunConfig, *, console: Console) -> list[StageStatus]:
     work in it, for a shard whose workers die again and again, for a cluster that is not there, and, when all
     others are done, where shards were refused; Interrupted after SIGTERM.
     """
-    check_outside(Path(config.documents), Path(config.run_dir))
+    check_outside(Path(config.documents), Path(config.run_dir), ".")
     shards = _shards(Path(config.documents))
     here = config.executor == "here"
     places = environments(config.workers) if here else []

@@ -10,7 +10,7 @@ from typing import Any
 from rationalyst_jax.files.lock import locked
 from rationalyst_jax.files.rows import read_rows
 from rationalyst_jax.files.whole import file_name, read_json, whole
-from rationalyst_jax.lm.weights.open import hub_id, model_name
+from rationalyst_jax.lm.weights.open import base_of, hub_id, model_name
 from rationalyst_jax.prompts.prompt import load_prompts, shipped_prompts
 from rationalyst_jax.report.model_card import (
     Base,
@@ -131,7 +131,7 @@ def _trained(run: Path, base_model: str | None, benchmarks: Sequence[Path]) -> T
         base_model = hub_id(place)
     metrics = run / "metrics.jsonl"
     return Trained(
-        base=Base(asked["model"], place, base_model),
+        base=Base(asked["model"], place, base_model, base_of(run / "hf")),
         prompts=(_shipped(asked["prompts"]), asked["prompts"]),
         settings=asked["train"],
         losses=[row for _, row in read_rows(metrics)] if metrics.is_file() else [],

@@ -64,7 +64,7 @@ def prefilter(
     tasks. Writes into the folder `out` as `prefilter_documents`. Raises as that, `open_prefilter` and
     `read_documents`, and for malformed documents before anything is computed.
     """
-    check_outside(documents, out)
+    check_outside(documents, out, KEPT)
     found = read_documents(documents)
     out.mkdir(parents=True, exist_ok=True)  # what cannot be is said before the work
     return prefilter_documents(found, open_prefilter(references, encoder, config), out, progress=progress)

@@ -119,12 +119,15 @@ def report_traces(
     return page.write(out)
 
 
-def find_trace(file: Path, question: str) -> Trace:
-    """The trace of one question; ValueError naming the file that has none."""
-    for trace in read_traces(file):
-        if trace.id == question:
-            return trace
-    raise ValueError(f"{file}: has no trace of question {question!r}")
+def find_trace(file: Path, name: str, question: Question | None = None) -> Trace:
+    """The trace of the question of that name, in a file or the files of a folder.
+
+    Raises ValueError naming the file where there is none, and where `question` has another text now.
+    """
+    traces = _read_traces(file, {name: None if question is None else _text_digest(question)})
+    if name not in traces:
+        raise ValueError(f"{file}: has no trace of question {name!r}")
+    return traces[name]
 
 
 def find_question(task: Task, questions: Source, name: str) -> Question:
@@ -400,7 +403,7 @@ class _Page:
         from a run of that strategy by the same models.
         """
         asked = questions[:limit]
-        texts = {question.id: digest([question.asked.encode()]) for question in asked}
+        texts = {question.id: _text_digest(question) for question in asked}
         solved = {}
         for name, files in runs.items():
             graded = grade(files, questions, task, limit)
@@ -437,15 +440,20 @@ def _size(parts: Mapping[str, str]) -> int:
     return sum(map(len, parts.values()))
 
 
-def _read_traces(file: Path, texts: Mapping[str, str]) -> dict[str, Trace]:
+def _text_digest(question: Question) -> str:
+    return digest([question.asked.encode()])
+
+
+def _read_traces(file: Path, texts: Mapping[str, str | None]) -> dict[str, Trace]:
     """The traces of a file, or of the files *.jsonl of a folder, by the ids of their questions.
 
-    texts: digests of the questions' texts by their ids; traces of other questions are left out.
+    texts: digests of the questions' texts by their ids, None where any will do; traces of other questions are
+    left out.
     """
     files = sorted(file.glob("*.jsonl")) if file.is_dir() else [file]
     traces = {trace.id: trace for one in files for trace in read_traces(one) if trace.id in texts}
     for trace in traces.values():
-        if trace.asked not in ("", texts[trace.id]):
+        if texts[trace.id] is not None and trace.asked not in ("", texts[trace.id]):
             raise ValueError(f"{file}: question {trace.id!r} had another text when it was solved")
     return traces
 

@@ -164,7 +164,9 @@ class ShardedRun:
     def done(self, task: ShardTask, result: Performed) -> None:
         self._markers.made[task.stage.name, task.shard] = result.output
         self._computed(task, result.tokens)
-        self._write(task, output=result.output, **asdict(result.tally))
+        tally = asdict(result.tally)
+        tally["flops"] += self._at_work[task.name].flops_before
+        self._write(task, output=result.output, **tally)
         self._at_work.pop(task.name).lock.close()
 
     def refused(self, task: ShardTask, message: str) -> None:
@@ -201,10 +203,11 @@ class ShardedRun:
             if self._is_done(task, made_of):  # another process was at it
                 return False
             marker = self._markers.read(task.stage.name, task.shard)
-            same = marker.get("made_of") == made_of
-            if not same:
+            flops = marker.get("flops_before", 0)
+            if marker.get("made_of") != made_of:
                 shutil.rmtree(task.out, ignore_errors=True)
-            before = (marker["tokens"], marker["seconds"]) if same else (0, 0.0)
+                flops = marker.get("flops", flops)
+            before = (marker.get("tokens", 0), marker.get("seconds", 0.0), flops)
             self._at_work[task.name] = _AtWork(made_of, *before, lock.pop_all())
         self._write(task)
         return True
@@ -240,11 +243,13 @@ class ShardedRun:
 @dataclass
 class _AtWork:
     """A task that a worker is at: its fingerprint, the tokens and seconds that other workers spent on it, the
-    lock on its marker, and the tokens of this worker."""
+    operations of the times that it was done from other files, the lock on its marker, and the tokens of this
+    worker."""
 
     made_of: str
     tokens_before: int
     seconds_before: float
+    flops_before: int
     lock: ExitStack
     tokens: int = 0
     since: float = field(default_factory=time.monotonic)
@@ -252,4 +257,9 @@ class _AtWork:
     def as_json(self) -> dict[str, Any]:
         seconds = self.seconds_before + time.monotonic() - self.since
         tokens = self.tokens_before + self.tokens
-        return {"made_of": self.made_of, "tokens": tokens, "seconds": round(seconds, 2)}
+        return {
+            "made_of": self.made_of,
+            "tokens": tokens,
+            "seconds": round(seconds, 2),
+            "flops_before": self.flops_before,
+        }

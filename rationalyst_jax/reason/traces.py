@@ -110,7 +110,14 @@ def _from_json(row: dict[str, Any]) -> Trace:
 def _step(row: dict[str, Any]) -> Step:
     gains = row.pop("gains", None)
     recorded = None if gains is None else tuple(Gains(**_tuples(of)) for of in gains)
-    return Step(**_tuples(row), gains=recorded)
+    step = Step(**_tuples(row), gains=recorded)
+    if not 0 <= step.choice < len(step.candidates):
+        raise ValueError(f"choice {step.choice} of {len(step.candidates)} candidates")
+    for name in ("scores", "notes", "scores_without", "gains"):
+        of_each = getattr(step, name)
+        if of_each is not None and len(of_each) != len(step.candidates):
+            raise ValueError(f"{len(of_each)} {name} of {len(step.candidates)} candidates")
+    return step
 
 
 def _tuples(row: dict[str, Any]) -> dict[str, Any]:

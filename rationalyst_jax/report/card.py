@@ -8,6 +8,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
+from rationalyst_jax.lm.weights.open import model_name
 from rationalyst_jax.mine.data_set import Published
 from rationalyst_jax.mine.store import Provenance
 
@@ -135,7 +136,7 @@ def _dedup(outcomes: Mapping[str, Mapping[str, int]]) -> list[dict[str, Any]]:
 
 def is_llama_3(model: str, license: str) -> bool:
     """Whether a model is taken to be under the Meta Llama 3 Community License, by its name or its licence."""
-    return bool(_LLAMA_3.search(Path(model).name) or license.lower() == "llama3")
+    return bool(_LLAMA_3.search(model_name(model)) or license.lower() == "llama3")
 
 
 def rendered(template: str, **values: Any) -> str:

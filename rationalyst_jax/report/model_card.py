@@ -45,17 +45,20 @@ _LLAMA_NAME = re.compile(r"llama[-_ ]?(3(?:\.[1-3])?)(?!\.?\d)", re.IGNORECASE)
 @dataclass(frozen=True)
 class Base:
     """The model that training began with. place: where the run found it, None where that is not recorded.
-    hub_id: its name on the Hub, where known."""
+    hub_id: its name on the Hub, where known. origin: the name of the model that it was itself trained from,
+    or its own."""
 
     fingerprint: str
     place: str | None = None
     hub_id: str | None = None
+    origin: str | None = None
 
     @property
     def names(self) -> list[str]:
         """All names that it may be called by, the best first."""
         places = [] if self.place is None else [model_name(self.place), self.place]
-        return [*([] if self.hub_id is None else [self.hub_id]), *places]
+        found = [self.hub_id, *places, self.origin]
+        return list(dict.fromkeys(name for name in found if name is not None))
 
 
 @dataclass(frozen=True)
@@ -124,7 +127,11 @@ def model_card(
         front=_front(name, trained, license, datasets),
         name=name,
         license=license,
-        base={"name": next(iter(trained.base.names), None), "fingerprint": trained.base.fingerprint},
+        base={
+            "name": next(iter(trained.base.names), None),
+            "origin": trained.base.origin if trained.base.names[1:][-1:] == [trained.base.origin] else None,
+            "fingerprint": trained.base.fingerprint,
+        },
         rationales=None if counts is None else counts["rationales"],
         prompts={"name": trained.prompts[0], "version": trained.prompts[1]},
         prompt=record.get("prompt"),

@@ -75,8 +75,8 @@ def computable(dtype: DTypeLike, device: Any) -> DTypeLike:
 
 def hub_id(place: str | Path) -> str | None:
     """The name on the Hub of a model that lies in the Hub's cache; None of any other."""
-    cached = re.search(r"models--([\w.-]+?)--([\w.-]+)", str(place))
-    return cached and f"{cached[1]}/{cached[2]}"
+    cached = re.search(r"/models--((?:[\w.-]+?--)?[\w.-]+)/snapshots(?:/|$)", f"/{Path(place).as_posix()}/")
+    return cached and cached[1].replace("--", "/", 1)
 
 
 def model_name(place: str | Path) -> str:
@@ -100,10 +100,14 @@ def open_checkpoint(path: Path) -> Checkpoint:
         raise ValueError(
             f"{path}: the tokenizer has {len(tokenizer)} tokens, the model only {config.vocab_size}"
         )
-    return Checkpoint(path, fingerprint(path), tokenizer, config, _base(path))
+    return Checkpoint(path, fingerprint(path), tokenizer, config, base_of(path))
 
 
-def _base(path: Path) -> str | None:
+def base_of(path: Path) -> str | None:
+    """The name of the model that the export in a folder began with, None where the folder does not say it.
+
+    Raises ValueError for a malformed base.json.
+    """
     if not (path / BASE).exists():
         return None
     name = read_json(path / BASE).get("base")
