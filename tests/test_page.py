@@ -4,19 +4,22 @@ Where axe-core (npm) lies in a folder of NODE_PATH it looks for what keeps peopl
 """
 
 import os
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
-from finished_run import HOSTILE, QUESTIONS, write_run
+from finished_run import HOSTILE, QUESTIONS, unpacked, write_run
 
 from rationalyst_jax.evaluate.grade import grade
 from rationalyst_jax.mine.store import read_filtered
 from rationalyst_jax.pipeline.report import report_run
 from rationalyst_jax.reason.traces import read_traces
+from rationalyst_jax.report.html import MAIN, packed, write_page
 from rationalyst_jax.report.style import percent
 from rationalyst_jax.report.trace_view import first_parting, smallest_margin
 from rationalyst_jax.tasks.benchmarks import task_named
@@ -50,13 +53,14 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def opened(browser: Any, finished: tuple[Path, dict]) -> Iterator[Open]:
-    """Opens the page at a link; afterwards nothing may have been asked for but the file, or gone wrong."""
-    address = (finished[0] / "report.html").as_uri()
+    """Opens a page at a link; afterwards nothing may have been asked for but its file, or gone wrong."""
+    addresses = set()
     contexts = []
     errors: list[str] = []
     requests: list[str] = []
 
-    def open(link: str = "", **how: Any) -> Any:
+    def open(link: str = "", file: Path = finished[0] / "report.html", **how: Any) -> Any:
+        addresses.add(file.as_uri())
         contexts.append(browser.new_context(offline=True, **how))
         page = contexts[-1].new_page()
         page.set_default_timeout(10_000)
@@ -65,7 +69,7 @@ def opened(browser: Any, finished: tuple[Path, dict]) -> Iterator[Open]:
             "console", lambda said: errors.append(said.text) if said.type in ("error", "warning") else None
         )
         page.on("request", lambda request: requests.append(request.url.partition("#")[0]))
-        page.goto(address + link)
+        page.goto(file.as_uri() + link)
         page.wait_for_selector("body[data-ready]")
         return page
 
@@ -73,7 +77,15 @@ def opened(browser: Any, finished: tuple[Path, dict]) -> Iterator[Open]:
     for context in contexts:
         context.close()
     assert not errors
-    assert set(requests) == ({address} if contexts else set())
+    assert set(requests) == addresses
+
+
+def page_with(finished: tuple[Path, dict], out: Path, **changes: Any) -> Path:
+    """The page, with something else in its main part."""
+    parts = unpacked(finished[0] / "report.html")
+    parts[MAIN] |= changes
+    write_page("changed", {name: packed(value) for name, value in parts.items()}, out)
+    return out
 
 
 def wait_for_status(page: Any, begins: str) -> None:
@@ -93,7 +105,7 @@ def test_a_page_opens_with_the_figures_of_its_run(opened: Open, finished: tuple[
         named = page.get_by_role("cell", name=name, exact=True)
         row = page.locator("table", has_text="strategies").locator("tbody tr", has=named)
         assert percent(result["accuracy"], result["low"], result["high"]) in row.inner_text()
-    assert page.locator("svg").count() == 6  # two of costs, a curve, a funnel, gains, a loss
+    assert page.locator("figure > svg").count() == 6  # two of costs, a curve, a funnel, gains, a loss
     assert page.locator("svg >> text=τ = 0.1").count() == 1
 
 
@@ -193,6 +205,119 @@ def test_a_link_leads_to_a_question(opened: Open, finished: tuple[Path, dict]):
     assert page.get_by_text("There is no question nobody").is_visible()
 
 
+@pytest.mark.parametrize("name", ["toString", "__proto__", "nothing"])
+def test_a_link_to_an_unknown_view_leads_to_the_overview(opened: Open, name: str):
+    page = opened(f"#view={name}")
+    assert page.get_by_role("link", name="Overview").get_attribute("aria-current") == "page"
+    assert page.get_by_role("heading", name="What came out").is_visible()
+
+
+@pytest.mark.parametrize("link", ["#view=mined", "#view=questions", "#q=q01", "#run=likelihood&q=q01"])
+def test_a_link_to_what_a_run_has_not_leads_to_the_overview(
+    opened: Open, finished: tuple[Path, dict], tmp_path: Path, link: str
+):
+    page = opened(link, page_with(finished, tmp_path / "bare.html", sets=[], mining=[]))
+    assert page.locator("nav a").all_inner_texts() == ["Overview"]
+    assert page.get_by_role("heading", name="What came out").is_visible()
+
+
+@pytest.mark.parametrize("name", ["__proto__", "nothing"])
+def test_an_unknown_choice_of_documents_leaves_all(opened: Open, name: str):
+    wait_for_status(opened(f"#view=mined&kept={name}"), "24 documents of 24")
+
+
+SAMPLES = [("abc", 0), ("-1", 0), ("0.9", 0), ("1", 1), ("1e99", 1)]
+
+
+@pytest.mark.parametrize(("asked", "shown"), SAMPLES)
+def test_a_link_to_a_sample_that_is_not_there_leads_to_one_that_is(
+    opened: Open, finished: tuple[Path, dict], tmp_path: Path, asked: str, shown: int
+):
+    sets = unpacked(finished[0] / "report.html")[MAIN]["sets"]
+    run = next(run for run in sets[0]["runs"] if run["name"] == "likelihood")
+    run["samples"] = 2  # two samples of each of the first half of the questions
+    run["rows"] = [[n // 2, n % 2, *row[2:]] for n, row in enumerate(run["rows"])]
+    file = page_with(finished, tmp_path / "samples.html", sets=sets)
+    page = opened(f"#run=likelihood&vs=none&sample={asked}&q=q07", file)
+    assert page.locator("article h3").all_inner_texts() == ["q07", f"likelihood, sample {shown}"]
+    assert page.locator("article ol.steps li").count() > 0
+    assert f"q07, sample {shown}" in page.locator(".row[aria-selected=true]").inner_text()
+
+
+# Runs that lie close together, as rounds of one method do, and the number of FLOPs that they are spread over.
+SPREADS = [1.0, 2.0, 6.0, 1e3, 1e9]
+
+
+def crowd(spread: float, runs: int = 14) -> list[dict]:
+    points = []
+    for i in range(runs):
+        mean = 0.5 + 0.02 * (i % 4)
+        interval = [mean, mean - 0.04, mean + 0.04]
+        flops = 2.1e8 * spread ** (i // 4 / (runs // 4))
+        points.append({"name": f"run {i}", "interval": interval, "flops": flops, "tokens": 300 + i})
+    return [{"title": "test", "points": points}]
+
+
+# Where things are on the screen; of a text, from the baseline to the top of its figures.
+BOXES = """all => all.map(it => {
+  const {x, y, width, height} = it.getBoundingClientRect();
+  if (it.tagName !== "text") return {x, y, width, height};
+  const {top} = it.ownerSVGElement.getBoundingClientRect();
+  const scale = it.getScreenCTM().a;
+  const high = 8 * scale;
+  return {x, y: top + it.getAttribute("y") * scale - high, width, height: high};
+})"""
+
+
+def overlap(one: dict, other: dict) -> bool:
+    return all(
+        one[at] + one[size] > other[at] and other[at] + other[size] > one[at]
+        for at, size in (("x", "width"), ("y", "height"))
+    )
+
+
+@pytest.mark.parametrize("spread", SPREADS)
+def test_a_plot_of_costs_can_be_read(
+    opened: Open, finished: tuple[Path, dict], tmp_path: Path, spread: float
+):
+    costs = crowd(spread)
+    page = opened("", page_with(finished, tmp_path / "costs.html", costs=costs))
+    plot = "figure:nth-of-type(1)"
+    ticks = page.locator(f"{plot} .across").all_text_contents()
+    assert len(ticks) >= 3
+    assert all(re.fullmatch(r"[\d.]{1,4}[MGTPE]", tick) for tick in ticks)
+    powers = {"M": "M = 10⁶", "G": "G = 10⁹", "T": "T = 10¹²", "P": "P = 10¹⁵", "E": "E = 10¹⁸"}
+    used = [said for prefix, said in powers.items() if any(tick.endswith(prefix) for tick in ticks)]
+    assert page.locator(f"{plot} > svg").get_by_text(f"FLOPs of a question, {', '.join(used)}").count() == 1
+    for one, other in pairwise(page.locator(f"{plot} .across").evaluate_all(BOXES)):
+        assert not overlap(one, other)
+    numbers = page.locator(f"{plot} .label").all_text_contents()
+    assert numbers == [str(i + 1) for i in range(len(costs[0]["points"]))]
+    labels = page.locator(f"{plot} .label").evaluate_all(BOXES)
+    points = page.locator(f"{plot} > svg .marker").evaluate_all(BOXES)
+    assert len(points) == len(labels)
+    assert not any(overlap(one, other) for one, other in combinations(labels, 2))
+    assert not any(overlap(label, point) for label in labels for point in points)
+    keys = page.locator(f"{plot} .legend .marker")
+    looks = {(key.get_attribute("d"), key.evaluate("it => getComputedStyle(it).fill")) for key in keys.all()}
+    assert len(looks) == len(costs[0]["points"])
+
+
+def test_what_is_kept_has_one_colour_in_all_plots(opened: Open):
+    page = opened()
+    fill = "it => getComputedStyle(it).fill"
+    funnel = page.locator("figure", has_text="from documents to kept rationales").locator("g")
+    gains = page.locator("figure", has_text="gains, mining")
+    for bar, name in (("kept: gain", "kept"), ("dropped: below tau", "not kept")):
+        painted = funnel.filter(has_text=bar).locator("rect").evaluate(fill)
+        key = gains.locator(".legend li").filter(has_text=re.compile(f"^{name}$"))
+        assert key.locator(".marker").evaluate(fill) == painted
+        assert painted in gains.locator("rect").evaluate_all(f"all => all.map({fill})")
+    assert "The outermost bins also hold everything beyond them." in gains.inner_text()
+    tips = gains.locator("g title").all_text_contents()
+    assert tips[0].startswith("below ") and " and more: " in tips[-1]
+
+
 def test_tokens_have_the_colour_of_their_gain_and_say_it(opened: Open):
     page = opened("#run=implicit&q=q14")
     tokens = page.locator("article .token")
@@ -239,7 +364,8 @@ def test_a_document_shows_each_rationale_where_it_was_found(opened: Open, finish
     wait_for_status(page, f"{20 - len(kept)} documents of 24")
     choose(page, "rationales kept", "")
     wait_for_status(page, "24 documents")
-    page.locator(".row").nth(1).click()
+    page.get_by_role("listbox").evaluate("element => element.scrollTo(0, 0)")
+    page.locator("[aria-posinset='2']").click()
     page.wait_for_selector("article .rationale")
     pieces = page.locator("article > *").all_inner_texts()[3:]
     assert (
@@ -268,11 +394,11 @@ def test_axe_finds_nothing_that_keeps_people_from_reading(opened: Open, scheme: 
         assert not [(one["id"], one["nodes"][0]["html"][:200]) for one in found["violations"]], place
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("place", [*PLACES, "#run=implicit&q=nobody", "#view=mined&doc=nothing"])
 def test_a_page_fits_a_phone(opened: Open, place: str):
     page = opened(place, viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True)
     assert page.evaluate("document.documentElement.scrollWidth") == 360
-    if "q=" in place:
+    if "q=" in place or "doc=" in place:
         page.get_by_role("link", name="back to the list").click()
         page.wait_for_selector(".list")
         assert page.get_by_role("listbox").is_visible()

@@ -252,7 +252,7 @@ def test_an_interrupted_run_ends_in_the_same_bits(tmp_path):
 
 def test_a_run_of_two_passes_takes_every_token_twice(tmp_path):
     examples = random_examples(20)
-    config = replace(FAST, steps=None, epochs=2.0, validation_fraction=0.0)
+    config = replace(FAST, steps=None, epochs=2.0, batch_examples=4, validation_fraction=0.0)
     result = fit_examples(tiny_model(), examples, config, tmp_path)
     store = store_of(examples, config, tmp_path / "data")
     nodes, attended, targets = (int(of.sum()) for of in (store.nodes, store.attended, store.targets))

@@ -119,66 +119,107 @@ function choice(label, options, value, change) {
 // ---- Plots ----
 
 const W = 460, H = 260, LEFT = 46, BOTTOM = 36;
-const color = (i) => `var(--c${i % 6})`;
+const COLORS = 6; // --c0 to --c5 in the style
+const color = (i) => `var(--c${i % COLORS})`;
+// Circle, square, diamond, and triangles up and down: the next shape where the colours begin again.
+const SHAPES = ["M-4.5 0a4.5 4.5 0 1 0 9 0a4.5 4.5 0 1 0-9 0Z", "M-4-4H4V4H-4Z", "M0-5.5L5.5 0L0 5.5L-5.5 0Z", "M0-5L5 4H-5Z", "M0 5L5-4H-5Z"];
+const marker = (i, at = "0 0") => s("path", { class: "marker", d: SHAPES[Math.floor(i / COLORS) % SHAPES.length], fill: color(i), transform: `translate(${at})` });
+const FATES = { kept: 2, "not kept": 1, dropped: 1 }; // the colours of rationales, in every plot
 function scale(low, high, from, to, logarithmic) {
   const f = logarithmic ? Math.log10 : (x) => x;
   const width = f(high) - f(low) || 1;
   return (x) => from + ((f(x) - f(low)) / width) * (to - from);
 }
+/** At least three round numbers from low to high. */
 function ticks(low, high, logarithmic) {
   if (logarithmic) {
-    const all = [];
-    for (let e = Math.floor(Math.log10(low)); e <= Math.log10(high); e++) for (const m of [1, 2, 5]) all.push(m * 10 ** e);
-    return all.filter((x) => x >= low && x <= high);
+    for (const digits of [[1], [1, 2, 5], [1, 1.5, 2, 3, 5, 7]]) {
+      const all = [];
+      for (let e = Math.floor(Math.log10(low)); e <= Math.log10(high); e++) for (const digit of digits) all.push(digit * 10 ** e);
+      const inside = all.filter((x) => x >= low && x <= high);
+      if (inside.length >= 3) return inside;
+    }
   }
   const step = 10 ** Math.floor(Math.log10((high - low) / 3 || 1));
-  const wide = [1, 2, 5, 10].map((m) => m * step).find((w) => (high - low) / w <= 6);
+  const wide = [1, 2, 5, 10].map((m) => m * step).find((w) => (high - low) / w <= 7.5);
   const all = [];
   for (let i = Math.ceil(low / wide); i * wide <= high + 1e-9; i++) all.push(i * wide);
   return all;
 }
-const short = (x) => (Math.abs(x) >= 1000 || (x && Math.abs(x) < 0.01) ? x.toExponential(0).replace("e+", "e") : String(+x.toPrecision(3)).replace("-", "−"));
-/** A frame with axes; x and y: {low, high, label, log}. draw gets both scales and gives what is inside. */
-function plot(title, x, y, draw, legend = []) {
+const PREFIXES = { E: ["10¹⁸", 1e18], P: ["10¹⁵", 1e15], T: ["10¹²", 1e12], G: ["10⁹", 1e9], M: ["10⁶", 1e6], k: ["10³", 1e3] };
+/** A number with three digits, 1000 and more with a prefix: 300M. */
+function short(x) {
+  const rounded = +x.toPrecision(3);
+  const [prefix, [, unit]] = Object.entries(PREFIXES).find(([, [, least]]) => Math.abs(rounded) >= least) ?? ["", ["", 1]];
+  return `${+(rounded / unit).toPrecision(3)}${prefix}`.replace("-", "−");
+}
+/** What an axis is called, and what the prefixes of its numbers mean. */
+function titleOf(label, numbers) {
+  const used = Object.entries(PREFIXES).filter(([prefix]) => numbers.some((number) => number.endsWith(prefix)));
+  return used.length ? `${label}, ${used.reverse().map(([prefix, [power]]) => `${prefix} = ${power}`).join(", ")}` : label;
+}
+/** A frame with axes; x and y: {low, high, label, log}. draw gets both scales and gives what is inside.
+ * legend: names and the number of their colour and shape. */
+function plot(title, x, y, draw, legend, caption) {
   const px = scale(x.low, x.high, LEFT, W - 12, x.log);
   const py = scale(y.low, y.high, H - BOTTOM, 10, y.log);
-  const at = (value, label) => s("text", { x: px(value), y: H - BOTTOM + 14, "text-anchor": "middle" }, label);
+  const numbered = (axis) => ticks(axis.low, axis.high, axis.log).map((value) => [value, short(value)]);
+  const across = x.named ?? numbered(x);
+  const up = numbered(y);
+  const named = x.named ? x.label : titleOf(x.label, across.map(([, label]) => label));
   const axes = [
     s("line", { x1: LEFT, x2: W - 12, y1: H - BOTTOM, y2: H - BOTTOM, stroke: "var(--dim)" }),
-    (x.named ?? ticks(x.low, x.high, x.log).map((value) => [value, short(value)])).map(([value, label]) => at(value, label)),
-    ticks(y.low, y.high, y.log).map((value) => [
+    across.map(([value, label]) => s("text", { class: "across", x: px(value), y: H - BOTTOM + 14, "text-anchor": "middle" }, label)),
+    up.map(([value, label]) => [
       s("line", { x1: LEFT, x2: W - 12, y1: py(value), y2: py(value), stroke: "var(--line)" }),
-      s("text", { x: LEFT - 5, y: py(value) + 4, "text-anchor": "end" }, short(value))]),
-    s("text", { x: (LEFT + W) / 2, y: H - 4, "text-anchor": "middle" }, x.label),
-    s("text", { x: 12, y: H / 2 - 10, transform: `rotate(-90 12 ${H / 2 - 10})`, "text-anchor": "middle" }, y.label),
+      s("text", { class: "up", x: LEFT - 5, y: py(value) + 4, "text-anchor": "end" }, label)]),
+    s("text", { x: (LEFT + W) / 2, y: H - 4, "text-anchor": "middle" }, named),
+    s("text", { x: 12, y: H / 2 - 10, transform: `rotate(-90 12 ${H / 2 - 10})`, "text-anchor": "middle" }, titleOf(y.label, up.map(([, label]) => label))),
   ];
-  const key = legend.map((name) => h("li", {}, h("i"), name));
-  key.forEach((item, i) => (item.firstChild.style.background = color(i)));
+  const key = legend.map(([name, i]) => h("li", {}, s("svg", { viewBox: "-6 -6 12 12", "aria-hidden": "true" }, marker(i)), name));
   return h("figure", {}, h("figcaption", {}, title),
-    s("svg", { viewBox: `0 0 ${W} ${H}`, role: "img", "aria-label": title }, axes, draw(px, py)), key.length ? h("ul", { class: "legend" }, key) : null);
+    s("svg", { viewBox: `0 0 ${W} ${H}`, role: "img", "aria-label": title }, axes, draw(px, py)), h("ul", { class: "legend" }, key), caption && h("p", { class: "caption" }, caption));
 }
 const tip = (label) => s("title", {}, label);
-const bar = (x, [mean, low, high], py, i, label) => s("g", { stroke: color(i), fill: color(i) }, tip(label),
-  s("line", { x1: x, x2: x, y1: py(100 * low), y2: py(100 * high), "stroke-width": 2 }),
-  s("circle", { cx: x, cy: py(100 * mean), r: 4.5 }));
+const bar = (x, [mean, low, high], py, i, label) => s("g", { stroke: color(i) }, tip(label),
+  s("line", { x1: x, x2: x, y1: py(100 * low), y2: py(100 * high), "stroke-width": 2 }), marker(i, `${x} ${py(100 * mean)}`));
 const percents = ([mean, low, high]) => `${(100 * mean).toFixed(1)} % [${(100 * low).toFixed(1)}, ${(100 * high).toFixed(1)}]`;
 const accuracy = { low: 0, high: 100, label: "accuracy (%), 95 % interval" };
 
+// Where a label may stand from its point, the nearest place first.
+const PLACES = [8, -8, 24, -24, 40, -40].flatMap((dx) => [0, 1, 2, 3, 4, 5, 6].flatMap((n) => [[dx, -12 * n], [dx, 12 * n]]))
+  .sort((one, other) => Math.hypot(...one) - Math.hypot(...other));
+/** The numbers of points {x, y, top, bottom, label}, where they cover neither one another nor a point or its interval;
+ * those that stand further off have a line to their point. */
+function labels(points) {
+  const taken = points.flatMap(({ x, y, top, bottom }) => [[x - 6, y - 6, x + 6, y + 6], [x - 1, top, x + 1, bottom]]);
+  const apart = (one, other) => one[2] <= other[0] || other[2] <= one[0] || one[3] <= other[1] || other[3] <= one[1];
+  const isFree = (box) => box[0] >= LEFT && box[2] <= W && box[1] >= 0 && box[3] <= H - BOTTOM && taken.every((other) => apart(box, other));
+  return points.map(({ x, y, label }) => {
+    const width = 7 * label.length;
+    const boxAt = ([dx, dy]) => (dx > 0 ? [x + dx, y + dy - 6, x + dx + width, y + dy + 6] : [x + dx - width, y + dy - 6, x + dx, y + dy + 6]);
+    const place = PLACES.find((one) => isFree(boxAt(one))) ?? PLACES[0];
+    const [dx, dy] = place;
+    taken.push(boxAt(place));
+    return [Math.hypot(dx, dy) > 8 && s("line", { x1: x, y1: y, x2: x + dx, y2: y + dy, stroke: "var(--dim)" }),
+      s("text", { class: "label", x: x + dx, y: y + dy + 4, "text-anchor": dx > 0 ? "start" : "end" }, label)];
+  });
+}
 function costPlot({ title, points }, by, label) {
-  const known = points.filter((point) => point[by] > 0);
+  const known = points.map((point, i) => ({ ...point, i })).filter((point) => point[by] > 0);
   if (!known.length) return null;
   const values = known.map((point) => point[by]);
   const x = { low: Math.min(...values) * 0.8, high: Math.max(...values) * 1.25, label, log: true };
-  const draw = (px, py) => known.map((point, i) => [
-    bar(px(point[by]), point.interval, py, i, `${point.name}: ${percents(point.interval)}, ${label} ${short(point[by])}`),
-    s("text", { x: px(point[by]) + 6, y: py(100 * point.interval[0]) - 4 }, String(i + 1))]);
-  return plot(`${title}: accuracy against ${label}`, x, accuracy, draw, known.map((point, i) => `${i + 1} ${point.name}`));
+  const draw = (px, py) => [
+    labels(known.map(({ i, interval: [mean, low, high], [by]: value }) => ({ x: px(value), y: py(100 * mean), top: py(100 * high), bottom: py(100 * low), label: String(i + 1) }))),
+    known.map((point) => bar(px(point[by]), point.interval, py, point.i, `${point.name}: ${percents(point.interval)}, ${label} ${short(point[by])}`))];
+  return plot(`${title}: accuracy against ${label}`, x, accuracy, draw, known.map(({ i, name }) => [`${i + 1} ${name}`, i]));
 }
 function curvePlot({ title, label, x, lines }) {
   const named = x.map((value, i) => [i, String(value)]);
   const draw = (px, py) => Object.entries(lines).map(([name, points], n) => points.map((interval, i) =>
     bar(px(i) + 5 * n, interval, py, n, `${name}, ${x[i]}: ${percents(interval)}`)));
-  return plot(title, { low: -0.3, high: x.length - 0.7, label, named }, accuracy, draw, Object.keys(lines));
+  return plot(title, { low: -0.3, high: x.length - 0.7, label, named }, accuracy, draw, Object.keys(lines).map((name, i) => [name, i]));
 }
 function lossPlot({ title, lines }) {
   const shown = Object.entries(lines).filter(([, points]) => points.length);
@@ -189,7 +230,7 @@ function lossPlot({ title, lines }) {
   const draw = (px, py) => shown.map(([, points], i) => [
     s("path", { d: path(points, px, py), fill: "none", stroke: color(i), "stroke-width": 1.6 }),
     points.length < 30 ? points.map(([a, b]) => s("circle", { cx: px(a), cy: py(b), r: 3, fill: color(i) }, tip(`step ${a}: ${figure(b)}`))) : null]);
-  return plot(`loss of ${title}`, x, y, draw, shown.map(([name]) => ({ loss: "training", val_loss: "validation" })[name]));
+  return plot(`loss of ${title}`, x, y, draw, shown.map(([name], i) => [{ loss: "training", val_loss: "validation" }[name], i]));
 }
 function gainPlot({ title, edges, counts, taus }) {
   const names = Object.keys(counts);
@@ -202,18 +243,19 @@ function gainPlot({ title, edges, counts, taus }) {
         const below = n ? counts[names[0]][i] : 0;
         const top = below + counts[name][i];
         if (top === below) return null;
-        return s("rect", { x: px(edges[i]), width: Math.max(1, px(edges[i + 1]) - px(edges[i]) - 0.5), y: py(top), height: py(Math.max(below, 0.5)) - py(top), fill: color(n) });
+        return s("rect", { x: px(edges[i]), width: Math.max(1, px(edges[i + 1]) - px(edges[i]) - 0.5), y: py(top), height: py(Math.max(below, 0.5)) - py(top), fill: color(FATES[name]) });
       };
-      return s("g", {}, tip(`${figure(edges[i])} to ${figure(edges[i + 1])}: ${names.map((name) => `${counts[name][i]} ${name}`).join(", ")}`), names.map(from));
+      const span = i === 0 ? `below ${figure(edges[1])}` : i === totals.length - 1 ? `${figure(edges[i])} and more` : `${figure(edges[i])} to ${figure(edges[i + 1])}`;
+      return s("g", {}, tip(`${span}: ${names.map((name) => `${counts[name][i]} ${name}`).join(", ")}`), names.map(from));
     }),
     taus.filter((tau) => tau >= edges[0] && tau <= edges.at(-1)).map((tau) => [
       s("line", { x1: px(tau), x2: px(tau), y1: 10, y2: H - BOTTOM, stroke: "var(--text)", "stroke-dasharray": "4 3" }),
       s("text", { x: px(tau) + 4, y: 20 }, `τ = ${tau}`)])];
-  return plot(`gains, ${title}`, x, y, draw, names);
+  return plot(`gains, ${title}`, x, y, draw, names.map((name) => [name, FATES[name]]), "The outermost bins also hold everything beyond them.");
 }
 function funnel({ title, bars }) {
   const most = Math.max(...bars.map(([, count]) => count), 1);
-  const paint = (name) => color(name.startsWith("kept") ? 2 : name.startsWith("dropped") ? 1 : 0);
+  const paint = (name) => color(FATES[name.split(":")[0]] ?? 0);
   const row = ([name, count], i) => s("g", {}, s("text", { x: 2, y: i * 24 + 16 }, name.replaceAll("_", " ")),
     s("rect", { x: 130, y: i * 24 + 4, width: Math.max(1, (count / most) * (W - 200)), height: 16, fill: paint(name) }),
     s("text", { x: 136 + (count / most) * (W - 200), y: i * 24 + 16 }, count.toLocaleString("en")));
@@ -247,7 +289,8 @@ function chosen() {
   const run = set.runs.find((one) => one.name === at.run) ?? set.runs.find((one) => one.strategy === "implicit") ?? set.runs.at(-1);
   const others = set.runs.filter((one) => one !== run);
   const versus = at.vs === "none" ? null : others.find((one) => one.name === at.vs) ?? others.find((one) => one.strategy === "likelihood") ?? others[0] ?? null;
-  return { set, run, versus, at };
+  const sample = Math.max(0, Math.min(run.samples - 1, Math.trunc(Number(at.sample)) || 0));
+  return { set, run, versus, sample, at };
 }
 /** A line of a list by the columns of its row; `n` is its place in the run's part. */
 function line(run, n) {
@@ -286,7 +329,7 @@ let asked = 0;
 async function questions(main) {
   const ticket = ++asked;
   const here = chosen();
-  const { set, run, versus, at } = here;
+  const { set, run, versus, sample, at } = here;
   const rows = await filtered(here);
   if (ticket !== asked) return;
   const names = set.runs.map((one) => [one.name, one.name]);
@@ -313,7 +356,10 @@ async function questions(main) {
       h("div", { class: "dim", dir: "auto" }, question.text.slice(0, 200))];
   };
   const place = (one) => ({ q: set.questions[one.question].id, sample: one.sample || null });
-  const isSelected = (i) => at.q != null && Object.entries(place(line(run, rows[i]))).every(([key, value]) => String(value) === String(at[key] ?? null));
+  const isSelected = (i) => {
+    const one = line(run, rows[i]);
+    return set.questions[one.question].id === at.q && one.sample === sample;
+  };
   shownList = list("questions", rows.length, draw, isSelected, (i) => go({ ...place(line(run, rows[i])), run: run.name }));
   const detail = h("article", { "aria-live": "off" });
   const open = at.q != null;
@@ -324,12 +370,13 @@ async function questions(main) {
   else await question(detail, here);
 }
 
-async function question(detail, { set, run, versus, at }) {
+async function question(detail, { set, run, versus, sample, at }) {
+  detail.append(h("a", { class: "back", href: link({ q: null, sample: null }) }, "back to the list"));
   const number = set.questions.findIndex((one) => one.id === at.q);
   if (number < 0) return detail.append(h("p", {}, `There is no question ${at.q} in ${set.title}.`));
   const of = set.questions[number];
   const runs = versus ? [run, versus] : [run];
-  const lines = runs.map((one) => pairOf(one, { question: number, sample: Number(at.sample ?? 0) }));
+  const lines = runs.map((one) => pairOf(one, { question: number, sample }));
   const traces = [];
   for (const [i, one] of runs.entries()) traces.push((await part(one.part))[lines[i].n]);
   const texts = traces.map((trace) => trace?.steps.map((step) => step.text) ?? []);
@@ -338,7 +385,6 @@ async function question(detail, { set, run, versus, at }) {
   let parting = -1;
   for (let i = 0; i < longest && parting < 0; i++) if (texts[0][i] !== texts[1][i]) parting = i;
   detail.append(
-    h("a", { class: "back", href: link({ q: null, sample: null }) }, "back to the list"),
     h("h3", {}, of.id), text(of.text, "text question"),
     of.choices ? h("dl", {}, of.choices.map(([letter, option]) => [h("dt", {}, letter), h("dd", { dir: "auto" }, option)])) : "",
     facts([["gold answer", of.gold], ["subject", of.subject], ["level", of.level]]),
@@ -413,10 +459,11 @@ async function mined(main) {
   const texts = wanted || at.doc ? await part(round.part) : null;
   const holds = (i) => [texts[i].text, ...texts[i].rationales.map((one) => one.text), round.documents[i][0]].join("\n").toLowerCase().includes(wanted);
   const keeps = { "": () => true, some: (kept) => kept > 0, none: (kept, count) => kept === 0 && count > 0, without: (_, count) => count === 0 };
-  const rows = round.documents.map((_, i) => i).filter((i) => (keeps[at.kept] ?? keeps[""])(round.documents[i][3], round.documents[i][2]) && (!wanted || holds(i)));
+  const keep = Object.hasOwn(keeps, at.kept) ? at.kept : "";
+  const rows = round.documents.map((_, i) => i).filter((i) => keeps[keep](round.documents[i][3], round.documents[i][2]) && (!wanted || holds(i)));
   const controls = h("div", { class: "controls filters", role: "search", "aria-label": "filters" },
     data.mining.length > 1 && choice("round", data.mining.map((one) => [one.title, one.title]), round.title, (value) => change({ round: value, doc: null })),
-    choice("rationales kept", [["", "any"], ["some", "at least one"], ["none", "none"], ["without", "there are none"]], at.kept ?? "", (value) => change({ kept: value })),
+    choice("rationales kept", [["", "any"], ["some", "at least one"], ["none", "none"], ["without", "there are none"]], keep, (value) => change({ kept: value })),
     h("label", {}, "search in texts", h("input", { type: "search", id: "search", value: at.search ?? "", onchange: (event) => change({ search: event.target.value }) })));
   const draw = (i) => {
     const [id, source, count, kept, best, why] = round.documents[rows[i]];
@@ -430,11 +477,12 @@ async function mined(main) {
     h("div", { class: at.doc ? "two open" : "two" }, shownList.box, detail));
   main.classList.toggle("open", Boolean(at.doc));
   shownList.reveal();
+  detail.append(h("a", { class: "back", href: link({ doc: null }) }, "back to the list"));
   const number = round.documents.findIndex(([id]) => id === at.doc);
   if (number < 0) return detail.append(h("p", { class: "dim" }, at.doc ? `There is no document ${at.doc} here.` : "Choose a document."));
   const [id, source, count, , , why] = round.documents[number];
   const { wrote } = texts[number];
-  detail.append(h("a", { class: "back", href: link({ doc: null }) }, "back to the list"), h("h3", {}, id), h("p", { class: "dim" }, `from ${source}`),
+  detail.append(h("h3", {}, id), h("p", { class: "dim" }, `from ${source}`),
     count ? "" : h("p", {}, `No usable rationale: ${why}.`), ...inPlace(texts[number]),
     wrote ? h("details", {}, h("summary", {}, "what the model wrote"), text(wrote)) : "");
 }
@@ -456,10 +504,12 @@ function inPlace(document) {
 // ---- The frame ----
 
 const VIEWS = { overview: ["Overview", overview], questions: ["Questions", questions], mined: ["Mined rationales", mined] };
+/** The views that this run has something for. */
+const offered = () => Object.keys(VIEWS).filter((key) => key === "overview" || data[{ questions: "sets", mined: "mining" }[key]].length);
 function view() {
   const at = where();
   const wanted = at.view ?? (at.q || at.run ? "questions" : "overview");
-  return wanted in VIEWS ? wanted : "overview";
+  return offered().includes(wanted) ? wanted : "overview";
 }
 let last = "";
 let focused = null; // what had the keyboard when the page was drawn anew: its label, or the list
@@ -475,8 +525,7 @@ function restoreFocus(main) {
 }
 async function show() {
   const name = view();
-  const offered = Object.keys(VIEWS).filter((key) => key === "overview" || data[{ questions: "sets", mined: "mining" }[key]].length);
-  const tabs = offered.map((key) => h("a", { href: key === name ? location.hash || "#" : `#view=${key}`, "aria-current": key === name ? "page" : null }, VIEWS[key][0]));
+  const tabs = offered().map((key) => h("a", { href: key === name ? location.hash || "#" : `#view=${key}`, "aria-current": key === name ? "page" : null }, VIEWS[key][0]));
   const main = h("main", { id: "main" });
   focused = focusOf(document.activeElement) ?? focused;
   const scrolled = document.querySelector(".list")?.scrollTop ?? 0;
