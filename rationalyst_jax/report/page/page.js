@@ -195,15 +195,17 @@ function labels(points) {
   const taken = points.flatMap(({ x, y, top, bottom }) => [[x - 6, y - 6, x + 6, y + 6], [x - 1, top, x + 1, bottom]]);
   const apart = (one, other) => one[2] <= other[0] || other[2] <= one[0] || one[3] <= other[1] || other[3] <= one[1];
   const isFree = (box) => box[0] >= LEFT && box[2] <= W && box[1] >= 0 && box[3] <= H - BOTTOM && taken.every((other) => apart(box, other));
-  return points.map(({ x, y, label }) => {
+  const lines = []; // under all numbers
+  const numbers = points.map(({ x, y, label }) => {
     const width = 7 * label.length;
     const boxAt = ([dx, dy]) => (dx > 0 ? [x + dx, y + dy - 6, x + dx + width, y + dy + 6] : [x + dx - width, y + dy - 6, x + dx, y + dy + 6]);
     const place = PLACES.find((one) => isFree(boxAt(one))) ?? PLACES[0];
     const [dx, dy] = place;
     taken.push(boxAt(place));
-    return [Math.hypot(dx, dy) > 8 && s("line", { x1: x, y1: y, x2: x + dx, y2: y + dy, stroke: "var(--dim)" }),
-      s("text", { class: "label", x: x + dx, y: y + dy + 4, "text-anchor": dx > 0 ? "start" : "end" }, label)];
+    if (Math.hypot(dx, dy) > 8) lines.push(s("line", { x1: x, y1: y, x2: x + dx, y2: y + dy, stroke: "var(--dim)" }));
+    return s("text", { class: "label", x: x + dx, y: y + dy + 4, "text-anchor": dx > 0 ? "start" : "end" }, label);
   });
+  return [...lines, ...numbers];
 }
 function costPlot({ title, points }, by, label) {
   const known = points.map((point, i) => ({ ...point, i })).filter((point) => point[by] > 0);
