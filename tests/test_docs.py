@@ -1,5 +1,6 @@
 """README and the pages of docs/ say what is so: commands that parse, messages that come, links that lead."""
 
+import ast
 import contextlib
 import importlib
 import io
@@ -93,6 +94,12 @@ def test_every_page_is_in_the_table_of_contents():
     assert sorted(listed) == [
         page.stem for page in PAGES if page.parent.name == "docs" and page.stem != "index"
     ]
+
+
+def test_the_python_of_the_api_page_runs(capsys):
+    [block] = [text for language, text in blocks(ROOT / "docs" / "api.md") if language == "python"]
+    exec(compile(block, "api.md", "exec"), {})
+    assert len(ast.literal_eval(capsys.readouterr().out)) == 2  # candidates
 
 
 def faults() -> Iterator[tuple[str, str]]:
