@@ -113,3 +113,16 @@ def tpu_topology():
     from jax.experimental import topologies
 
     return lambda name: topologies.get_topology_desc(platform="tpu", topology_name=name).devices
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
+    """The run directory of a made-up run with its page, and what its summary.json holds."""
+    from finished_run import write_run
+
+    from rationalyst_jax.pipeline.report import report_run
+
+    run = tmp_path_factory.mktemp("finished")
+    summary = write_run(run)
+    report_run(run, run / "report.html")
+    return run, summary

@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from finished_run import HOSTILE, QUESTIONS, unpacked, write_run
+from finished_run import HOSTILE, QUESTIONS, unpacked
 
 from rationalyst_jax.evaluate.grade import grade
 from rationalyst_jax.mine.store import read_filtered
-from rationalyst_jax.pipeline.report import report_run
 from rationalyst_jax.reason.traces import read_traces
 from rationalyst_jax.report.html import MAIN, packed, write_page
 from rationalyst_jax.report.style import percent
@@ -33,14 +32,6 @@ pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium on the path
 
 Open = Callable[..., Any]
 IMPLICIT = "#run=implicit&vs=likelihood"
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> tuple[Path, dict]:
-    run = tmp_path_factory.mktemp("finished")
-    summary = write_run(run)
-    report_run(run, run / "report.html")
-    return run, summary
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from cli_files import rationalyst
-from finished_run import HOSTILE, QUESTIONS, RUNS, unpacked, write_run
+from finished_run import HOSTILE, QUESTIONS, RUNS, unpacked
 from rich.console import Console
 from rich.table import Table
 
@@ -28,15 +28,6 @@ from rationalyst_jax.report.trace_view import (
     smallest_margin,
 )
 from rationalyst_jax.tasks.benchmarks import task_named
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> tuple[Path, dict]:
-    run = tmp_path_factory.mktemp("finished")
-    summary = write_run(run)
-    report_run(run, run / "report.html")
-    return run, summary
-
 
 # ---- The page of a run ----
 
