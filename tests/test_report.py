@@ -14,7 +14,7 @@ from finished_run import HOSTILE, QUESTIONS, RUNS, unpacked
 from rich.console import Console
 from rich.table import Table
 
-from rationalyst_jax.pipeline import report
+from rationalyst_jax.pipeline import page
 from rationalyst_jax.pipeline.report import report_run, report_traces
 from rationalyst_jax.reason.traces import Step, Trace, read_traces
 from rationalyst_jax.report.html import table_data
@@ -141,8 +141,8 @@ def test_above_its_size_a_page_leaves_steps_out_and_says_so(
     traces = {name: rows for name, rows in whole.items() if name.startswith("traces")}
     for step in [step for rows in traces.values() for trace in rows for step in trace["steps"]]:
         step["gains"] = None
-    size = sum(len(report.packed(rows)) for rows in traces.values())
-    monkeypatch.setattr(report, "MOST_BYTES", size // 2)
+    size = sum(len(page.packed(rows)) for rows in traces.values())
+    monkeypatch.setattr(page, "MOST_BYTES", size // 2)
     report_run(run, tmp_path / "short.html")
     short = unpacked(tmp_path / "short.html")
     assert len(short["traces-0"]) == int(0.95 * (size // 2) / size * QUESTIONS)
@@ -158,8 +158,8 @@ def test_above_its_size_a_page_first_leaves_the_gains_of_tokens_out(
     whole = unpacked(run / "report.html")
     traces = {name: rows for name, rows in whole.items() if name.startswith("traces")}
     assert any(step["gains"] for rows in traces.values() for trace in rows for step in trace["steps"])
-    size = sum(len(report.packed(rows)) for rows in traces.values())
-    monkeypatch.setattr(report, "MOST_BYTES", size - 1)
+    size = sum(len(page.packed(rows)) for rows in traces.values())
+    monkeypatch.setattr(page, "MOST_BYTES", size - 1)
     report_run(run, tmp_path / "bare.html")
     bare = unpacked(tmp_path / "bare.html")
     assert ["the gains are left out" in note for note in bare["main"]["notes"]] == [True]
@@ -171,7 +171,7 @@ def test_above_its_size_a_page_first_leaves_the_gains_of_tokens_out(
 def test_many_documents_are_drawn_evenly_and_the_page_says_so(
     finished: tuple[Path, dict], tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(report, "MOST_DOCUMENTS", 5)
+    monkeypatch.setattr(page, "MOST_DOCUMENTS", 5)
     report_run(finished[0], tmp_path / "few.html")
     main = unpacked(tmp_path / "few.html")["main"]
     assert [row[0] for row in main["mining"][0]["documents"]] == ["d00", "d05", "d11", "d17", "d23"]
