@@ -2,11 +2,13 @@
 
 import gc
 import os
+import shutil
 import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -126,3 +128,50 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
     summary = write_run(run)
     report_run(run, run / "report.html")
     return run, summary
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium, driven by playwright; skips where either is absent."""
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="pages in a browser: pip install playwright"
+    )
+    found = [shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome")]
+    path = next(filter(None, found), None)
+    if path is None:
+        pytest.skip("no Chromium on the path")
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking"]
+    with playwright.sync_playwright() as driver:
+        launched = driver.chromium.launch(executable_path=path, args=flags)
+        yield launched
+        launched.close()
+
+
+@pytest.fixture
+def opened(browser: Any, finished: tuple[Path, dict]) -> Iterator[Callable[..., Any]]:
+    """Opens the page of `finished`, or another, at a link; afterwards nothing may have been asked for but its
+    file, or gone wrong."""
+    addresses = set()
+    contexts = []
+    errors: list[str] = []
+    requests: list[str] = []
+
+    def open(link: str = "", file: Path = finished[0] / "report.html", **how: Any) -> Any:
+        addresses.add(file.as_uri())
+        contexts.append(browser.new_context(offline=True, **how))
+        page = contexts[-1].new_page()
+        page.set_default_timeout(10_000)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on(
+            "console", lambda said: errors.append(said.text) if said.type in ("error", "warning") else None
+        )
+        page.on("request", lambda request: requests.append(request.url.partition("#")[0]))
+        page.goto(file.as_uri() + link)
+        page.wait_for_selector("body[data-ready]")
+        return page
+
+    yield open
+    for context in contexts:
+        context.close()
+    assert not errors
+    assert set(requests) == addresses

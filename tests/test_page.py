@@ -5,11 +5,11 @@ Where axe-core (npm) lies in a folder of NODE_PATH it looks for what keeps peopl
 
 import os
 import re
-import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import combinations, pairwise
 from pathlib import Path
+from runpy import run_path
 from typing import Any
 
 import pytest
@@ -17,58 +17,15 @@ from finished_run import HOSTILE, QUESTIONS, unpacked
 
 from rationalyst_jax.evaluate.grade import grade
 from rationalyst_jax.mine.store import read_filtered
+from rationalyst_jax.pipeline.report import report_traces
 from rationalyst_jax.reason.traces import read_traces
 from rationalyst_jax.report.html import MAIN, packed, write_page
 from rationalyst_jax.report.style import percent
 from rationalyst_jax.report.trace_view import first_parting, smallest_margin
 from rationalyst_jax.tasks.benchmarks import task_named
 
-playwright = pytest.importorskip(
-    "playwright.sync_api", reason="pip install playwright, for pages in a browser"
-)
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking")
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium on the path")
-
 Open = Callable[..., Any]
 IMPLICIT = "#run=implicit&vs=likelihood"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as driver:
-        launched = driver.chromium.launch(executable_path=BROWSER, args=list(FLAGS))
-        yield launched
-        launched.close()
-
-
-@pytest.fixture
-def opened(browser: Any, finished: tuple[Path, dict]) -> Iterator[Open]:
-    """Opens a page at a link; afterwards nothing may have been asked for but its file, or gone wrong."""
-    addresses = set()
-    contexts = []
-    errors: list[str] = []
-    requests: list[str] = []
-
-    def open(link: str = "", file: Path = finished[0] / "report.html", **how: Any) -> Any:
-        addresses.add(file.as_uri())
-        contexts.append(browser.new_context(offline=True, **how))
-        page = contexts[-1].new_page()
-        page.set_default_timeout(10_000)
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.on(
-            "console", lambda said: errors.append(said.text) if said.type in ("error", "warning") else None
-        )
-        page.on("request", lambda request: requests.append(request.url.partition("#")[0]))
-        page.goto(file.as_uri() + link)
-        page.wait_for_selector("body[data-ready]")
-        return page
-
-    yield open
-    for context in contexts:
-        context.close()
-    assert not errors
-    assert set(requests) == addresses
 
 
 def page_with(finished: tuple[Path, dict], out: Path, **changes: Any) -> Path:
@@ -210,6 +167,13 @@ def test_a_link_to_what_a_run_has_not_leads_to_the_overview(
     page = opened(link, page_with(finished, tmp_path / "bare.html", sets=[], mining=[]))
     assert page.locator("nav a").all_inner_texts() == ["Overview"]
     assert page.get_by_role("heading", name="What came out").is_visible()
+
+
+@pytest.mark.parametrize(
+    "filters", ["verdict=good&flip=up", "finish=toString", "flag=__proto__&margin=small"]
+)
+def test_an_unknown_choice_of_questions_leaves_all(opened: Open, filters: str):
+    wait_for_status(opened(f"{IMPLICIT}&{filters}"), f"{QUESTIONS} questions of {QUESTIONS}")
 
 
 @pytest.mark.parametrize("name", ["__proto__", "nothing"])
@@ -393,3 +357,26 @@ def test_a_page_fits_a_phone(opened: Open, place: str):
         page.get_by_role("link", name="back to the list").click()
         page.wait_for_selector(".list")
         assert page.get_by_role("listbox").is_visible()
+
+
+@pytest.mark.slow  # half a minute; benchmarks/page.py says how soon it is ready, and with how much memory
+def test_a_page_of_many_long_traces_can_be_filtered_and_read(opened: Open, tmp_path: Path):
+    benchmark = run_path(str(Path(__file__).parents[1] / "benchmarks" / "page.py"))
+    count = 1319
+    questions, traces = benchmark["write_traces"](tmp_path, count, steps=15, candidates=3, gains=True)
+    task = task_named("gsm8k")
+    size = report_traces(task, questions, {"implicit": [traces]}, tmp_path / "page.html")
+    assert size < 20e6
+    page = opened("#view=questions", tmp_path / "page.html")
+    wait_for_status(page, f"{count:,} questions of {count:,}")
+    right = [g.verdict for g in grade([traces], task.read(questions), task).strict].count("right")
+    assert 0 < right < count
+    choose(page, "graded", "right")
+    wait_for_status(page, f"{right} questions of {count:,}")
+    page.keyboard.press("Escape")
+    page.keyboard.press("End")
+    page.wait_for_selector("article ol.steps")
+    assert page.locator("article ol.steps > li").count() == 15
+    assert page.locator(".row").count() < 60
+    page.get_by_role("link", name="Overview").click()
+    assert page.locator(".note").first.inner_text()  # the gains of tokens were left out

@@ -31,6 +31,7 @@ from rationalyst_jax.pipeline.model_card import model_cards
 from rationalyst_jax.pipeline.models import Models
 from rationalyst_jax.pipeline.run_dir import RunDir
 from rationalyst_jax.reason.config import ReasonConfig
+from rationalyst_jax.report.style import percent
 from rationalyst_jax.train.config import TrainConfig
 from rationalyst_jax.world.checkpoint import checkpoint_path
 
@@ -99,6 +100,22 @@ def test_an_experiment_ends_with_a_summary_of_every_stage(finished):
     }
     for picture in ("accuracy.png", "train/rationalyst/loss.png"):
         assert (run_dir / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_its_page_opens_in_a_browser_with_its_figures_and_every_question(finished, opened):
+    _, summary = finished
+    page = opened()
+    for name, result in (summary["strategies"] | summary["ablations"]).items():
+        row = page.locator("tbody tr", has=page.get_by_role("cell", name=name, exact=True)).first
+        assert percent(result["accuracy"], result["low"], result["high"]) in row.inner_text()
+    page.get_by_role("link", name="Questions").click()
+    page.wait_for_selector("[role=status]")
+    assert page.locator("[role=status]").inner_text() == "8 questions of 8"
+    page.locator(".row").first.click()
+    page.wait_for_selector("article ol.steps")
+    page.get_by_role("link", name="Mined rationales").click()
+    page.wait_for_selector("[role=status]")
+    assert page.locator("[role=status]").inner_text() == "24 documents of 24"
 
 
 def test_the_trained_model_gets_a_card_of_what_its_stages_recorded(finished):
@@ -426,6 +443,21 @@ def test_the_demo_shows_what_it_is_for(demo):
     assert (
         implicit["accuracy"] > strategies["likelihood"]["accuracy"] and implicit["vs_likelihood"]["p"] < 0.01
     )
+
+
+@pytest.mark.slow
+def test_the_demos_page_opens_in_a_browser(demo, opened):
+    strategies = json.loads((demo / "summary.json").read_text())["strategies"]
+    page = opened("#view=questions&run=implicit&vs=likelihood", demo / "report.html")
+    page.wait_for_selector(".row")
+    assert page.locator("[role=status]").inner_text() == "500 questions of 500"
+    right = round(500 * strategies["implicit"]["accuracy"])
+    page.get_by_role("combobox", name="graded", exact=True).select_option("right")
+    page.wait_for_function(
+        "n => document.querySelector('[role=status]').innerText.startsWith(n)", arg=f"{right} questions"
+    )
+    page.locator(".row").first.click()
+    page.wait_for_selector("article ol.steps")
 
 
 def lines_in(pattern: str, count: int) -> Callable[[Path], bool]:

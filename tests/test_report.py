@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import re
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -227,6 +228,20 @@ def test_the_command_writes_its_page_into_the_run(finished: tuple[Path, dict], t
     assert rationalyst(f"report --run {run}") == 0
     assert (run / "report.html").read_bytes() == page
     assert "report.html: 0." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("changes", [{"mining": {"documents": 25}}, {"mining": None}])
+@pytest.mark.parametrize("command", ["report --run", "card --model"])
+def test_a_summary_of_an_older_version_is_one_line(
+    finished: tuple[Path, dict], tmp_path: Path, capsys, command: str, changes: dict
+):
+    run, summary = finished
+    for name in ("experiment.config.json", "versions.json"):
+        shutil.copy(run / name, tmp_path)
+    (tmp_path / "summary.json").write_text(json.dumps(summary | changes))
+    assert rationalyst(f"{command} {tmp_path}") == 1
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and f"{tmp_path}/summary.json: no summary" in told
 
 
 # ---- What can be seen in a trace ----

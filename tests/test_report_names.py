@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Mapping
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +13,7 @@ from rich.table import Table
 from rationalyst_jax.pipeline.run_dir import RunDir
 from rationalyst_jax.report.benchmark import benchmark_table, paper_table
 from rationalyst_jax.report.html import table_data
+from rationalyst_jax.report.plots import accuracy_chart, accuracy_curve, accuracy_panels, gain_histogram
 from rationalyst_jax.report.prefilter import references_table
 from rationalyst_jax.report.progress import track
 from rationalyst_jax.report.rationales import faults_table
@@ -87,3 +89,12 @@ def test_stages_and_progress_show_a_name_as_it_is(name: str, terminal: bool, tmp
     with track(console, f"questions ({name})") as progress:
         progress(1, 1, 0)
     assert f"reason {name}" in file.getvalue() and f"questions ({name})" in file.getvalue()
+
+
+@pytest.mark.parametrize("name", ["$\\nothing$", "$5 or $6", "5 $"])
+def test_a_picture_reads_no_mathematics_in_a_name(name: str, tmp_path: Path):
+    accuracy_chart({name: ACCURACY}, tmp_path / "chart.png")
+    accuracy_panels({name: {name: ACCURACY}}, tmp_path / "panels.png")
+    accuracy_curve(name, [1, 2], {name: [ACCURACY, ACCURACY | {"n": 8}]}, tmp_path / "curve.png")
+    gain_histogram({name: [0.1, 0.2]}, tmp_path / "gains.png")
+    assert all(file.stat().st_size for file in tmp_path.iterdir())

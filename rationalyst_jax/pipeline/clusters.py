@@ -174,16 +174,26 @@ def _nothing() -> None:
 def _ray(config: ClusterConfig, run_dir: Path, console: Console) -> Iterator[Start]:
     """Ranks are actors of the cluster that RAY_ADDRESS names, or that is found here; else of this machine."""
     handler = signal.getsignal(signal.SIGTERM)
+    # Else whatever asks for the cluster after it was left starts another one. Ray reads this when imported.
+    os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
     ray = _imported("ray")
     datatrove = _datatrove("ray")
     datatrove.RankWorker = RayRank
     ray.init(log_to_driver=False, logging_level="ERROR")
     signal.signal(signal.SIGTERM, handler)  # ray has set its own
+    left = threading.Event()
+
+    def run(executor: Any) -> None:
+        try:
+            executor.run()
+        except Exception:
+            if not left.is_set():
+                raise
 
     def start(group: StageGroup, step: RankStep) -> None:
         executor = datatrove.RayPipelineExecutor(**_settings(step, group, config, run_dir))
         # Not in this thread: interrupted there, it would wait for ever for ranks that have no place yet.
-        running = threading.Thread(target=executor.run, daemon=True)
+        running = threading.Thread(target=run, args=(executor,), daemon=True)
         running.start()
         while running.is_alive():
             running.join(1)
@@ -191,6 +201,7 @@ def _ray(config: ClusterConfig, run_dir: Path, console: Console) -> Iterator[Sta
     try:
         yield start
     finally:
+        left.set()
         ray.shutdown()
 
 

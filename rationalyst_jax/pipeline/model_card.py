@@ -11,6 +11,7 @@ from rationalyst_jax.files.lock import locked
 from rationalyst_jax.files.rows import read_rows
 from rationalyst_jax.files.whole import file_name, read_json, whole
 from rationalyst_jax.lm.weights.open import base_of, hub_id, model_name
+from rationalyst_jax.pipeline.run_dir import read_summary
 from rationalyst_jax.prompts.prompt import load_prompts, shipped_prompts
 from rationalyst_jax.report.model_card import (
     Base,
@@ -104,7 +105,7 @@ def _trainings(run: Path) -> dict[Path, Path | None]:
     """The trainings of a run that have an export, and the experiment that each belongs to."""
     experiment = run / "experiment.config.json"
     if experiment.is_file():
-        trained = read_json(run / "summary.json").get("training")
+        trained = read_summary(run).get("training")
         if not trained:
             raise ValueError(f"{run}: trained no RATIONALYST, so there is no export")
         found: dict[Path, Path | None] = {run / "train" / file_name(name): run for name in trained}
@@ -156,7 +157,7 @@ def _names(trained: Trained) -> set[str]:
 def _with_results(trained: Trained, training: Path, experiment: Path) -> Trained:
     """What an experiment found out with a RATIONALYST, beside the runs without any, and how it was mined."""
     config = read_json(experiment / "experiment.config.json")
-    summary = read_json(experiment / "summary.json")
+    summary = read_summary(experiment)
     own = next(name for name in summary["training"] if file_name(name) == training.resolve().name)
     if config["world"]:  # its questions have the form of a task, but are not the task's
         task, title = "rationalyst-world", "Embedded world of rationalyst_jax"
@@ -178,7 +179,7 @@ def _of_benchmark(run: Path, export: Path) -> Iterator[Result]:
     from rationalyst_jax.lm.weights.hf import fingerprint  # takes seconds to import
 
     config = read_json(run / "experiment.config.json")
-    summary = read_json(run / "summary.json")
+    summary = read_summary(run)
     if "tasks" not in summary:
         raise ValueError(f"{run}: is the run directory of no benchmark")
     own = fingerprint(export)

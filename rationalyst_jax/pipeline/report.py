@@ -15,6 +15,7 @@ from rationalyst_jax.evaluate.grade import as_family, compare, summarize
 from rationalyst_jax.files.prepared import Source, is_prepared
 from rationalyst_jax.files.whole import file_name, read_json, write_json
 from rationalyst_jax.pipeline.page import Page, read_solved, text_digest
+from rationalyst_jax.pipeline.run_dir import read_summary
 from rationalyst_jax.reason.traces import Trace, mean_ledger
 from rationalyst_jax.report.benchmark import benchmark_table, paper_table
 from rationalyst_jax.report.grades import compared_table, grades_table
@@ -44,7 +45,7 @@ def report_run(run: Path, out: Path) -> int:
     Raises FileNotFoundError for a folder that is none, and for questions that are no longer where they were;
     ValueError for questions that have other texts now, and for malformed files.
     """
-    summary = read_json(run / "summary.json")
+    summary = read_summary(run)
     config = read_json(run / "experiment.config.json")
     page = Page(run.resolve().name)
     if "tasks" in summary:

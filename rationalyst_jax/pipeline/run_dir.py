@@ -63,3 +63,18 @@ class RunDir:
 
     def _marker(self, name: str) -> Path:
         return self.path / "stages" / f"{file_name(name)}.json"
+
+
+def read_summary(run: Path) -> dict[str, Any]:
+    """What a finished experiment or benchmark came to.
+
+    Raises FileNotFoundError for a run that is not finished, ValueError naming a file that holds something
+    else, as versions before 0.2 left it.
+    """
+    path = run / "summary.json"
+    summary = read_json(path)
+    if "tasks" not in summary and not isinstance(summary.get("mining"), list):
+        raise ValueError(
+            f"{path}: no summary of an experiment or benchmark as this version writes it: do the run again"
+        )
+    return summary

@@ -49,11 +49,16 @@ def accuracy_panels(panels: Mapping[str, Mapping[str, Mapping[str, Any]]], png: 
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes, (title, results) in zip(grid, panels.items(), strict=False):
         _bars(axes, results)
-        axes.set_title(title, loc="left")
+        axes.set_title(_plain(title), loc="left")
     for axes in grid[len(panels) :]:
         axes.remove()
     figure.supxlabel("accuracy (%), 95 % interval")
     figure.savefig(png, dpi=120)
+
+
+def _plain(text: str) -> str:
+    """A text that matplotlib draws as it is: between two signs of dollar it would read mathematics."""
+    return text.replace("$", r"\$")
 
 
 def _height(results: Mapping[str, Any]) -> float:
@@ -66,7 +71,15 @@ def _bars(axes: Axes, results: Mapping[str, Mapping[str, Any]]) -> None:
     accuracy = [100 * results[name]["accuracy"] for name in names]
     below = [100 * (results[name]["accuracy"] - results[name]["low"]) for name in names]
     above = [100 * (results[name]["high"] - results[name]["accuracy"]) for name in names]
-    axes.barh(names, accuracy, xerr=[below, above], color="#7aa6c2", ecolor="#333333", capsize=3, height=0.65)
+    axes.barh(
+        [*map(_plain, names)],
+        accuracy,
+        xerr=[below, above],
+        color="#7aa6c2",
+        ecolor="#333333",
+        capsize=3,
+        height=0.65,
+    )
     for y, (value, up) in enumerate(zip(accuracy, above, strict=True)):
         axes.text(value + up + 1.5, y, f"{value:.1f}", va="center")
     axes.set_xlim(0, 100)
@@ -85,17 +98,20 @@ def accuracy_curve(
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
     for number, (name, results) in enumerate(lines.items()):
+        shown = _plain(name)
         color = f"C{number}"
         accuracy, low, high = ([100 * r[key] for r in results] for key in ("accuracy", "low", "high"))
         if len(results) > 1 and all(result == results[0] for result in results):
-            axes.axhline(accuracy[0], linestyle="--", color=color, label=name)
+            axes.axhline(accuracy[0], linestyle="--", color=color, label=shown)
             axes.axhspan(low[0], high[0], color=color, alpha=0.12, linewidth=0)
             continue
         below = [value - end for value, end in zip(accuracy, low, strict=True)]
         above = [end - value for value, end in zip(accuracy, high, strict=True)]
         places = np.arange(len(x)) + 0.04 * number  # the bars of two lines must not hide each other
-        axes.errorbar(places, accuracy, yerr=[below, above], fmt="o-", color=color, capsize=3, label=name)
-    axes.set(xlabel=label, ylabel="accuracy (%), 95 % interval", ylim=(0, 100))
+        axes.errorbar(
+            places, accuracy, yerr=[below, above], fmt="o-", color=color, capsize=3, label=_plain(name)
+        )
+    axes.set(xlabel=_plain(label), ylabel="accuracy (%), 95 % interval", ylim=(0, 100))
     axes.set_xticks(range(len(x)), [f"{value:g}" for value in x])
     figure.legend(frameon=False, loc="outside upper center", ncols=len(lines))
     axes.spines[["top", "right"]].set_visible(False)
@@ -121,7 +137,7 @@ def gain_histogram(gains: Mapping[str, Sequence[float]], png: Path) -> None:
         axes.axvline(0, color="#333333", linewidth=0.8)
         axes.axvline(float(np.mean(values)), color="#b03a2e", linestyle="--", linewidth=1.2)
         axes.set(ylabel="%", yscale="log")
-        title = f"{name}: n = {len(values)}, mean {np.mean(values):+.2f}"
+        title = f"{_plain(name)}: n = {len(values)}, mean {np.mean(values):+.2f}"
         axes.set_title(title, loc="left", fontsize="medium")
         axes.spines[["top", "right"]].set_visible(False)
     panels[-1].set_xlabel("gain of the following text (nats); dashed: mean")

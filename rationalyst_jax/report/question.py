@@ -1,7 +1,7 @@
 """One question in a terminal, as the page shows it: what was asked, and what each run did, step by step."""
 
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from rich.console import RenderableType
 from rich.padding import Padding
@@ -108,17 +108,24 @@ def _candidates(step: Step, likelihood: int | None) -> Table:
     columns = {
         "": [_marks(step, i, likelihood) for i in range(len(step.candidates))],
         "candidate": [_candidate(step, i) for i in range(len(step.candidates))],
-        "score": None if step.scores is None else [Text(f"{score:.3f}") for score in step.scores],
+        "score": _figures(step.scores),
         "margin": None if above is None else [Text(f"{margin:+.3f}") for margin in above],
+        "without": _figures(step.scores_without),
         "note": None if step.notes is None else [plain(note) for note in step.notes],
     }
     known = {name: cells for name, cells in columns.items() if cells is not None}
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     for name in known:
-        table.add_column(name, justify="right" if name in ("score", "margin") else "left", overflow="fold")
+        table.add_column(
+            name, justify="right" if name in ("score", "margin", "without") else "left", overflow="fold"
+        )
     for number, row in enumerate(zip(*known.values(), strict=True)):
         table.add_row(*row, style="bold" if number == step.choice else "")
     return table
+
+
+def _figures(scores: Sequence[float] | None) -> list[Text] | None:
+    return None if scores is None else [Text(f"{score:.3f}") for score in scores]
 
 
 def _candidate(step: Step, number: int) -> Text:

@@ -283,6 +283,13 @@ function overview(main) {
 // ---- Questions ----
 
 const VERDICTS = ["right", "wrong", "unanswered", "undecided"];
+const finishesOf = (run) => [...new Set(run.rows.map((row) => row[4]))].sort();
+/** The filters of a link; a value that is none of a filter's is left out. */
+function filtersOf(at, run) {
+  const values = { verdict: VERDICTS, flip: ["right", "wrong"], finish: finishesOf(run), flag: Object.keys(data.flags) };
+  const known = Object.entries(values).filter(([key, all]) => all.includes(at[key])).map(([key]) => [key, at[key]]);
+  return { ...Object.fromEntries(known), search: at.search ?? "", margin: Number.isFinite(Number(at.margin)) ? at.margin ?? "" : "" };
+}
 /** What the link says of questions: the set, the run, and the one it is compared with. */
 function chosen() {
   const at = where();
@@ -292,7 +299,7 @@ function chosen() {
   const others = set.runs.filter((one) => one !== run);
   const versus = at.vs === "none" ? null : others.find((one) => one.name === at.vs) ?? others.find((one) => one.strategy === "likelihood") ?? others[0] ?? null;
   const sample = Math.max(0, Math.min(run.samples - 1, Math.trunc(Number(at.sample)) || 0));
-  return { set, run, versus, sample, at };
+  return { set, run, versus, sample, at, filters: filtersOf(at, run) };
 }
 /** A line of a list by the columns of its row; `n` is its place in the run's part. */
 function line(run, n) {
@@ -302,8 +309,8 @@ function line(run, n) {
 const pairOf = (run, { question, sample }) => line(run, question * run.samples + (sample % run.samples));
 
 /** The numbers of the rows that the filters of a link leave. */
-async function filtered({ set, run, versus, at }) {
-  const wanted = (at.search ?? "").toLowerCase().split(/\s+/).filter(Boolean);
+async function filtered({ set, run, versus, filters }) {
+  const wanted = filters.search.toLowerCase().split(/\s+/).filter(Boolean);
   const traces = wanted.length ? await part(run.part) : null;
   const holds = (one) => {
     const question = set.questions[one.question];
@@ -312,14 +319,14 @@ async function filtered({ set, run, versus, at }) {
     return wanted.every((word) => all.includes(word));
   };
   const passes = (one) => {
-    if (at.verdict && one.verdict !== at.verdict) return false;
-    if (at.finish && one.finish !== at.finish) return false;
-    if (at.flag && !one.flags.includes(at.flag)) return false;
-    if (at.margin && !(one.margin != null && one.margin < Number(at.margin))) return false;
-    if (at.flip && versus) {
+    if (filters.verdict && one.verdict !== filters.verdict) return false;
+    if (filters.finish && one.finish !== filters.finish) return false;
+    if (filters.flag && !one.flags.includes(filters.flag)) return false;
+    if (filters.margin && !(one.margin != null && one.margin < Number(filters.margin))) return false;
+    if (filters.flip && versus) {
       const before = pairOf(versus, one).verdict === "right";
       const now = one.verdict === "right";
-      if (before === now || now !== (at.flip === "right")) return false;
+      if (before === now || now !== (filters.flip === "right")) return false;
     }
     return !wanted.length || holds(one);
   };
@@ -331,22 +338,21 @@ let asked = 0;
 async function questions(main) {
   const ticket = ++asked;
   const here = chosen();
-  const { set, run, versus, sample, at } = here;
+  const { set, run, versus, sample, at, filters } = here;
   const rows = await filtered(here);
   if (ticket !== asked) return;
   const names = set.runs.map((one) => [one.name, one.name]);
-  const finishes = [...new Set(run.rows.map((row) => row[4]))].sort();
   const any = [["", "any"]];
-  const search = h("input", { type: "search", value: at.search ?? "", onchange: (event) => change({ search: event.target.value }), id: "search" });
+  const search = h("input", { type: "search", value: filters.search, onchange: (event) => change({ search: event.target.value }), id: "search" });
   const controls = h("div", { class: "controls filters", role: "search", "aria-label": "filters" },
     data.sets.length > 1 && choice("questions of", data.sets.map((one) => [one.title, one.title]), set.title, (value) => change({ set: value, run: null, vs: null, q: null })),
     choice("run", names, run.name, (value) => change({ run: value, vs: value === versus?.name ? run.name : at.vs })),
-    choice("graded", [...any, ...VERDICTS.map((one) => [one, one])], at.verdict ?? "", (value) => change({ verdict: value })),
+    choice("graded", [...any, ...VERDICTS.map((one) => [one, one])], filters.verdict ?? "", (value) => change({ verdict: value })),
     names.length > 1 && choice("compared with", [["none", "nothing"], ...names.filter(([name]) => name !== run.name)], versus?.name ?? "none", (value) => change({ vs: value })),
-    versus && choice("flipped", [["", "any"], ["right", "wrong there, right here"], ["wrong", "right there, wrong here"]], at.flip ?? "", (value) => change({ flip: value })),
-    choice("ended by", [...any, ...finishes.map((one) => [one, one])], at.finish ?? "", (value) => change({ finish: value })),
-    choice("where", [...any, ...Object.entries(data.flags)], at.flag ?? "", (value) => change({ flag: value })),
-    h("label", {}, "margin below", h("input", { type: "number", min: 0, step: "any", value: at.margin ?? "", onchange: (event) => change({ margin: event.target.value }) })),
+    versus && choice("flipped", [["", "any"], ["right", "wrong there, right here"], ["wrong", "right there, wrong here"]], filters.flip ?? "", (value) => change({ flip: value })),
+    choice("ended by", [...any, ...finishesOf(run).map((one) => [one, one])], filters.finish ?? "", (value) => change({ finish: value })),
+    choice("where", [...any, ...Object.entries(data.flags)], filters.flag ?? "", (value) => change({ flag: value })),
+    h("label", {}, "margin below", h("input", { type: "number", min: 0, step: "any", value: filters.margin, onchange: (event) => change({ margin: event.target.value }) })),
     h("label", {}, "search in texts", search));
   const status = h("p", { role: "status", class: "filters dim" }, `${words(rows.length, "question")} of ${run.rows.length.toLocaleString("en")}`);
   const draw = (i) => {
