@@ -14,7 +14,7 @@ MAKE_VENV = $(PYTHON) -m venv .venv
 INSTALL = $(BIN)/python -m pip install --quiet -c constraints.txt
 endif
 
-.PHONY: install demo test test-lowest aot lint docs bench wheels accelerator
+.PHONY: install demo test test-lowest aot lint docs notebooks bench wheels accelerator
 install: .venv/installed
 
 .venv/python:
@@ -72,6 +72,10 @@ lint: .venv/installed-test
 
 docs: .venv/installed-docs
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs build/docs
+
+# notebooks/NAME.ipynb from NAME.py.
+notebooks: .venv/installed-test
+	$(BIN)/python notebooks/build.py
 
 bench: .venv/installed-test
 	@set -e; for name in sampling reasoning int8 attention likelihood choices training; do \
