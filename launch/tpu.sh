@@ -106,8 +106,9 @@ on_machine() { # COMMAND...
 exec 8>>rationalyst.lock
 flock -n 8 || { kill "\$(cat rationalyst.pid)"; flock -w 600 8; } || exit 255
 mkdir -p rationalyst && tar -xzf rationalyst.tgz -C rationalyst || exit 255
-${SETUP:-:} || exit 1
-(echo \$BASHPID >rationalyst.pid; exec rationalyst/launch/worker.sh $command)
+{
+${SETUP:-:}
+} && (echo \$BASHPID >rationalyst.pid; exec rationalyst/launch/worker.sh $command)
 status=\$?
 echo "tpu.sh: \$(hostname) ended with \$status"
 exit \$status
@@ -116,8 +117,6 @@ SCRIPT
 
 start() { # COMMAND... on all machines; returns 255 where none has said how it ended
     local status=0 ended
-    tar -C "$root" --exclude=__pycache__ -czf "$scratch/code" \
-        rationalyst_jax launch pyproject.toml constraints.txt README.md LICENSE
     tpus scp "$scratch/code" "$name:rationalyst.tgz" --node=all --worker=all --batch-size=all || return 255
     tpus ssh "$name" --node=all --worker=all --batch-size=all --command="$(on_machine "$@")" 2>&1 |
         tee "$scratch/log" || status=$?
@@ -132,6 +131,8 @@ start() { # COMMAND... on all machines; returns 255 where none has said how it e
 
 run() { # COMMAND...
     local tries=0 status progress before=''
+    tar -C "$root" --exclude=__pycache__ -czf "$scratch/code" \
+        rationalyst_jax launch pyproject.toml constraints.txt README.md LICENSE
     while true; do
         bring
         progress=$(bash -c "${PROGRESS:-:}") || progress=$before
