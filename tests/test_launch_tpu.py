@@ -1,4 +1,4 @@
-"""launch/tpu.sh with a stand-in for gcloud: what is queued, when a command starts again, and what is deleted."""
+"""launch/tpu.sh with a stand-in for gcloud: what is queued, what starts again, and what is deleted."""
 
 import os
 import subprocess
@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from launch_machines import LAUNCH, environment, launch, script
 
-# States of the TPUs are in `states`, one a look; the last one stays. Statuses of the command are in `statuses`,
-# one start a line, with a status for each machine; "lost" has said nothing.
+# States of the TPUs are in `states`, one a look; the last one stays. Statuses of the command are in
+# `statuses`, one start a line, with a status for each machine; "lost" has said nothing.
 GCLOUD = r"""#!/usr/bin/env bash
 shift 3 # compute tpus queued-resources
 next() { head -n1 "$1"; [ "$(wc -l <"$1")" = 1 ] || sed -i 1d "$1"; }
@@ -155,7 +155,8 @@ def test_what_gcloud_refuses_ends_with_its_status(cloud):
     [
         (
             "--zone z --accelerator-type=v5litepod-8",
-            "--accelerator-type=v5litepod-8 --node-id=t --runtime-version=v2-alpha-tpuv5-lite --zone=z --quiet",
+            "--accelerator-type=v5litepod-8 --node-id=t --runtime-version=v2-alpha-tpuv5-lite "
+            "--zone=z --quiet",
         ),
         (
             "--accelerator-type v5p-32 --node-count=2 --project=p",
