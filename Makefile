@@ -64,6 +64,7 @@ lint: .venv/installed-test
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
+	$(BIN)/shellcheck launch/*.sh launch/*.sbatch
 
 # The pages of docs/ as a site in build/docs that opens from disk; a warning is an error.
 .venv/installed-docs: .venv/installed

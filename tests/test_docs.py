@@ -17,7 +17,7 @@ from cli_files import rationalyst
 from rationalyst_jax.cli.main import COMMANDS, parser_of
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+PAGES = sorted(page for folder in (ROOT, ROOT / "docs", ROOT / "launch") for page in folder.glob("*.md"))
 SITE = ROOT / "build" / "docs"
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FENCE = re.compile(r"^```(.*)\n((?:.*\n)*?)```$", re.M)
@@ -45,8 +45,9 @@ def commands(page: Path) -> list[str]:
             lines += block.replace("\\\n", " ").splitlines()
     prose = FENCE.sub("", page.read_text(encoding="utf-8"))
     lines += [" ".join(code.split()) for code in re.findall(r"`(rationalyst [^`]*--[^`]*)`", prose)]
-    # What may stand before a command: a prompt, the folder of an environment, a variable, Slurm.
-    before = r"\s*(?:\$ )?(?:[A-Z_]+=\S+ )?(?:srun )?(?:\S*bin/)?rationalyst (?=[a-z])"
+    # What may stand before a command: a prompt, the folder of an environment, a variable, a launcher.
+    launched = r"launch/worker\.sh|launch/tpu\.sh run .* --|sbatch .*launch/slurm\.sbatch"
+    before = rf"\s*(?:\$ )?(?:[A-Z_]+=\S+ )?(?:(?:\S*bin/)?rationalyst|{launched}) (?=[a-z])"
     return [line[match.end() :] for line in lines if (match := re.match(before, line))]
 
 

@@ -6,13 +6,16 @@ from dataclasses import replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from cli_files import rationalyst
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from random_model import random_llama
 
 from rationalyst_jax.cli.main import CONFIGS
-from rationalyst_jax.lm.devices.chips import CHIPS, GIB
+from rationalyst_jax.lm.devices.chips import CHIPS, GIB, libtpu_init_args
 from rationalyst_jax.lm.devices.mesh import MeshShape
 from rationalyst_jax.lm.devices.sharding import make_mesh
 from rationalyst_jax.lm.model.config import LlamaConfig
@@ -299,6 +302,26 @@ def test_what_fits_is_told(stage, rows, plans, monkeypatch, capsys):
     exchanged, floor = found.program
     assert "all-reduce" in by_kind(exchanged)
     assert floor.compute == found.flops / CHIPS["v5e"].flops
+    assert out.endswith("\nLIBTPU_INIT_ARGS=''\n")
+
+
+def test_libtpu_is_told_the_flags_of_the_chip_unless_it_was_told_others(monkeypatch):
+    monkeypatch.delenv("LIBTPU_INIT_ARGS", raising=False)
+    v6e = replace(here(), chip=CHIPS["v6e"])
+    assert planning.libtpu_args(v6e.chip) == libtpu_init_args("v6e-8")
+    with pytest.raises(jax.errors.JaxRuntimeError, match="xla_tpu_"):  # the CPU's compiler knows no such flag
+        plan(v6e, SETTINGS)
+    monkeypatch.setenv("LIBTPU_INIT_ARGS", "--others=1")
+    assert planning.libtpu_args(v6e.chip) == "--others=1"
+    assert plan(v6e, SETTINGS).program
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "flags"),
+    [("v5litepod-16", 0), ("v5p-8", 5), ("v6e-256", 5), ("v4-8", 0), ("tpu7x-8", 0), ("", 0)],
+)
+def test_an_accelerator_has_the_flags_of_its_chip(accelerator, flags):
+    assert len(libtpu_init_args(accelerator).split()) == flags
 
 
 @pytest.mark.parametrize(
@@ -399,6 +422,20 @@ def test_ready_configs_fit(name, plans):
     model, topology = READY[name]
     assert rationalyst(f"plan --config {name} --model {model} --topology {topology}") == 0
     print(row(name, plans[0]))
+
+
+@pytest.mark.aot
+@pytest.mark.parametrize("topology", ["v5p:2x2x1", "v6e:2x4"])
+def test_with_the_flags_of_a_chip_libtpu_gathers_while_it_multiplies(topology, tpu_topology):
+    mesh = Mesh(np.array(tpu_topology(topology)), ("x",))
+    rows = NamedSharding(mesh, PartitionSpec("x"))
+    multiply = jax.jit(lambda x, w: jnp.tanh(x @ w) @ w.T, in_shardings=(rows, rows), out_shardings=rows)
+    x = jax.ShapeDtypeStruct((8192, 4096), jnp.bfloat16)
+    w = jax.ShapeDtypeStruct((4096, 4096), jnp.bfloat16)
+    flags = libtpu_init_args(topology.partition(":")[0]).replace("--", "").split()
+    for options in ({}, dict(flag.split("=") for flag in flags)):  # libtpu refuses what it does not know
+        program = multiply.lower(x, w).compile(compiler_options=options).as_text()
+        assert ("all-gather-start" in program) == bool(options)
 
 
 @pytest.mark.aot

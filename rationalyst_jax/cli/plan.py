@@ -1,5 +1,6 @@
 """`rationalyst plan`: does it fit these TPUs, how fast can it be at most, and what would mining take?"""
 
+import shlex
 from argparse import ArgumentError
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -44,8 +45,9 @@ def run(
     """Say what a stage would take of chips that need not be there. Nothing is run.
 
     Of train and filter the program is compiled for TPUs. Prints for each chip its memory, its exchanges with
-    other chips, its operations, and the least time that these take. Where the program does not fit, plan
-    makes changes, the mildest first, until it does; it names them, and the exit status is 1.
+    other chips, its operations, and the least time that these take, and the flags of libtpu that it was
+    compiled with: those of LIBTPU_INIT_ARGS, or the chip's own. Where the program does not fit, plan makes
+    changes, the mildest first, until it does; it names them, and the exit status is 1.
 
     Of mine, with the filter, tokens and operations are counted on a sample of documents, for copying and for
     inserting. What only a model can tell is assumed: the result is an estimate.
@@ -147,7 +149,7 @@ def _compiled(
     import jax
 
     from rationalyst_jax.plan.nearest import Trial, nearest, written
-    from rationalyst_jax.plan.plan import plan, shape, target
+    from rationalyst_jax.plan.plan import libtpu_args, plan, shape, target
 
     jax.config.update("jax_platforms", "cpu")  # a TPU that is here may be at work
     console = Console()
@@ -157,6 +159,8 @@ def _compiled(
     how = "compiled, not run" if found.compiled else "not compiled"
     title = f"{stage} {model} on {slices} x {topology}: {how}"
     console.print(counts_table(title, _memory(found) | _work(found)))
+    flags = shlex.quote(libtpu_args(planned.chip))
+    console.print(f"LIBTPU_INIT_ARGS={flags}", soft_wrap=True, highlight=False)
     if found.fits:
         return
 

@@ -151,7 +151,7 @@ def plan(target: Target, settings: PlanSettings) -> Plan:
         return found(peak=resident, program=None, seconds=0.0)
     start = time.perf_counter()
     try:
-        compiled = program.lower().compile()
+        compiled = program.lower().compile(compiler_options=_compiler_options(target.chip))
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -194,6 +194,19 @@ def target(stage: Stage, model: LlamaConfig, topology: str, slices: int = 1) -> 
     except jax.errors.JaxRuntimeError as error:
         raise ValueError(f"--topology {topology}: {str(error).splitlines()[0]}") from None
     return Target(stage, model, CHIPS[name], description.devices, slices, _usable(description.devices[0]))
+
+
+def libtpu_args(chip: Chip) -> str:
+    """What libtpu is told when it compiles for a chip: LIBTPU_INIT_ARGS where that is set, else its flags."""
+    return os.environ.get("LIBTPU_INIT_ARGS", " ".join(chip.libtpu_flags))
+
+
+def _compiler_options(chip: Chip) -> dict[str, str]:
+    """The flags of a chip, one program at a time: what LIBTPU_INIT_ARGS says, libtpu has read by itself."""
+    if "LIBTPU_INIT_ARGS" in os.environ:
+        return {}
+    flags = (flag.removeprefix("--").partition("=") for flag in chip.libtpu_flags)
+    return {name: value for name, _, value in flags}
 
 
 def _usable(device: Any) -> int:

@@ -20,7 +20,8 @@ class Chip:
 
     kinds: what jax calls it (`device_kind`). flops: bfloat16 matrix products, operations a second; float16 on
     GPUs that have no bfloat16. memory: bytes. bandwidth: bytes a second to that memory. interconnect: bytes a
-    second that it can receive from others over all its links, while it sends as many.
+    second that it can receive from others over all its links, while it sends as many. libtpu_flags: what
+    libtpu is told where LIBTPU_INIT_ARGS is not set (`launch/worker.sh`, `rationalyst plan`).
     """
 
     kinds: tuple[str, ...]
@@ -28,7 +29,18 @@ class Chip:
     memory: int
     bandwidth: float
     interconnect: float
+    libtpu_flags: tuple[str, ...] = ()
 
+
+# Weights are gathered while a chip multiplies; v5e does so without flags. Compiled, not timed: so there is no
+# limit of vmem here, which a chip would have to be timed with.
+_OVERLAPPED_GATHERS = (
+    "--xla_tpu_enable_async_collective_fusion=true",
+    "--xla_tpu_enable_async_collective_fusion_fuse_all_gather=true",
+    "--xla_tpu_enable_async_collective_fusion_multiple_steps=true",
+    "--xla_tpu_overlap_compute_collective_tc=true",
+    "--xla_enable_async_all_gather=true",
+)
 
 # By the name on the command line.
 CHIPS = {
@@ -38,8 +50,8 @@ CHIPS = {
     "v3": Chip(("TPU v3",), 61.5e12, 16 * GIB, 450e9, 140e9),
     "v4": Chip(("TPU v4",), 275e12, 32 * GIB, 1200e9, 300e9),
     "v5e": Chip(("TPU v5 lite", "TPU v5e"), 197e12, 16 * GIB, 819e9, 200e9),
-    "v5p": Chip(("TPU v5", "TPU v5p"), 459e12, 95 * GIB, 2765e9, 600e9),
-    "v6e": Chip(("TPU v6 lite", "TPU v6e"), 918e12, 32 * GIB, 1600e9, 400e9),
+    "v5p": Chip(("TPU v5", "TPU v5p"), 459e12, 95 * GIB, 2765e9, 600e9, _OVERLAPPED_GATHERS),
+    "v6e": Chip(("TPU v6 lite", "TPU v6e"), 918e12, 32 * GIB, 1600e9, 400e9, _OVERLAPPED_GATHERS),
     "h200": Chip(("NVIDIA H200",), 989e12, 141 * GIB, 4800e9, 450e9),
     "h100": Chip(("NVIDIA H100 80GB HBM3",), 989e12, 80 * GIB, 3350e9, 450e9),
     "a100-80gb": Chip(("NVIDIA A100-SXM4-80GB",), 312e12, 80 * GIB, 2039e9, 300e9),
@@ -53,3 +65,13 @@ CHIPS = {
 def chip_of(device: Any) -> Chip | None:
     """The chip that a jax device is; None for one that is not in the table."""
     return next((chip for chip in CHIPS.values() if device.device_kind in chip.kinds), None)
+
+
+def libtpu_init_args(accelerator: str) -> str:
+    """What LIBTPU_INIT_ARGS is by default on an accelerator, by Google Cloud's name of it.
+
+    accelerator: a type such as "v5litepod-16" or "v6e-8". One that is not in the table has no flags.
+    """
+    generation = accelerator.partition("-")[0]
+    chip = CHIPS.get("v5e" if generation == "v5litepod" else generation)
+    return " ".join(chip.libtpu_flags) if chip else ""
