@@ -48,6 +48,16 @@ class Shard:
 ALONE = Shard()
 
 
+def is_in_parts(file: Path) -> bool:
+    """Whether a file is being made in parts, which are not yet put together."""
+    return parts_of(file).exists()
+
+
+def parts_of(file: Path) -> Path:
+    """The folder with the parts of a file."""
+    return file.with_name(f"{file.name}.parts")
+
+
 @dataclass(frozen=True)
 class DividedFile:
     """A file of rows that one process makes alone, or several in parts.
@@ -127,7 +137,7 @@ class DividedFile:
 
     @property
     def _folder(self) -> Path:
-        return self.file.with_name(f"{self.file.name}.parts")
+        return parts_of(self.file)
 
     def _part(self, number: int, shard: Shard) -> Path:
         return self._folder / f"{number}-of-{shard.of}.jsonl"

@@ -15,7 +15,7 @@ from rationalyst_jax.reason.config import ReasonConfig
 from rationalyst_jax.reason.demonstrations import shown
 from rationalyst_jax.reason.solve import digests, solve
 from rationalyst_jax.reason.strategies import check_strategy, guided_by, prompts_of
-from rationalyst_jax.reason.traces import Trace, count_unrated, mean_ledger
+from rationalyst_jax.reason.traces import Trace, count_unrated, in_order, mean_ledger, resume_traces
 from rationalyst_jax.reason.trajectory import Roles
 from rationalyst_jax.tasks.question import Question
 from rationalyst_jax.tasks.sources import read_questions
@@ -97,6 +97,10 @@ def reason(
         return name if name in texts and row.get("asked") == texts[name] else None
 
     def solved(questions: Sequence[Question], file: Path) -> list[Trace]:
+        wanted = digests(questions)
+        if resume_traces(file, wanted) == wanted.keys():  # no model need be opened
+            progress(len(wanted), len(wanted), 0)
+            return in_order(file, wanted)
         found = dict(zip(places, models.roles(*places.values()), strict=True))
         roles = Roles(found["agent"], found.get("rationalyst"), found["scorer"])
         return solve(questions, roles, prompts, config, task.extract, file, progress, by_subject)
