@@ -1,7 +1,13 @@
 """Work divided among hosts: parts are put together to the bytes of one process, whoever dies meanwhile."""
 
 import json
+import os
 import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +19,7 @@ from rationalyst_jax.files.parts import ALONE, DividedFile, OthersAtWork, Shard
 from rationalyst_jax.files.rows import append_rows, kept_rows, read_rows, write_rows
 from rationalyst_jax.lm.devices.shards import shard_of
 from rationalyst_jax.mine.store import Provenance, write_triples
+from rationalyst_jax.world.corpus import questions
 
 NAMES = [f"q{i}" for i in range(7)]
 HALVES = (Shard(0, 2), Shard(1, 2))
@@ -336,3 +343,58 @@ def test_another_number_of_shards_does_not_go_on(inputs, tmp_path, monkeypatch, 
     error = capsys.readouterr().err
     assert "0-of-2.config.json: made with other settings: temperature 0.7 -> 0.5" in error
     assert contents(tmp_path) == before
+
+
+# ---- Real processes, as srun starts them ----
+
+STAGES = {
+    "reason": "reason --task gsm8k --questions {root}/questions.jsonl --agent world --rationalyst world "
+    "--prompts world --reason.strategy implicit --reason.block 4 --reason.max_steps 4 --out {out}/x.jsonl",
+    "mine": "mine --documents {root}/documents.jsonl --model world --prompts world --annotate.block 4 "
+    "--out {out}",
+}
+
+
+def begin(command: str, shard: int | None = None) -> subprocess.Popen[bytes]:
+    """A command in a process of its own, which for a shard is one of two tasks of a Slurm step."""
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
+    if shard is not None:
+        environ |= SLURM | {"SLURM_PROCID": str(shard)}
+    program = [sys.executable, "-m", "rationalyst_jax.cli.main", *shlex.split(command)]
+    return subprocess.Popen(program, env=environ, stdout=subprocess.DEVNULL)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STAGES)
+def test_two_processes_of_which_one_is_killed_and_resumed_make_the_files_of_one(name, tmp_path):
+    write_rows(tmp_path / "questions.jsonl", questions(0, 24, "test"))
+    assert rationalyst(f"world documents --count 24 --out {tmp_path / 'documents.jsonl'}") == 0
+
+    def command(out: str) -> str:
+        return STAGES[name].format(root=tmp_path, out=tmp_path / out)
+
+    assert begin(command("alone")).wait() == 0
+    shards = [begin(command("two"), number) for number in range(2)]
+    deadline = time.monotonic() + 600
+    while not any(path.stat().st_size for path in (tmp_path / "two").rglob("1-of-2.jsonl")):
+        assert shards[1].poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    shards[1].kill()
+    assert shards[1].wait() == -signal.SIGKILL
+    assert shards[0].wait() == 0
+    assert [*(tmp_path / "two").rglob("0-of-2.jsonl")]  # it has not put together what is not there
+    assert begin(command("two"), 1).wait() == 0
+    assert without_seconds(contents(tmp_path / "two")) == without_seconds(contents(tmp_path / "alone"))
+
+
+@pytest.mark.slow
+def test_two_processes_that_end_at_once_make_one_file(tmp_path):
+    write_rows(tmp_path / "questions.jsonl", questions(0, 8, "test"))
+
+    def command(out: str) -> str:
+        return STAGES["reason"].format(root=tmp_path, out=tmp_path / out)
+
+    assert begin(command("alone")).wait() == 0
+    shards = [begin(command("two"), number) for number in range(2)]
+    assert [shard.wait() for shard in shards] == [0, 0]
+    assert without_seconds(contents(tmp_path / "two")) == without_seconds(contents(tmp_path / "alone"))
