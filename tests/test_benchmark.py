@@ -20,7 +20,7 @@ from rich.console import Console
 import rationalyst_jax.pipeline.benchmark
 from rationalyst_jax.cli.main import main
 from rationalyst_jax.evaluate.statistics import holm
-from rationalyst_jax.files.parts import OthersAtWork, Shard
+from rationalyst_jax.files.parts import HostShard, OthersAtWork
 from rationalyst_jax.files.rows import write_rows
 from rationalyst_jax.lm.engine.config import EngineConfig
 from rationalyst_jax.lm.model.config import LlamaConfig
@@ -145,7 +145,7 @@ def test_two_shards_end_with_the_traces_and_the_summary_of_one_process(
 
     def of_shard(number: int) -> dict[str, Any] | str:
         try:
-            return run(two, only=None, shard=Shard(number, 2), console=quiet())
+            return run(two, only=None, shard=HostShard(number, 2), console=quiet())
         except OthersAtWork as rest:
             return str(rest)
 
@@ -157,7 +157,7 @@ def test_two_shards_end_with_the_traces_and_the_summary_of_one_process(
     assert of_shard(1) == summary  # a run that is finished
 
     with pytest.raises(ValueError, match="made with other settings: limit None -> 2"):
-        run(replace(two, limit=2), only=None, shard=Shard(0, 2), console=quiet())
+        run(replace(two, limit=2), only=None, shard=HostShard(0, 2), console=quiet())
 
 
 def kill_twice(config: BenchmarkConfig, files: tuple[int, int]) -> None:

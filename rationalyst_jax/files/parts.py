@@ -30,7 +30,7 @@ class OthersAtWork(Exception):
 
 
 @dataclass(frozen=True)
-class Shard:
+class HostShard:
     """The part of the work that is this process's: `number`, from 0, of so many. Raises ValueError for a
     number that is out of range."""
 
@@ -45,7 +45,7 @@ class Shard:
         return f"{self.number}/{self.of}"
 
 
-ALONE = Shard()
+ALONE = HostShard()
 
 
 def is_in_parts(file: Path) -> bool:
@@ -83,7 +83,7 @@ class DividedFile:
     ledger: Callable[[Path], Path] | None = None
 
     @contextmanager
-    def part(self, shard: Shard) -> Iterator[tuple[Path, list[int]]]:
+    def part(self, shard: HostShard) -> Iterator[tuple[Path, list[int]]]:
         """A context in which this process alone writes its part. Gives the file, which begins with the rows
         that are there already, and the numbers of its names.
 
@@ -101,7 +101,7 @@ class DividedFile:
             yield path, numbers
 
     @contextmanager
-    def whole(self, shard: Shard, wait: Callable[[str], None] | None = None) -> Iterator[Path]:
+    def whole(self, shard: HostShard, wait: Callable[[str], None] | None = None) -> Iterator[Path]:
         """A context in which this process alone writes the file, which holds the rows of all parts. When it
         ends without an exception the parts are removed.
 
@@ -139,17 +139,17 @@ class DividedFile:
     def _folder(self) -> Path:
         return parts_of(self.file)
 
-    def _part(self, number: int, shard: Shard) -> Path:
+    def _part(self, number: int, shard: HostShard) -> Path:
         return self._folder / f"{number}-of-{shard.of}.jsonl"
 
-    def _parts(self, shard: Shard) -> list[Path]:
+    def _parts(self, shard: HostShard) -> list[Path]:
         return [self._part(number, shard) for number in range(shard.of)]
 
-    def _owner(self, number: int, shard: Shard) -> int:
+    def _owner(self, number: int, shard: HostShard) -> int:
         """The shard that works on a name."""
         return number // self.block % shard.of
 
-    def _check(self, shard: Shard) -> None:
+    def _check(self, shard: HostShard) -> None:
         """Raises ValueError for work that this shard cannot go on with."""
         for path in sorted(self._folder.glob("*.jsonl")):
             found = _PART.fullmatch(path.name)
@@ -173,7 +173,7 @@ class DividedFile:
             write_rows(self.ledger(path), [row for _, row in found if row.get("id") in own])
         write_rows(path, [row for _, row in finished_rows(self.file) if self.name_of(row) in own])
 
-    def _missing(self, shard: Shard) -> list[int]:
+    def _missing(self, shard: HostShard) -> list[int]:
         """The shards that are not done."""
         missing = [number for number, path in enumerate(self._parts(shard)) if _is_busy(path)]
         if missing:
@@ -183,7 +183,7 @@ class DividedFile:
         absent = (number for number, name in enumerate(self.names) if name not in there)
         return sorted({self._owner(number, shard) for number in absent})
 
-    def _gather(self, shard: Shard) -> None:
+    def _gather(self, shard: HostShard) -> None:
         """Writes the rows of all parts into the file, in the order of the names. What it holds beside them
         stays."""
         parts = [path for path in self._parts(shard) if path.exists()]
@@ -199,7 +199,9 @@ class DividedFile:
             self._gather_ledgers(self.ledger, parts, shard)
         write_rows(self.file, [*(rows[name] for name in self.names if name in rows), *others.values()])
 
-    def _gather_ledgers(self, ledger: Callable[[Path], Path], parts: Sequence[Path], shard: Shard) -> None:
+    def _gather_ledgers(
+        self, ledger: Callable[[Path], Path], parts: Sequence[Path], shard: HostShard
+    ) -> None:
         """Ledgers have their rows block by block. A part's has also those that the file had of its names."""
         numbers = {name: number for number, name in enumerate(self.names)}
 

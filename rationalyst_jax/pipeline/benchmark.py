@@ -15,7 +15,7 @@ from rich.markup import escape
 
 from rationalyst_jax.evaluate.statistics import holm
 from rationalyst_jax.files.lock import Busy
-from rationalyst_jax.files.parts import ALONE, OthersAtWork, Shard, is_in_parts
+from rationalyst_jax.files.parts import ALONE, HostShard, OthersAtWork, is_in_parts
 from rationalyst_jax.files.whole import file_name, write_json
 from rationalyst_jax.pipeline.approach import Approach
 from rationalyst_jax.pipeline.benchmark_config import BenchmarkConfig, Contestant
@@ -52,7 +52,7 @@ class Cell:
 
 
 def run(
-    config: BenchmarkConfig, *, only: Sequence[str] | None, shard: Shard = ALONE, console: Console
+    config: BenchmarkConfig, *, only: Sequence[str] | None, shard: HostShard = ALONE, console: Console
 ) -> dict[str, Any]:
     """Runs (or continues) a benchmark in its run directory and returns what `summary.json` there holds.
 
@@ -80,7 +80,7 @@ def run(
             raise OthersAtWork(f"shard {shard} is done, and another one ends {run_dir.path}") from None
 
 
-def _solve_parts(benchmark: "Benchmark", run_dir: RunDir, only: Sequence[str], shard: Shard) -> None:
+def _solve_parts(benchmark: "Benchmark", run_dir: RunDir, only: Sequence[str], shard: HostShard) -> None:
     """Solves this process's part of every cell. Raises OthersAtWork where cells are not complete then."""
     inputs = _checked_inputs(benchmark, run_dir, only)
     for stage, cell, sample in benchmark.in_order(only):
@@ -274,7 +274,7 @@ class Benchmark:
         cell: Cell,
         sample: int,
         inputs: Mapping[str, str],
-        shard: Shard = ALONE,
+        shard: HostShard = ALONE,
         wait: Callable[[str], None] | None = None,
     ) -> dict[str, Any]:
         """Solves the questions of one cell once, or a shard's part of them; `inputs` are the fingerprints of

@@ -17,7 +17,7 @@ from rationalyst_jax.evaluate.choice_likelihood import (
 )
 from rationalyst_jax.evaluate.config import ChooseConfig
 from rationalyst_jax.evaluate.statistics import Interval, proportion_interval
-from rationalyst_jax.files.parts import ALONE, DividedFile, Shard
+from rationalyst_jax.files.parts import ALONE, DividedFile, HostShard
 from rationalyst_jax.files.rows import Row, append_rows, kept_rows, write_rows
 from rationalyst_jax.files.whole import check_file
 from rationalyst_jax.lm.devices.mesh import MeshShape
@@ -51,7 +51,7 @@ def choose(
     *,
     limit: int | None = None,
     mesh: MeshShape | None = None,
-    shard: Shard = ALONE,
+    shard: HostShard = ALONE,
     progress: Callable[[int, int, int], None] = lambda done, total, tokens: None,
 ) -> ChooseSummary:
     """Scores all choices of the first `limit` questions of a task's file (None: all).

@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 from jax.sharding import Mesh
 
-from rationalyst_jax.files.parts import ALONE, DividedFile, Shard
+from rationalyst_jax.files.parts import ALONE, DividedFile, HostShard
 from rationalyst_jax.files.whole import check_file
 from rationalyst_jax.lm.devices.mesh import MeshShape
 from rationalyst_jax.lm.devices.sharding import mesh_of, row_shards
@@ -43,7 +43,7 @@ def filter_rationales(
     out: Path,
     *,
     mesh: MeshShape | None = None,
-    shard: Shard = ALONE,
+    shard: HostShard = ALONE,
     progress: Callable[[int, int, int], None] = lambda done, total, tokens: None,
     note: Callable[[str], None] = print,
 ) -> tuple[FilterSummary, Work]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rationalyst_jax.evaluate.step_errors import ScoredSolution, StepErrors, step_errors
-from rationalyst_jax.files.parts import ALONE, DividedFile, Shard
+from rationalyst_jax.files.parts import ALONE, DividedFile, HostShard
 from rationalyst_jax.files.rows import Row
 from rationalyst_jax.files.whole import check_file
 from rationalyst_jax.pipeline.models import Models, Place
@@ -37,7 +37,7 @@ def locate(
     out: Path,
     *,
     limit: int | None = None,
-    shard: Shard = ALONE,
+    shard: HostShard = ALONE,
     progress: Callable[[int, int, int], None] = lambda done, total, tokens: None,
     note: Callable[[str], None] = print,
 ) -> LocateSummary:

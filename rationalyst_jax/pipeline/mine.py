@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from rationalyst_jax.files.lock import locked
-from rationalyst_jax.files.parts import ALONE, DividedFile, Shard
+from rationalyst_jax.files.parts import ALONE, DividedFile, HostShard
 from rationalyst_jax.files.rows import Row, check_outside
 from rationalyst_jax.mine.annotate import annotate, read_usage, usage_path
 from rationalyst_jax.mine.config import AnnotateConfig
@@ -32,7 +32,7 @@ def mine(
     *,
     min_similarity: float = MIN_SIMILARITY,
     round: int = 1,
-    shard: Shard = ALONE,
+    shard: HostShard = ALONE,
     progress: Callable[[int, int, int], None] = lambda done, total, tokens: None,
 ) -> tuple[MineSummary, Usage]:
     """Has a model annotate the documents of a file or a folder of shards, and cuts them into triples.

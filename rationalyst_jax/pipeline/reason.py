@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from rationalyst_jax.files.parts import ALONE, DividedFile, Shard
+from rationalyst_jax.files.parts import ALONE, DividedFile, HostShard
 from rationalyst_jax.files.prepared import Source
 from rationalyst_jax.files.rows import Row
 from rationalyst_jax.files.whole import check_file
@@ -60,7 +60,7 @@ def reason(
     *,
     limit: int | None = None,
     shots_from: Source | None = None,
-    shard: Shard = ALONE,
+    shard: HostShard = ALONE,
     wait: Callable[[str], None] | None = None,
     progress: Callable[[int, int, int], None] = lambda done, total, tokens: None,
 ) -> ReasonSummary:

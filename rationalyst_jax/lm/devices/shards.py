@@ -7,11 +7,11 @@ import os
 import re
 from collections.abc import Mapping
 
-from rationalyst_jax.files.parts import ALONE, Shard
+from rationalyst_jax.files.parts import ALONE, HostShard
 from rationalyst_jax.lm.devices.distributed import is_tpu_pod, slurm_tasks
 
 
-def shard_of(asked: str, environ: Mapping[str, str] = os.environ) -> Shard:
+def shard_of(asked: str, environ: Mapping[str, str] = os.environ) -> HostShard:
     """What `--shard` asks for.
 
     "I/N" is the I-th, from 0, of N shards. "auto" looks where the environment names several processes: a
@@ -27,12 +27,12 @@ def shard_of(asked: str, environ: Mapping[str, str] = os.environ) -> Shard:
         return _of_tpu_vm()
     if (found := re.fullmatch(r"(\d+)/(\d+)", asked)) is None:
         raise ValueError(f"{asked!r}: a shard is written I/N, or auto, tpu or none")
-    return Shard(int(found[1]), int(found[2]))
+    return HostShard(int(found[1]), int(found[2]))
 
 
-def _named_in(environ: Mapping[str, str]) -> Shard:
+def _named_in(environ: Mapping[str, str]) -> HostShard:
     if (tasks := slurm_tasks(environ)) > 1:
-        return Shard(int(environ["SLURM_PROCID"]), tasks)
+        return HostShard(int(environ["SLURM_PROCID"]), tasks)
     if not is_tpu_pod(environ):
         return ALONE
     hosts = environ.get("TPU_PROCESS_ADDRESSES") or environ.get("TPU_WORKER_HOSTNAMES") or ""
@@ -44,14 +44,14 @@ def _named_in(environ: Mapping[str, str]) -> Shard:
     slice = int(environ.get("MEGASCALE_SLICE_ID") or 0)
     if slices > 1 and "MEGASCALE_SLICE_ID" not in environ:
         raise ValueError(f"there are {slices} slices, and no MEGASCALE_SLICE_ID says which one this is")
-    return Shard(slice * of_slice + int(host or 0), slices * of_slice)
+    return HostShard(slice * of_slice + int(host or 0), slices * of_slice)
 
 
-def _of_tpu_vm() -> Shard:
+def _of_tpu_vm() -> HostShard:
     """As jax numbers the hosts of a Cloud TPU VM pod, without joining them."""
     from jax._src.clusters.cloud_tpu_cluster import GceTpuCluster
 
     try:
-        return Shard(GceTpuCluster.get_process_id(), GceTpuCluster.get_process_count())
+        return HostShard(GceTpuCluster.get_process_id(), GceTpuCluster.get_process_count())
     except (OSError, RuntimeError, ValueError) as error:
         raise ValueError(f"tpu: no metadata server of a TPU VM says it ({error}): give I/N") from None
