@@ -4,8 +4,10 @@ import io
 import json
 import multiprocessing
 import os
+import re
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from rich.console import Console
 import rationalyst_jax.pipeline.benchmark
 from rationalyst_jax.cli.main import main
 from rationalyst_jax.evaluate.statistics import holm
+from rationalyst_jax.files.parts import HostShard, OthersAtWork
 from rationalyst_jax.files.rows import write_rows
 from rationalyst_jax.lm.engine.config import EngineConfig
 from rationalyst_jax.lm.model.config import LlamaConfig
@@ -128,6 +131,33 @@ def test_a_run_that_was_killed_twice_ends_with_the_same_traces(
     kill_twice(again, (1, 3))
     assert run(again, only=None, console=quiet()) == summary
     assert traces(Path(again.run_dir)) == traces(path)
+
+
+def test_two_shards_end_with_the_traces_and_the_summary_of_one_process(
+    sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """At once, because for a budget each waits for what the other one writes."""
+    small = ReasonConfig(candidates=2, max_steps=2, max_step_tokens=8, max_rationale_tokens=8, block=2)
+    options = {"checkpoints": {"guided": Contestant("world", "world")}, "reason": small}
+    summary = run(config(sets, tmp_path / "alone", **options), only=None, console=quiet())
+    monkeypatch.setattr("rationalyst_jax.files.parts._SECONDS_BETWEEN_LOOKS", 0.05)
+    two = config(sets, tmp_path / "two", **options)
+
+    def of_shard(number: int) -> dict[str, Any] | str:
+        try:
+            return run(two, only=None, shard=HostShard(number, 2), console=quiet())
+        except OthersAtWork as rest:
+            return str(rest)
+
+    with ThreadPoolExecutor(2) as shards:
+        ended = sorted(shards.map(of_shard, range(2), timeout=600), key=str)
+    assert re.match("shard ./2 is done, ", str(ended[0])) and ended[1] == summary
+    assert traces(tmp_path / "two") == traces(tmp_path / "alone")
+    assert not [*(tmp_path / "two").rglob("*.parts")]
+    assert of_shard(1) == summary  # a run that is finished
+
+    with pytest.raises(ValueError, match="made with other settings: limit None -> 2"):
+        run(replace(two, limit=2), only=None, shard=HostShard(0, 2), console=quiet())
 
 
 def kill_twice(config: BenchmarkConfig, files: tuple[int, int]) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from jsonargparse.typing import PositiveInt
 from rich.console import Console
 
+from rationalyst_jax.cli.shard import shard_from
 from rationalyst_jax.evaluate.config import ChooseConfig
 from rationalyst_jax.lm.devices.mesh import MeshShape
 from rationalyst_jax.report.grades import choices_table
@@ -20,6 +21,7 @@ def run(
     choose: ChooseConfig,
     limit: PositiveInt | None = None,  # pyright: ignore[reportInvalidTypeForm]
     mesh: MeshShape | None = None,
+    shard: str = "auto",
 ) -> None:
     """Answer multiple-choice questions by likelihood: which choice does the model find likeliest?
 
@@ -37,6 +39,9 @@ def run(
         choose: How choices are scored.
         limit: Number of questions to use, from the first on; by default all.
         mesh: How all devices divide the work; by default one device is used.
+        shard: Which part of the work is this process's, where hosts divide it: "I/N" for the I-th, from 0, of
+            N shards. "auto" finds it where Slurm or GKE starts several processes, "tpu" asks the metadata
+            server of a TPU VM, and "none" is one process alone.
     """
     from rationalyst_jax.lm.engine.config import EngineConfig
     from rationalyst_jax.pipeline.choose import choose as stage
@@ -44,6 +49,7 @@ def run(
     from rationalyst_jax.tasks.benchmarks import task_named
 
     console = Console()
+    part = shard_from(shard)
     benchmark = task_named(task)
     with Models(EngineConfig()) as models, track(console, "questions scored") as progress:
         found = stage(
@@ -55,6 +61,7 @@ def run(
             out,
             limit=limit,
             mesh=mesh,
+            shard=part,
             progress=progress,
         )
     if found.accuracy:

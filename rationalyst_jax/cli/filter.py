@@ -4,6 +4,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from rationalyst_jax.cli.shard import shard_from
 from rationalyst_jax.lm.devices.mesh import MeshShape
 from rationalyst_jax.mine.config import FilterConfig
 from rationalyst_jax.report.progress import track
@@ -11,7 +12,13 @@ from rationalyst_jax.report.tables import counts_table
 
 
 def run(
-    triples: Path, model: str, prompts: str, out: Path, filter: FilterConfig, mesh: MeshShape | None = None
+    triples: Path,
+    model: str,
+    prompts: str,
+    out: Path,
+    filter: FilterConfig,
+    mesh: MeshShape | None = None,
+    shard: str = "auto",
 ) -> None:
     """Keep the rationales that make the text after them more likely.
 
@@ -23,6 +30,9 @@ def run(
             kept or not. Until it is written, scores are in <out>.scores.jsonl, where a killed run continues.
         filter: How rationales are judged.
         mesh: How all devices divide the work; by default one device is used.
+        shard: Which part of the work is this process's, where hosts divide it: "I/N" for the I-th, from 0, of
+            N shards. "auto" finds it where Slurm or GKE starts several processes, "tpu" asks the metadata
+            server of a TPU VM, and "none" is one process alone.
     """
     from rationalyst_jax.lm.engine.config import EngineConfig
     from rationalyst_jax.pipeline.filter import filter_rationales
@@ -30,6 +40,7 @@ def run(
     from rationalyst_jax.prompts.prompt import load_prompts
 
     console = Console()
+    part = shard_from(shard)
 
     def note(text: str) -> None:
         console.print(text, style="yellow", markup=False)
@@ -37,7 +48,16 @@ def run(
     prompt_set = load_prompts(prompts)
     with Models(EngineConfig()) as models, track(console, "rationales scored") as progress:
         summary, work = filter_rationales(
-            triples, model, models, prompt_set, filter, out, mesh=mesh, progress=progress, note=note
+            triples,
+            model,
+            models,
+            prompt_set,
+            filter,
+            out,
+            mesh=mesh,
+            shard=part,
+            progress=progress,
+            note=note,
         )
     rows: dict[str, object] = {"rationales": summary.rationales, "kept": summary.kept}
     rows |= {f"reason: {reason}": n for reason, n in summary.reasons.items()}

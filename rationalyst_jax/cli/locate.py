@@ -6,6 +6,7 @@ from typing import Literal
 from jsonargparse.typing import PositiveInt
 from rich.console import Console
 
+from rationalyst_jax.cli.shard import shard_from
 from rationalyst_jax.lm.engine.config import EngineConfig
 from rationalyst_jax.reason.config import LocateConfig
 from rationalyst_jax.report.progress import track
@@ -30,6 +31,7 @@ def run(
     task: Literal["processbench"] = "processbench",
     rationalyst: str | None = None,
     limit: PositiveInt | None = None,  # pyright: ignore[reportInvalidTypeForm]
+    shard: str = "auto",
 ) -> None:
     """Score each step of given solutions with and without RATIONALYST's rationale, and measure how well the
     scores find the first wrong step.
@@ -47,12 +49,20 @@ def run(
         rationalyst: Model that writes rationales: a folder or an address, as for the scorer. Without one
             steps are scored by likelihood and by the judge alone.
         limit: Number of solutions to use, from the first on; by default all.
+        shard: Which part of the work is this process's, where hosts divide it: "I/N" for the I-th, from 0, of
+            N shards. "auto" finds it where Slurm or GKE starts several processes, "tpu" asks the metadata
+            server of a TPU VM, and "none" is one process alone.
     """
     from rationalyst_jax.pipeline.locate import locate as score
     from rationalyst_jax.pipeline.models import Models
     from rationalyst_jax.prompts.prompt import load_prompts
 
     console = Console()
+    part = shard_from(shard)
+
+    def note(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
     prompt_set = load_prompts(prompts)
     with Models(engine, endpoint) as models, track(console, "passes over solutions") as progress:
         summary = score(
@@ -64,7 +74,9 @@ def run(
             locate,
             out,
             limit=limit,
+            shard=part,
             progress=progress,
+            note=note,
         )
     quality = summary.quality
     counts = {

@@ -27,6 +27,7 @@ from jsonargparse import (
 )
 
 from rationalyst_jax.files.interruption import EXIT_CODE, Interrupted
+from rationalyst_jax.files.parts import OthersAtWork
 from rationalyst_jax.files.whole import in_words
 
 COMMANDS = {
@@ -109,6 +110,8 @@ def _run(name: str, arguments: list[str]) -> int:
         return _fail(name, error, INPUT_ERROR)
     except Interrupted as stop:
         return _fail(name, stop, EXIT_CODE)
+    except OthersAtWork as rest:
+        print(f"rationalyst {name}: {rest}")
     return 0
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from rationalyst_jax.cli.shard import shard_from
 from rationalyst_jax.lm.engine.config import EngineConfig
 from rationalyst_jax.mine.config import AnnotateConfig
 from rationalyst_jax.report.progress import track
@@ -23,6 +24,7 @@ def run(
     model: str | None = None,
     source: str | None = None,
     min_similarity: float = 0.9,
+    shard: str = "auto",
 ) -> None:
     """Annotate documents with a model, or import annotated ones, and cut them into triples.
 
@@ -42,6 +44,10 @@ def run(
             OpenAI-compatible endpoint (http://host:port/v1). With --annotations it is only a name.
         source: Source of imported documents that name none; by default the name of the file.
         min_similarity: Smallest similarity of a copy to its document (0 to 1) with which the copy is used.
+        shard: Which part of the work is this process's, where hosts divide it: "I/N" for the I-th, from 0, of
+            N shards. "auto" finds it where Slurm or GKE starts several processes, "tpu" asks the metadata
+            server of a TPU VM, and "none" is one process alone. Imports are not
+            divided.
     """
     from rationalyst_jax.pipeline.mine import import_annotations, mine
     from rationalyst_jax.pipeline.models import Models
@@ -49,6 +55,7 @@ def run(
     from rationalyst_jax.roles.usage import Usage
 
     console = Console()
+    part = shard_from(shard)
     prompt_set = load_prompts(prompts)
     if documents is not None and annotations is None:
         if model is None:
@@ -64,6 +71,7 @@ def run(
                 annotate,
                 out,
                 min_similarity=min_similarity,
+                shard=part,
                 progress=progress,
             )
     elif annotations is not None and documents is None:

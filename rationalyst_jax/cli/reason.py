@@ -5,6 +5,7 @@ from pathlib import Path
 from jsonargparse.typing import PositiveInt
 from rich.console import Console
 
+from rationalyst_jax.cli.shard import shard_from
 from rationalyst_jax.lm.engine.config import EngineConfig
 from rationalyst_jax.reason.config import ReasonConfig
 from rationalyst_jax.report.progress import track
@@ -26,6 +27,7 @@ def run(
     scorer: str | None = None,
     limit: PositiveInt | None = None,  # pyright: ignore[reportInvalidTypeForm]
     shots_from: str | None = None,
+    shard: str = "auto",
 ) -> None:
     """Solve the questions of a benchmark with one strategy, and write a trace of each.
 
@@ -47,6 +49,9 @@ def run(
         shots_from: Questions of the benchmark's training split, from which the solved ones that the agent is
             shown are drawn by reason.seed: a file, or a prepared set. By default it is shown those that we
             wrote.
+        shard: Which part of the work is this process's, where hosts divide it: "I/N" for the I-th, from 0, of
+            N shards. "auto" finds it where Slurm or GKE starts several processes, "tpu" asks the metadata
+            server of a TPU VM, and "none" is one process alone.
     """
     from rationalyst_jax.pipeline.models import Models
     from rationalyst_jax.pipeline.reason import Cast
@@ -55,6 +60,7 @@ def run(
     from rationalyst_jax.tasks.benchmarks import task_named
 
     console = Console()
+    part = shard_from(shard)
     benchmark = task_named(task)
     prompt_set = load_prompts(prompts)
     cast = Cast(agent, rationalyst, scorer)
@@ -69,6 +75,7 @@ def run(
             out,
             limit=limit,
             shots_from=shots_from,
+            shard=part,
             progress=progress,
         )
     rows: dict[str, object] = {

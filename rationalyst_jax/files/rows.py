@@ -160,15 +160,22 @@ def kept_rows(path: Path, check: Callable[[str, Row], Hashable]) -> dict[Any, Ro
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
-    lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last line break is half a row
     kept: dict[Any, Row] = {}
-    for number, line in enumerate(lines, start=1):
-        place = f"{path}:{number}"
-        row = _parse(line, place)
+    for place, row in finished_rows(path):
         if (key := check(place, row)) is not None:
             kept[key] = row
-    os.truncate(path, sum(len(line) + 1 for line in lines))
+    os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
     return kept
+
+
+def finished_rows(path: Path) -> Iterator[tuple[str, Row]]:
+    """The rows of a JSONL file that another process may be writing, or was when it was killed, each with its
+    place: half a row at the end is none. A file that is not there has none. Raises ValueError as
+    `read_rows`."""
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else ()
+    for number, line in enumerate(lines, start=1):
+        place = f"{path}:{number}"
+        yield place, _parse(line, place)
 
 
 def _not_empty(path: Path, rows: Iterable[tuple[str, Row]]) -> Iterator[tuple[str, Row]]:

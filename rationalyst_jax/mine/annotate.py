@@ -26,19 +26,23 @@ def annotate(
     config: AnnotateConfig,
     path: Path,
     progress: Callable[[int, int, int], None] = lambda done, total, tokens: None,
+    *,
+    numbers: Sequence[int] | None = None,
 ) -> list[Annotated]:
     """Annotates `documents` into the JSONL file `path` and returns all annotations, in their order.
 
     A document's row is written as soon as it is annotated; in the end the rows stand in the documents' order.
     A file that is already there is continued: what it has of this run's documents is kept, and what it has of
     a document whose text has changed is made anew. Each document has its own noise, so a continued run writes
-    what an uninterrupted one does (but where two words are equally likely up to float rounding). What a
-    document took is added to the file of `usage_path`. `progress` is told how many documents are done, of how
-    many, and how many tokens this call has computed.
+    what an uninterrupted one does (but where two words are equally likely up to float rounding). That depends
+    on the document's place in the whole run: where `documents` are a part of it, in whole blocks, `numbers`
+    are their places. What a document took is added to the file of `usage_path`. `progress` is told how many
+    documents are done, of how many, and how many tokens this call has computed.
 
     Raises ValueError where the file annotates other documents, and, when all others are done, if documents
     failed (at an endpoint): called again, it tries them again.
     """
+    numbers = range(len(documents)) if numbers is None else numbers
     by_id = {document.id: document for document in documents}
 
     def check(place: str, row: Row) -> str | None:
@@ -81,7 +85,7 @@ def annotate(
         def failed(index: int, error: Exception, missing: Sequence[int] = missing) -> None:
             failures[documents[missing[index]].id] = error
 
-        to_annotate = {number: documents[number] for number in missing}
+        to_annotate = {numbers[number]: documents[number] for number in missing}
         annotate_block(to_annotate, annotator, prompts, config, finished, failed, tell)
     if failures:
         name, error = next(iter(failures.items()))

@@ -83,17 +83,10 @@ def score_triples(
     finite (a broken model, or a suppressed token in the text).
     """
     suppress = marker_ids(tokenizer, config.suppress)
-    by_document: dict[str, list[int]] = {}
-    for i, triple in enumerate(triples):
-        by_document.setdefault(triple.document_id, []).append(i)
+    by_document = numbers_by_document(triples)
     documents = [[triples[i] for i in places] for places in by_document.values()]
-    made_of = {document[0].document_id: _digest(document) for document in documents}
-
-    def check(place: str, row: Row) -> str | None:
-        name = str(row.get("document_id"))
-        return name if row.get("triples") == made_of.get(name, "") else None
-
-    rows = kept_rows(path, check)
+    name_of = document_of(triples)
+    rows = kept_rows(path, lambda place, row: name_of(row))
     blocks = [documents[first : first + config.block] for first in range(0, len(documents), config.block)]
     # A block is scored as a whole: the last bits of a sum depend on what is computed beside it.
     missing = [block for block in blocks if any(document[0].document_id not in rows for document in block)]
@@ -113,6 +106,26 @@ def score_triples(
         for i, of_triple in zip(places, rows[name]["scores"], strict=True):
             scored[i] = _scored(triples[i], of_triple)
     return [scored[i] for i in range(len(triples))], work
+
+
+def numbers_by_document(triples: Sequence[Triple]) -> dict[str, list[int]]:
+    """The numbers of each document's triples, by its id, in the order in which documents are scored."""
+    by_document: dict[str, list[int]] = {}
+    for i, triple in enumerate(triples):
+        by_document.setdefault(triple.document_id, []).append(i)
+    return by_document
+
+
+def document_of(triples: Sequence[Triple]) -> Callable[[Row], str | None]:
+    """What tells of a row of scores which document's it is; None where that has other triples now."""
+    by_document = numbers_by_document(triples)
+    made_of = {name: _digest(triples[i] for i in numbers) for name, numbers in by_document.items()}
+
+    def name_of(row: Row) -> str | None:
+        name = str(row.get("document_id"))
+        return name if row.get("triples") == made_of.get(name, "") else None
+
+    return name_of
 
 
 @dataclass(frozen=True)

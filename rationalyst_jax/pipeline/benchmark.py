@@ -3,15 +3,19 @@
 Each cell is solved by the stage `reason`, and graded by `evaluate`, as the commands of their names do it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from rationalyst_jax.evaluate.statistics import holm
+from rationalyst_jax.files.lock import Busy
+from rationalyst_jax.files.parts import ALONE, HostShard, OthersAtWork, is_in_parts
 from rationalyst_jax.files.whole import file_name, write_json
 from rationalyst_jax.pipeline.approach import Approach
 from rationalyst_jax.pipeline.benchmark_config import BenchmarkConfig, Contestant
@@ -47,53 +51,66 @@ class Cell:
         return f"{self.checkpoint}: {self.approach}"
 
 
-def run(config: BenchmarkConfig, *, only: Sequence[str] | None, console: Console) -> dict[str, Any]:
+def run(
+    config: BenchmarkConfig, *, only: Sequence[str] | None, shard: HostShard = ALONE, console: Console
+) -> dict[str, Any]:
     """Runs (or continues) a benchmark in its run directory and returns what `summary.json` there holds.
 
-    only: names of tasks to work on now; the others' cells are left for another call. Raises ValueError for
-    bad input, for a run directory made with other settings or questions, and while another process is at work
-    in it.
+    only: names of tasks to work on now; the others' cells are left for another call. shard: the part of each
+    cell's questions that is this process's (`files/parts.py`); where others are still at work it raises
+    OthersAtWork, and the last one to finish does what is left. Raises ValueError for bad input, for a run
+    directory made with other settings or questions, and while another process is at work in it.
     """
     for name in only or ():
         if name not in config.tasks:
             raise ValueError(f"benchmark: task {name!r} is not among {', '.join(config.tasks)}")
     with Models(config.engine, config.endpoint) as models:
         benchmark = Benchmark(config, models, console)
-        with RunDir(benchmark.path, benchmark.settings(), console) as run_dir:
-            return _run(benchmark, run_dir, only or list(config.tasks))
+        run_dir = RunDir(benchmark.path, benchmark.settings(), console)
+        tasks = only or list(config.tasks)
+        if shard == ALONE:
+            with run_dir:
+                return _run(benchmark, run_dir, tasks)
+        run_dir.check()
+        _solve_parts(benchmark, run_dir, tasks, shard)
+        try:
+            with run_dir:
+                return _run(benchmark, run_dir, tasks)
+        except Busy:
+            raise OthersAtWork(f"shard {shard} is done, and another one ends {run_dir.path}") from None
+
+
+def _solve_parts(benchmark: "Benchmark", run_dir: RunDir, only: Sequence[str], shard: HostShard) -> None:
+    """Solves this process's part of every cell. Raises OthersAtWork where cells are not complete then."""
+    inputs = _checked_inputs(benchmark, run_dir, only)
+    for stage, cell, sample in benchmark.in_order(only):
+        if not run_dir.is_done(stage):
+            benchmark.console.rule(f"[bold]{escape(stage)}, shard {shard}", align="left", style="dim")
+            with suppress(OthersAtWork):
+                benchmark.solve(cell, sample, inputs[cell.task], shard)
+    # What others have completed meanwhile counts: so for the last one to finish all is there.
+    paths = [benchmark.traces_path(cell, sample) for _, cell, sample in benchmark.in_order(only)]
+    if left := [path for path in paths if is_in_parts(path)]:
+        raise OthersAtWork(
+            f"shard {shard} is done, others have {len(left)} files of traces to finish: "
+            f"the last one ends {run_dir.path}"
+        )
 
 
 def _run(benchmark: "Benchmark", run_dir: RunDir, only: Sequence[str]) -> dict[str, Any]:
     config = benchmark.config
     console = benchmark.console
 
-    # ---- What was solved before must have been solved from the same files ----
-    stages = {name: benchmark.stages(name) for name in config.tasks}
-    inputs = {
-        name: benchmark.inputs(name)
-        for name in config.tasks
-        if name in only or any(map(run_dir.is_done, stages[name]))
-    }
-    for name, found in inputs.items():
-        for stage in filter(run_dir.is_done, stages[name]):
-            for key, digest in run_dir.result(stage)["inputs"].items():
-                if digest != found[key]:
-                    raise ValueError(
-                        f"{getattr(config.tasks[name], key)}: has changed since {run_dir.path} was begun; "
-                        "put it back, or begin elsewhere"
-                    )
-
+    inputs = _checked_inputs(benchmark, run_dir, only)
     write_inputs(run_dir.path, {name: its.questions for name, its in config.tasks.items()})
-
-    # ---- Cells ----
-    wanted = [(stage, *cell) for name in only for stage, cell in stages[name].items()]
-    places = list(config.checkpoints)  # one checkpoint after the other: to open one may take minutes
-    for stage, cell, sample in sorted(wanted, key=lambda item: places.index(item[1].checkpoint)):
+    for stage, cell, sample in benchmark.in_order(only):
         run_dir.stage(stage, partial(benchmark.solve, cell, sample, inputs[cell.task]))
 
     # ---- What is left to look at ----
     tasks = {
-        name: benchmark.evaluate(name) for name in config.tasks if all(map(run_dir.is_done, stages[name]))
+        name: benchmark.evaluate(name)
+        for name in config.tasks
+        if all(map(run_dir.is_done, benchmark.stages(name)))
     }
     _correct_family(tasks)
     summary = {"limit": config.limit, "samples": config.samples, "tasks": tasks}
@@ -113,6 +130,28 @@ def _run(benchmark: "Benchmark", run_dir: RunDir, only: Sequence[str]) -> dict[s
     console.print(f"all of it in {run_dir.path}/summary.json, accuracy.png", markup=False)
     console.print(f"open {run_dir.path / PAGE} in a browser", markup=False, soft_wrap=True, highlight=False)
     return summary
+
+
+def _checked_inputs(
+    benchmark: "Benchmark", run_dir: RunDir, only: Sequence[str]
+) -> dict[str, dict[str, str]]:
+    """The fingerprints of each task's files. What was solved before must have been solved from the same."""
+    config = benchmark.config
+    stages = {name: benchmark.stages(name) for name in config.tasks}
+    inputs = {
+        name: benchmark.inputs(name)
+        for name in config.tasks
+        if name in only or any(map(run_dir.is_done, stages[name]))
+    }
+    for name, found in inputs.items():
+        for stage in filter(run_dir.is_done, stages[name]):
+            for key, digest in run_dir.result(stage)["inputs"].items():
+                if digest != found[key]:
+                    raise ValueError(
+                        f"{getattr(config.tasks[name], key)}: has changed since {run_dir.path} was begun; "
+                        "put it back, or begin elsewhere"
+                    )
+    return inputs
 
 
 def _correct_family(tasks: Mapping[str, Mapping[str, Any]]) -> None:
@@ -175,6 +214,13 @@ class Benchmark:
             for sample in range(self.config.samples)
         }
 
+    def in_order(self, tasks: Sequence[str]) -> list[tuple[str, Cell, int]]:
+        """The stages of tasks, cell and sample of each, one checkpoint after the other: to open one may take
+        minutes."""
+        places = list(self.config.checkpoints)
+        stages = [(stage, *cell) for task in tasks for stage, cell in self.stages(task).items()]
+        return sorted(stages, key=lambda stage: places.index(stage[1].checkpoint))
+
     def inputs(self, task: str) -> dict[str, str]:
         """Fingerprints of the files of a task, by their keys in its settings."""
         its = self.config.tasks[task]
@@ -223,23 +269,38 @@ class Benchmark:
 
     # ---- Stages ----
 
-    def solve(self, cell: Cell, sample: int, inputs: Mapping[str, str]) -> dict[str, Any]:
-        """Solves the questions of one cell once; `inputs` are the fingerprints of its files."""
+    def solve(
+        self,
+        cell: Cell,
+        sample: int,
+        inputs: Mapping[str, str],
+        shard: HostShard = ALONE,
+        wait: Callable[[str], None] | None = None,
+    ) -> dict[str, Any]:
+        """Solves the questions of one cell once, or a shard's part of them; `inputs` are the fingerprints of
+        its files. Raises as `reason`."""
         approach = self.config.approaches[cell.approach]
         config = self.reason_config(approach, sample)
         out = self.traces_path(cell, sample)
         found: dict[str, Any] = {"inputs": dict(inputs)}
         if approach.budget_of is not None:
-            model = self.traces_path(replace(cell, approach=approach.budget_of), sample)
-            config = affordable(config, partial(self._reason, cell), out, model)
+            model_cell = replace(cell, approach=approach.budget_of)
+            model = self.traces_path(model_cell, sample)
+            if shard != ALONE:
+                self.solve(model_cell, sample, inputs, shard, self._note)
+            config = affordable(config, partial(self._reason, cell, shard=shard, wait=self._note), out, model)
         with track(self.console, f"{cell.task}, {cell.row}") as progress:
-            found |= asdict(self._reason(cell, config, out, self.config.limit, progress=progress))
+            options: dict[str, Any] = {"shard": shard, "wait": wait, "progress": progress}
+            found |= asdict(self._reason(cell, config, out, self.config.limit, **options))
         if approach.budget_of is not None:
             share = share_of_budget(out, model)
             took = f"{share:.0%} of the FLOPs of {approach.budget_of}"
             self.console.print(f"{config.candidates} candidates took {took}", markup=False)
             found |= {"candidates": config.candidates, "share_of_budget": share}
         return found
+
+    def _note(self, text: str) -> None:
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _reason(
         self, cell: Cell, config: ReasonConfig, out: Path, limit: int | None, **options: Any

@@ -1,6 +1,6 @@
 """The stage `choose`: multiple-choice questions answered by the likelihood of their choices."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from string import ascii_uppercase
@@ -17,8 +17,8 @@ from rationalyst_jax.evaluate.choice_likelihood import (
 )
 from rationalyst_jax.evaluate.config import ChooseConfig
 from rationalyst_jax.evaluate.statistics import Interval, proportion_interval
+from rationalyst_jax.files.parts import ALONE, DividedFile, HostShard
 from rationalyst_jax.files.rows import Row, append_rows, kept_rows, write_rows
-from rationalyst_jax.files.settings import claimed
 from rationalyst_jax.files.whole import check_file
 from rationalyst_jax.lm.devices.mesh import MeshShape
 from rationalyst_jax.lm.devices.sharding import mesh_of, row_shards
@@ -51,6 +51,7 @@ def choose(
     *,
     limit: int | None = None,
     mesh: MeshShape | None = None,
+    shard: HostShard = ALONE,
     progress: Callable[[int, int, int], None] = lambda done, total, tokens: None,
 ) -> ChooseSummary:
     """Scores all choices of the first `limit` questions of a task's file (None: all).
@@ -59,7 +60,9 @@ def choose(
     of each choice the number of tokens and its numbers under every rule (see
     `evaluate/choice_likelihood.py`), and the letter that each rule picks. Until it is whole it is called
     `<out>.partial`; a run that was killed continues there, and scores anew only blocks with questions that
-    have changed since. mesh: divides all devices; by default one is used.
+    have changed since. mesh: divides all devices of this host; by default one is used. shard: the part of the
+    questions that is this process's (`files/parts.py`); where others are still at work it raises
+    OthersAtWork.
 
     Raises ValueError for a task whose choices are not scored, a malformed file, a question that is longer
     than a row or than the model's positions (before the model is loaded), for rows that the mesh does not
@@ -69,7 +72,7 @@ def choose(
         raise ValueError(f"choose: {task.name} has no choices that a likelihood could be asked for")
     check_file(out)
     asked = {question.id: question for question in read_questions(task, questions)[:limit]}
-    devices = None if mesh is None else mesh_of(mesh, jax.devices())
+    devices = None if mesh is None else mesh_of(mesh, jax.local_devices())
     if config.rows_per_batch % (shards := row_shards(devices)):
         raise ValueError(
             f"choose: rows_per_batch must be a multiple of the mesh's {shards} row shards, "
@@ -84,16 +87,13 @@ def choose(
     clusters = [asked[name].cluster for name in graded]
     headers = {name: _header(question, clozes[name]) for name, question in asked.items()}
 
-    def check(place: str, row: Row) -> str | None:
+    def name_of(row: Row) -> str | None:
         header = headers.get(str(row.get("id")), {})
         return row["id"] if header and all(row.get(key) == header[key] for key in header) else None
 
-    partial = out.with_name(f"{out.name}.partial")
-    record = out.with_name(f"{out.name}.config.json")
-    settings = {"task": task.name, "model": checkpoint.fingerprint, "choose": asdict(config)}
-    with claimed(record, settings, partial):
-        rows = kept_rows(partial, check)
-        names = list(headers)
+    def score(names: Sequence[str], file: Path) -> tuple[dict[str, Row], Work]:
+        """The rows of questions, which are in the file too, and the work that took."""
+        rows = kept_rows(file, lambda place, row: name_of(row))
         blocks = [names[start : start + config.block] for start in range(0, len(names), config.block)]
         # A block is scored as a whole: the last bits of a sum depend on what is computed beside it.
         missing = [block for block in blocks if not rows.keys() >= {*block}]
@@ -103,18 +103,31 @@ def choose(
         begun = (begin(scorer, {name: encoded[name] for name in block}, config, devices) for block in missing)
         for block in one_ahead(begun):
             new = {name: headers[name] | _numbers(scores) for name, scores in block.result().items()}
-            append_rows(partial, new.values())
+            append_rows(file, new.values())
             rows |= new
             done += len(new)
             work += block.scores.work
             progress(done, len(names), work.nodes)
+        return rows, work
+
+    partial = out.with_name(f"{out.name}.partial")
+    record = out.with_name(f"{out.name}.config.json")
+    settings = {"task": task.name, "model": checkpoint.fingerprint, "choose": asdict(config)}
+    names = list(headers)
+    divided = DividedFile(partial, record, settings, names, config.block, name_of)
+    work = Work()
+    if shard != ALONE:
+        with divided.part(shard) as (part, numbers):
+            _, work = score([names[number] for number in numbers], part)
+    with divided.whole(shard) as file:
+        rows, rest = score(names, file)
         write_rows(out, [rows[name] for name in names])
         partial.unlink()
         record.unlink()
     rules = [rule for rule in get_args(Rule) if rule in rows[names[0]]["picked"]]
     right = {rule: [rows[name]["picked"][rule] == gold for name, gold in graded.items()] for rule in rules}
     accuracy = {rule: proportion_interval(of_rule, clusters) for rule, of_rule in right.items() if graded}
-    return ChooseSummary(len(names), len(graded), accuracy, work)
+    return ChooseSummary(len(names), len(graded), accuracy, work + rest)
 
 
 def _header(question: Question, cloze: Cloze) -> Row:

@@ -7,14 +7,20 @@ from pathlib import Path
 import jax
 from jax.sharding import Mesh
 
-from rationalyst_jax.files.settings import claimed
+from rationalyst_jax.files.parts import ALONE, DividedFile, HostShard
 from rationalyst_jax.files.whole import check_file
 from rationalyst_jax.lm.devices.mesh import MeshShape
 from rationalyst_jax.lm.devices.sharding import mesh_of, row_shards
 from rationalyst_jax.lm.trees.likelihood import Work
 from rationalyst_jax.lm.weights.tokenizer import marker_ids
 from rationalyst_jax.mine.config import FilterConfig
-from rationalyst_jax.mine.likelihood_filter import ScoredTriple, decide, score_triples
+from rationalyst_jax.mine.likelihood_filter import (
+    ScoredTriple,
+    decide,
+    document_of,
+    numbers_by_document,
+    score_triples,
+)
 from rationalyst_jax.mine.store import (
     Provenance,
     read_filtered,
@@ -37,6 +43,7 @@ def filter_rationales(
     out: Path,
     *,
     mesh: MeshShape | None = None,
+    shard: HostShard = ALONE,
     progress: Callable[[int, int, int], None] = lambda done, total, tokens: None,
     note: Callable[[str], None] = print,
 ) -> tuple[FilterSummary, Work]:
@@ -44,10 +51,12 @@ def filter_rationales(
     `out`.
 
     Until that is written, scores go to `<out>.scores.jsonl`, where a killed run continues. The second value
-    is the work of this call. mesh: divides all devices; by default one is used. `note` is told of thresholds
-    of sources that are not there. Raises ValueError for a malformed file, thresholds of such sources alone,
-    rows that the mesh does not divide, work begun with other settings, and while another process is at this
-    work.
+    is the work of this call. mesh: divides all devices of this host; by default one is used. shard: the part
+    of the documents that is this process's (`files/parts.py`); where others are still at work it raises
+    OthersAtWork. `note` is told of thresholds of sources that are not there.
+
+    Raises ValueError for a malformed file, thresholds of such sources alone, rows that the mesh does not
+    divide, work begun with other settings, and while another process is at this work.
     """
     check_file(out)
     found = read_triples(triples)
@@ -65,11 +74,20 @@ def filter_rationales(
         "prompts": prompts.version,
         "filter": asdict(config),
     }
-    with claimed(record, settings, scores):
+
+    def score(triples: Sequence[Triple], file: Path) -> tuple[list[ScoredTriple], Work]:
         model = models.scorer(scorer, devices)
-        scored, work = score_triples(
-            found, model, checkpoint.tokenizer, prompts, config, scores, progress, devices
-        )
+        return score_triples(triples, model, checkpoint.tokenizer, prompts, config, file, progress, devices)
+
+    documents = numbers_by_document(found)
+    divided = DividedFile(scores, record, settings, list(documents), config.block, document_of(found))
+    work = Work()
+    if shard != ALONE:
+        with divided.part(shard) as (part, numbers):
+            own = {divided.names[number] for number in numbers}
+            _, work = score([triple for triple in found if triple.document_id in own], part)
+    with divided.whole(shard) as file:
+        scored, rest = score(found, file)
         by = {
             "filter_model": str(scorer),
             "filter_base": checkpoint.base,
@@ -79,13 +97,15 @@ def filter_rationales(
         summary = _write(scored, config, out, provenance)
         scores.unlink()
         record.unlink()
-    return summary, work
+    return summary, work + rest
 
 
 def mesh_for(config: FilterConfig, shape: MeshShape | None) -> Mesh | None:
-    """All devices in that shape, None for one. Raises ValueError where it does not divide them, or the rows
-    of a batch."""
-    mesh = None if shape is None else mesh_of(shape, jax.devices())
+    """All devices of this host in that shape, None for one.
+
+    Raises ValueError where it does not divide them, or the rows of a batch.
+    """
+    mesh = None if shape is None else mesh_of(shape, jax.local_devices())
     shards = row_shards(mesh)
     if config.rows_per_batch % shards:
         raise ValueError(

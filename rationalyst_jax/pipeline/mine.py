@@ -5,9 +5,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from rationalyst_jax.files.lock import locked
-from rationalyst_jax.files.rows import check_outside
-from rationalyst_jax.files.settings import claimed
-from rationalyst_jax.mine.annotate import annotate, read_usage
+from rationalyst_jax.files.parts import ALONE, DividedFile, HostShard
+from rationalyst_jax.files.rows import Row, check_outside
+from rationalyst_jax.mine.annotate import annotate, read_usage, usage_path
 from rationalyst_jax.mine.config import AnnotateConfig
 from rationalyst_jax.mine.documents import Annotated, read_annotations, read_documents
 from rationalyst_jax.mine.store import Provenance, write_triples
@@ -32,13 +32,17 @@ def mine(
     *,
     min_similarity: float = MIN_SIMILARITY,
     round: int = 1,
+    shard: HostShard = ALONE,
     progress: Callable[[int, int, int], None] = lambda done, total, tokens: None,
 ) -> tuple[MineSummary, Usage]:
     """Has a model annotate the documents of a file or a folder of shards, and cuts them into triples.
 
     Writes `annotations.jsonl`, where a killed run continues, and `triples.parquet` into the folder `out`. The
     second value is what all annotations took, those before a kill included (`annotations.usage.jsonl`).
-    round: of an experiment's rounds of mining, which the triples' file records.
+    round: of an experiment's rounds of mining, which the triples' file records. shard: the part of the
+    documents that is this process's (`files/parts.py`); where others are still at work it raises
+    OthersAtWork.
+
     Raises ValueError for a malformed row, for surprise asked of a model that gives no log-probabilities, for
     work begun with other settings, and while another process is at this work.
     """
@@ -51,10 +55,25 @@ def mine(
         "prompts": prompts.version,
         "annotate": asdict(config),
     }
-    file = out / ANNOTATIONS
-    with claimed(out / "annotations.config.json", settings, file), locked(out / TRIPLES):
+    texts = {document.id: document.text for document in found}
+
+    def name_of(row: Row) -> str | None:
+        name = str(row.get("id"))
+        return name if name in texts and row.get("input") == texts[name] else None
+
+    def annotated(numbers: Sequence[int], file: Path) -> list[Annotated]:
         [role] = models.roles(annotator)
-        annotations = annotate(found, role, prompts, config, file, progress)
+        documents = [found[number] for number in numbers]
+        return annotate(documents, role, prompts, config, file, progress, numbers=numbers)
+
+    record = out / "annotations.config.json"
+    names = list(texts)
+    divided = DividedFile(out / ANNOTATIONS, record, settings, names, config.block, name_of, usage_path)
+    if shard != ALONE:
+        with divided.part(shard) as (part, numbers):
+            annotated(numbers, part)
+    with divided.whole(shard) as file, locked(out / TRIPLES):
+        annotations = annotated(range(len(found)), file)
         how: dict[str, object] = {
             "annotate": asdict(config) | {"int8": models.engine.int8},
             "annotations": None,

@@ -1,21 +1,23 @@
 """The stage `reason`: questions are solved with one strategy, and leave a trace each."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from rationalyst_jax.files.parts import ALONE, DividedFile, HostShard
 from rationalyst_jax.files.prepared import Source
-from rationalyst_jax.files.settings import claimed
+from rationalyst_jax.files.rows import Row
 from rationalyst_jax.files.whole import check_file
 from rationalyst_jax.pipeline.models import Models, Place
 from rationalyst_jax.prompts.prompt import PromptSet
 from rationalyst_jax.reason.config import ReasonConfig
 from rationalyst_jax.reason.demonstrations import shown
-from rationalyst_jax.reason.solve import solve
+from rationalyst_jax.reason.solve import digests, solve
 from rationalyst_jax.reason.strategies import check_strategy, guided_by, prompts_of
-from rationalyst_jax.reason.traces import count_unrated, mean_ledger
+from rationalyst_jax.reason.traces import Trace, count_unrated, in_order, mean_ledger, resume_traces
 from rationalyst_jax.reason.trajectory import Roles
+from rationalyst_jax.tasks.question import Question
 from rationalyst_jax.tasks.sources import read_questions
 from rationalyst_jax.tasks.task import Task
 
@@ -58,13 +60,17 @@ def reason(
     *,
     limit: int | None = None,
     shots_from: Source | None = None,
+    shard: HostShard = ALONE,
+    wait: Callable[[str], None] | None = None,
     progress: Callable[[int, int, int], None] = lambda done, total, tokens: None,
 ) -> ReasonSummary:
     """Solves the first `limit` questions of a task's file (None: all); traces go to the JSONL file `out`.
 
     A killed run continues there; so does one with another limit, or with questions that were mended since,
     which are solved again. `shots_from`: questions from which the shots are drawn that an agent is shown;
-    without any it is shown our own. `progress` is told how many questions are done (those of an earlier run
+    without any it is shown our own. `shard`: the part of the questions that is this process's
+    (`files/parts.py`); where others are still at work it raises OthersAtWork, or waits for them and tells
+    `wait` so. `progress` is told how many questions are done (those of an earlier run
     included), of how many, and the tokens computed by this one. Raises ValueError for a malformed file, a
     limit below 1, a strategy whose role is missing, traces made with other settings, and while another
     process writes them; all that before a model's weights are read.
@@ -84,10 +90,28 @@ def reason(
     for role, names in prompts_of(config).items():
         models.check(places[role], prompts, names, () if role == "rationalyst" else config.suppress)
     settings = asdict(config) | {"prompts": prompts.version} | {role: k.name for role, k in known.items()}
-    with claimed(out.with_name(f"{out.name}.config.json"), settings, out):
+    texts = digests(asked)
+
+    def name_of(row: Row) -> str | None:
+        name = str(row.get("id"))
+        return name if name in texts and row.get("asked") == texts[name] else None
+
+    def solved(questions: Sequence[Question], file: Path) -> list[Trace]:
+        wanted = digests(questions)
+        if resume_traces(file, wanted) == wanted.keys():  # no model need be opened
+            progress(len(wanted), len(wanted), 0)
+            return in_order(file, wanted)
         found = dict(zip(places, models.roles(*places.values()), strict=True))
         roles = Roles(found["agent"], found.get("rationalyst"), found["scorer"])
-        traces = solve(asked, roles, prompts, config, task.extract, out, progress, by_subject)
+        return solve(questions, roles, prompts, config, task.extract, file, progress, by_subject)
+
+    record = out.with_name(f"{out.name}.config.json")
+    divided = DividedFile(out, record, settings, list(texts), config.block, name_of)
+    if shard != ALONE:
+        with divided.part(shard) as (part, numbers):
+            solved([asked[number] for number in numbers], part)
+    with divided.whole(shard, wait) as file:
+        traces = solved(asked, file)
     unrated, verdicts = count_unrated(traces) if guided_by(config) == "judge" else (0, 0)
     return ReasonSummary(
         questions=len(traces),

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,7 +24,8 @@ class RunDir:
     def __init__(self, path: Path, settings: Mapping[str, Any], console: Console):
         self.path = path
         self.console = console
-        self._claimed = claimed(path / "experiment.config.json", settings, path / "stages")
+        self._claim = partial(claimed, path / "experiment.config.json", settings, path / "stages")
+        self._claimed = self._claim()
 
     def __enter__(self) -> Self:
         self._claimed.__enter__()
@@ -39,6 +41,11 @@ class RunDir:
 
     def __exit__(self, *error: Any) -> None:
         self._claimed.__exit__(*error)
+
+    def check(self) -> None:
+        """Raises as entering does, but for another process that works in the folder."""
+        with self._claim(main=False):
+            pass
 
     def stage(self, name: str, work: Callable[[], Any]) -> Any:
         """What `work` returned (a JSON value), now or when the stage was done before."""

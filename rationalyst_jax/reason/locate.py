@@ -95,12 +95,17 @@ def rationalize(
         rationales = [asdict(WrittenRationale(found.text, mean_logprob(found))) for found in written]
         return {"rationales": rationales, "tokens": _tokens(whole)}
 
-    asked = {solution.id: digest(_texts(solution)) for solution in solutions}
+    asked = digests(solutions)
     rows = _walk(solutions, asked, write, roles, config.block, path, tell)
     try:
         return [tuple(WrittenRationale(**found) for found in row["rationales"]) for row in rows]
     except (TypeError, KeyError) as error:
         raise ValueError(f"{path}: holds other rows than rationales ({error!r})") from None
+
+
+def digests(solutions: Sequence[GivenSolution]) -> dict[str, str]:
+    """Of each solution's texts, by its id: what rationales depend on."""
+    return {solution.id: digest(_texts(solution)) for solution in solutions}
 
 
 def strangers(solutions: Sequence[GivenSolution], seed: int) -> list[list[tuple[int, int]]]:
@@ -134,13 +139,16 @@ def score_steps(
     config: LocateConfig,
     path: Path,
     tell: Tell = lambda done: None,
+    *,
+    only: Sequence[int] | None = None,
 ) -> list[tuple[LocatedStep, ...]]:
     """The steps of each solution with their scores; those of `rationalize` make the guided ones.
 
-    They are in the JSONL `path` too, as in `rationalize`. Raises as `_walk`, and as `strangers`.
+    They are in the JSONL `path` too, as in `rationalize`. only: numbers of the solutions to score, in whole
+    blocks, where others are scored elsewhere; `rationales` are of all. Raises as `_walk`, and as `strangers`.
     """
     shuffled: list[list[str]] | None = None
-    asked = {solution.id: digest(_texts(solution)) for solution in solutions}
+    asked = digests(solutions)
     if rationales is not None:
         shuffled = [
             [rationales[other][step].text for other, step in places]
@@ -164,6 +172,9 @@ def score_steps(
         located = await together(steps)
         return {"steps": [asdict(step) for step in located], "tokens": _tokens(whole)}
 
+    if only is not None:
+        solutions = [solutions[number] for number in only]
+        asked = {solution.id: asked[solution.id] for solution in solutions}
     rows = _walk(solutions, asked, write, roles, config.block, path, tell)
     try:
         return [tuple(LocatedStep(**step) for step in row["steps"]) for row in rows]

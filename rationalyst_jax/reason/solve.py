@@ -39,12 +39,7 @@ def solve(
     """
     has_rationalyst = roles.rationalyst is not None
     check_strategy(config, has_rationalyst=has_rationalyst, can_score=roles.scorer.can_score)
-    asked: dict[str, str] = {}
-    for question in questions:
-        if question.id in asked:
-            raise ValueError(f"reason: question id {question.id!r} is given twice")
-        asked[question.id] = digest([question.asked.encode()])
-
+    asked = digests(questions)
     done = resume_traces(path, asked)
     setting = Setting(roles, prompts, config, extract, by_subject or {})
     strategy = STRATEGIES[config.strategy]
@@ -61,6 +56,16 @@ def solve(
     failures = in_blocks(list(asked), begin, roles.models, config.block, done, keep, tell)
     refuse_failures(failures, "reason", "question", len(questions), path)
     return in_order(path, asked)
+
+
+def digests(questions: Sequence[Question]) -> dict[str, str]:
+    """Of each question's text, by its id. Raises ValueError for an id given twice."""
+    asked: dict[str, str] = {}
+    for question in questions:
+        if question.id in asked:
+            raise ValueError(f"reason: question id {question.id!r} is given twice")
+        asked[question.id] = digest([question.asked.encode()])
+    return asked
 
 
 def _trace(

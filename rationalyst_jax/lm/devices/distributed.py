@@ -107,12 +107,12 @@ def _arguments(config: DistributedConfig, environ: Mapping[str, str]) -> dict[st
         }
     if config.mode == "off":
         return None
-    if _slurm_tasks(environ) > 1:
+    if slurm_tasks(environ) > 1:
         return {"local_device_ids": _slurm_devices(environ)}
-    return {} if config.mode == "on" or _is_tpu_pod(environ) else None
+    return {} if config.mode == "on" or is_tpu_pod(environ) else None
 
 
-def _slurm_tasks(environ: Mapping[str, str]) -> int:
+def slurm_tasks(environ: Mapping[str, str]) -> int:
     """Tasks of this Slurm step, 0 outside any: the script of a job runs once, whatever it says of tasks."""
     needed = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
     return int(environ["SLURM_NTASKS"]) if all(name in environ for name in needed) else 0
@@ -124,7 +124,7 @@ def _slurm_devices(environ: Mapping[str, str]) -> list[int] | None:
     return list(range(int(environ.get("SLURM_GPUS_ON_NODE", "0")))) or None if alone else None
 
 
-def _is_tpu_pod(environ: Mapping[str, str]) -> bool:
+def is_tpu_pod(environ: Mapping[str, str]) -> bool:
     """Whether GKE names several TPU hosts, or several slices, and jax is to use them."""
     if "tpu" not in (environ.get("JAX_PLATFORMS") or "tpu"):
         return False

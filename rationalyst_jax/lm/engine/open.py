@@ -52,7 +52,7 @@ def engine_mesh(config: EngineConfig) -> Mesh | None:
 
     Raises ValueError where there are not as many devices as asked for.
     """
-    devices = jax.devices()
+    devices = jax.local_devices()
     if config.tensor > len(devices):
         raise ValueError(f"engine: tensor is {config.tensor}, there are {len(devices)} devices")
     return make_mesh(1, 1, config.tensor, devices[: config.tensor]) if config.tensor > 1 else None

@@ -300,7 +300,7 @@ def fitting_pages(model: Llama, page_size: int, max_sequences: int, share: float
     """How many pages fit in a share of the free memory of a device, but no more than sequences can need."""
     config = model.config
     dtype = jnp.dtype(model.embed_VD.dtype)
-    device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+    device = jax.local_devices()[0] if mesh is None else mesh.devices.flat[0]
     shards = 1 if mesh is None else mesh.shape[TENSOR]
     bytes_a_token = 2 * config.num_layers * config.num_kv_heads // shards * config.head_dim * dtype.itemsize
     stats = device.memory_stats()

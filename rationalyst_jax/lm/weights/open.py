@@ -56,7 +56,7 @@ class Checkpoint:
 
         Its config knows every token that ends a text.
         """
-        device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+        device = jax.local_devices()[0] if mesh is None else mesh.devices.flat[0]
         model = load_llama(self.path, lambda stored: computable(stored, device), mesh, int8=int8)
         model.config = with_ends(model.config, self.path)
         return model

@@ -62,7 +62,7 @@ def load_orbax(path: str | Path) -> Llama:
 def abstract_llama(config: LlamaConfig) -> tuple[Any, nnx.State]:
     """The structure of a Llama, and its parameters as shapes (float32, on the first device)."""
     graph, state = nnx.split(nnx.eval_shape(lambda: Llama(config, rngs=nnx.Rngs(0))))
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])  # wherever the weights were when saved
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])  # wherever the weights were when saved
     return graph, jax.tree.map(lambda leaf: leaf.update(sharding=here), state)
 
 

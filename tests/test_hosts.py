@@ -1,0 +1,403 @@
+"""Work divided among hosts: parts are put together to the bytes of one process, whoever dies meanwhile."""
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli_files import rationalyst, triple
+
+from rationalyst_jax.files.lock import locked
+from rationalyst_jax.files.parts import ALONE, DividedFile, HostShard, OthersAtWork
+from rationalyst_jax.files.rows import append_rows, kept_rows, read_rows, write_rows
+from rationalyst_jax.lm.devices.shards import shard_of
+from rationalyst_jax.mine.store import Provenance, write_triples
+from rationalyst_jax.world.corpus import questions
+
+NAMES = [f"q{i}" for i in range(7)]
+HALVES = (HostShard(0, 2), HostShard(1, 2))
+
+
+# ---- Which shard this is ----
+
+SLURM = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "n[1-2]", "SLURM_PROCID": "1", "SLURM_LOCALID": "0"}
+SLURM |= {"SLURM_NTASKS": "2"}
+GKE = {"TPU_WORKER_HOSTNAMES": "a,b,c", "TPU_WORKER_ID": "1"}
+
+
+@pytest.mark.parametrize(
+    ("asked", "environ", "found"),
+    [
+        ("auto", {}, ALONE),
+        ("auto", SLURM, HostShard(1, 2)),
+        ("auto", SLURM | {"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, ALONE),
+        # The script of a job sees the number of its tasks, but runs once.
+        ("auto", {name: value for name, value in SLURM.items() if name != "SLURM_STEP_NODELIST"}, ALONE),
+        ("auto", GKE, HostShard(1, 3)),
+        ("auto", GKE | {"MEGASCALE_NUM_SLICES": "2", "MEGASCALE_SLICE_ID": "1"}, HostShard(4, 6)),
+        ("auto", {"TPU_WORKER_HOSTNAMES": "a,b", "JOB_COMPLETION_INDEX": "1"}, HostShard(1, 2)),
+        # Kaggle's and Colab's one host.
+        ("auto", {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"}, ALONE),
+        ("auto", GKE | {"JAX_PLATFORMS": "cpu"}, ALONE),
+        ("none", SLURM, ALONE),
+        ("2/3", SLURM, HostShard(2, 3)),
+        ("0/1", {}, ALONE),
+    ],
+)
+def test_the_shard_is_what_is_asked_for_or_what_the_environment_names(asked, environ, found):
+    assert shard_of(asked, environ) == found
+
+
+@pytest.mark.parametrize(
+    ("asked", "environ", "message"),
+    [
+        ("3/2", {}, "3/2: of N shards the first is 0/N and the last (N-1)/N"),
+        ("2/2", {}, "2/2: of N shards"),
+        ("0/0", {}, "0/0: of N shards"),
+        ("a/b", {}, "'a/b': a shard is written I/N, or auto, tpu or none"),
+        ("-1/2", {}, "'-1/2': a shard is written"),
+        ("", {}, "'': a shard is written"),
+        ("auto", {"TPU_WORKER_HOSTNAMES": "a,b"}, "no TPU_WORKER_ID says which one this is"),
+        ("auto", GKE | {"MEGASCALE_NUM_SLICES": "2"}, "no MEGASCALE_SLICE_ID says which one this is"),
+    ],
+)
+def test_a_shard_that_cannot_be_is_refused(asked, environ, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        shard_of(asked, environ)
+
+
+# ---- Parts of a file of rows ----
+
+
+def divided(folder: Path, names: list[str] = NAMES, **changes: Any) -> DividedFile:
+    settings = {"seed": 0} | changes
+    file = folder / "rows.jsonl"
+    return DividedFile(
+        file,
+        folder / "rows.jsonl.config.json",
+        settings,
+        names,
+        2,
+        lambda row: row["id"] if row["id"] in names else None,
+        lambda path: path.with_suffix(".ledger.jsonl"),
+    )
+
+
+def work(file: Path, names: list[str], *, most: int = 99) -> int:
+    """A stage that makes a row of each name, the last one of a block first; gives how many it made."""
+    done = kept_rows(file, lambda place, row: row["id"])
+    made = 0
+    for first in range(0, len(names), 2):
+        for name in reversed(names[first : first + 2]):
+            if name not in done and made < most:
+                append_rows(file.with_suffix(".ledger.jsonl"), [{"id": name, "took": len(name)}])
+                append_rows(file, [{"id": name, "text": f"é of {name}"}])
+                made += 1
+    return made
+
+
+def do_part(of: DividedFile, shard: HostShard, **options: Any) -> list[int]:
+    with of.part(shard) as (path, numbers):
+        work(path, [of.names[number] for number in numbers], **options)
+    return numbers
+
+
+def put_together(of: DividedFile, shard: HostShard) -> int:
+    """How many rows are left to make where the parts are together."""
+    with of.whole(shard) as file:
+        return work(file, list(of.names))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture
+def alone(tmp_path: Path) -> dict[str, bytes]:
+    """The files of one process, its rows in the order of their names."""
+    of = divided(tmp_path / "alone")
+    with of.whole(ALONE) as file:
+        work(file, NAMES)
+        rows = sorted((row for _, row in read_rows(file)), key=lambda row: row["id"])
+        file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return contents(tmp_path / "alone")
+
+
+def test_parts_in_any_order_make_the_files_of_one_process(tmp_path, alone):
+    for order in (HALVES, HALVES[::-1]):
+        folder = tmp_path / str(order[0].number)
+        of = divided(folder)
+        assert do_part(of, order[0]) == [i for i in range(7) if i // 2 % 2 == order[0].number]
+        with pytest.raises(OthersAtWork, match=f"shard {order[0]} is done, {order[1]} not yet"):
+            put_together(of, order[0])
+        do_part(of, order[1])
+        assert put_together(of, order[1]) == 0
+        assert contents(folder) == alone
+
+
+def test_more_shards_than_blocks_leave_some_with_nothing_to_do(tmp_path, alone):
+    of = divided(tmp_path / "many")
+    shards = [HostShard(number, 6) for number in range(6)]
+    assert [do_part(of, shard) for shard in shards] == [[0, 1], [2, 3], [4, 5], [6], [], []]
+    assert put_together(of, shards[5]) == 0 and contents(tmp_path / "many") == alone
+
+
+def test_a_part_that_was_killed_goes_on_by_itself(tmp_path, alone):
+    of = divided(tmp_path / "killed")
+    do_part(of, HALVES[0], most=3)
+    [part] = (tmp_path / "killed").rglob("0-of-2.jsonl")
+    part.write_bytes(part.read_bytes() + b'{"id": "q5", "te')
+    do_part(of, HALVES[1])
+    with pytest.raises(OthersAtWork, match="shard 1/2 is done, 0/2 not yet"):
+        put_together(of, HALVES[1])
+    do_part(of, HALVES[0])
+    assert put_together(of, HALVES[0]) == 0 and contents(tmp_path / "killed") == alone
+
+
+def test_a_part_that_is_complete_but_held_is_left_to_its_process(tmp_path, alone):
+    of = divided(tmp_path / "held")
+    do_part(of, HALVES[0])
+    with of.part(HALVES[1]) as (path, numbers):
+        work(path, [NAMES[number] for number in numbers])
+        with pytest.raises(OthersAtWork, match="1/2 not yet"):
+            put_together(of, HALVES[0])
+        with pytest.raises(ValueError, match=r"1-of-2.jsonl: process \d+ is writing it"):
+            do_part(of, HALVES[1])
+    assert put_together(of, HALVES[1]) == 0 and contents(tmp_path / "held") == alone
+
+
+def test_of_two_that_finish_at_once_one_puts_together_and_the_other_is_told_so(tmp_path, alone):
+    of = divided(tmp_path / "twice")
+    for shard in HALVES:
+        do_part(of, shard)
+    assert put_together(of, HALVES[1]) == 0
+    with pytest.raises(OthersAtWork, match=r"shard 0/2 is done, and another one has made .*rows\.jsonl"):
+        put_together(of, HALVES[0])
+    assert contents(tmp_path / "twice") == alone
+
+
+def test_a_merge_that_was_killed_is_done_again(tmp_path, alone):
+    of = divided(tmp_path / "merge")
+    for shard in HALVES:
+        do_part(of, shard)
+    with pytest.raises(KeyboardInterrupt), of.whole(HALVES[0]):
+        raise KeyboardInterrupt
+    assert put_together(of, HALVES[1]) == 0 and contents(tmp_path / "merge") == alone
+
+
+def test_what_is_finished_is_found_finished_by_any_shard(tmp_path, alone):
+    of = divided(tmp_path / "again")
+    for _ in range(2):
+        for shard in HALVES:
+            do_part(of, shard)
+        assert put_together(of, HALVES[1]) == 0 and contents(tmp_path / "again") == alone
+    assert do_part(of, HALVES[0], most=0) and put_together(of, HALVES[0]) == 0  # the other one does not come
+    assert contents(tmp_path / "again") == alone
+
+
+def test_what_one_process_did_before_is_divided_too(tmp_path, alone):
+    few = divided(tmp_path / "more", NAMES[:3])
+    with few.whole(ALONE) as file:
+        work(file, NAMES[:3])
+    of = divided(tmp_path / "more")
+    for shard in HALVES:
+        with of.part(shard) as (path, numbers):
+            assert work(path, [NAMES[number] for number in numbers]) == (2, 2)[shard.number]
+    assert put_together(of, HALVES[0]) == 0
+    rows = [json.loads(line)["id"] for line in (tmp_path / "more" / "rows.jsonl").read_text().splitlines()]
+    assert rows == NAMES
+    ledger = (tmp_path / "more" / "rows.ledger.jsonl").read_text().splitlines()
+    assert sorted(json.loads(line)["id"] for line in ledger) == NAMES  # nothing is counted twice
+
+
+def test_rows_that_nobody_asks_for_now_stay(tmp_path):
+    of = divided(tmp_path)
+    for shard in HALVES:
+        do_part(of, shard)
+    few = divided(tmp_path, NAMES[:3])
+    assert do_part(few, HALVES[0]) and put_together(few, HALVES[0]) == 0
+    rows = [json.loads(line)["id"] for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert rows[:3] == NAMES[:3] and sorted(rows) == NAMES
+
+
+def test_parts_that_do_not_fit_are_refused_and_stay(tmp_path):
+    of = divided(tmp_path)
+    do_part(of, HALVES[0])
+    before = contents(tmp_path)
+    begun = r"rows.jsonl.parts: was begun by 2 shards, and now there is to be {}: go on with 0/2 to 1/2"
+    with pytest.raises(ValueError, match=begun.format("0/3")):
+        do_part(of, HostShard(0, 3))
+    with pytest.raises(ValueError, match=begun.format("0/1")):
+        put_together(of, ALONE)
+    for shard in HALVES:
+        with pytest.raises(ValueError, match=r"0-of-2.config.json: made with other settings: seed 0 -> 1"):
+            do_part(divided(tmp_path, seed=1), shard)
+    assert contents(tmp_path) == before
+
+
+def test_a_file_made_with_other_settings_or_held_by_one_process_is_not_divided(tmp_path):
+    of = divided(tmp_path)
+    with of.whole(ALONE) as file:
+        work(file, NAMES)
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match=r"rows.jsonl.config.json: made with other settings: seed 0 -> 1"):
+        do_part(divided(tmp_path, seed=1), HALVES[0])
+    with locked(of.file), pytest.raises(ValueError, match=r"rows.jsonl: process \d+ is writing it"):
+        do_part(of, HALVES[0])
+    assert contents(tmp_path) == before
+
+
+def test_who_waits_is_told_for_whom_and_goes_on_when_all_is_there(tmp_path, alone, monkeypatch):
+    of = divided(tmp_path / "waits")
+    do_part(of, HALVES[0])
+    monkeypatch.setattr("rationalyst_jax.files.parts.time.sleep", lambda seconds: do_part(of, HALVES[1]))
+    told: list[str] = []
+    with of.whole(HALVES[0], told.append) as file:
+        assert work(file, NAMES) == 0
+    assert told == [f"shard 0/2 waits for 1/2 to finish {of.file}"] and contents(tmp_path / "waits") == alone
+    with of.whole(HALVES[1], told.append) as file:  # another one has put all together
+        assert work(file, NAMES) == 0
+    assert len(told) == 1 and contents(tmp_path / "waits") == alone
+
+
+# ---- Commands ----
+
+COMMANDS = {
+    "reason": "reason --config random.yaml --questions questions.jsonl --agent model --reason.block 2 "
+    "--reason.max_steps 2 --reason.max_step_tokens 8 --out {}/x.jsonl",
+    "choose": "choose --task arc --questions choices.jsonl --model model --choose.block 2 --out {}/x.jsonl",
+    "filter": "filter --triples several.parquet --model model --prompts world --filter.block 2 "
+    "--filter.row_length 256 --out {}/x.parquet",
+    "mine": "mine --documents documents.jsonl --model model --prompts world --annotate.block 2 "
+    "--annotate.method insert --annotate.prompt rationale --annotate.max_rationale_tokens 4 --out {}",
+    "locate": "locate --solutions few.jsonl --scorer model --rationalyst model --prompts world "
+    "--locate.block 2 --locate.max_rationale_tokens 4 --out {}/x.jsonl",
+}
+
+
+@pytest.fixture(scope="module")
+def inputs(files: Path) -> Path:
+    """The files of the command tests, and some with several documents or with choices."""
+    triples = [triple(f"d{i}", number, 1.0) for i in range(3) for number in range(2)]
+    write_triples(files / "several.parquet", triples, Provenance("annotator", "world-1", {}))
+    write_rows(files / "choices.jsonl", [arc_row(i) for i in range(3)])
+    solutions = (files / "solutions.jsonl").read_text().splitlines(keepends=True)
+    (files / "few.jsonl").write_text("".join(solutions[:4]))
+    return files
+
+
+def arc_row(number: int) -> dict[str, Any]:
+    choices = {"text": ["blue", "red", "old", "cold"], "label": ["A", "B", "C", "D"]}
+    return {"id": f"q{number}", "question": f"What is {number}?", "choices": choices, "answerKey": "A"}
+
+
+def without_seconds(files: dict[str, bytes]) -> dict[str, bytes]:
+    return {name: re.sub(rb'"seconds": [\d.]+', b"", found) for name, found in files.items()}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_two_shards_of_a_command_make_the_files_of_one_process(name, inputs, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(inputs)
+    command = COMMANDS[name]
+    assert rationalyst(command.format(tmp_path / "alone")) == 0
+    other = f"{command.format(tmp_path / 'two')} --shard 1/2"
+    # `locate` waits once for what the other one writes.
+    monkeypatch.setattr("rationalyst_jax.files.parts.time.sleep", lambda seconds: rationalyst(other))
+    capsys.readouterr()
+    assert rationalyst(f"{command.format(tmp_path / 'two')} --shard 0/2") == 0
+    if name == "locate":
+        assert "shard 0/2 waits for 1/2 to finish" in capsys.readouterr().out
+    else:
+        assert "shard 0/2 is done, 1/2 not yet" in capsys.readouterr().out
+        assert rationalyst(other) == 0
+    assert without_seconds(contents(tmp_path / "two")) == without_seconds(contents(tmp_path / "alone"))
+
+
+@pytest.mark.parametrize("name", [*COMMANDS, "benchmark"])
+def test_a_bad_shard_is_a_usage_error_in_one_line(name, inputs, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(inputs)
+    command = COMMANDS.get(name, "benchmark --config paper --run_dir {}").format(tmp_path / "out")
+    assert rationalyst(f"{command} --shard 3/2") == 2
+    error = f"rationalyst {name}: --shard: 3/2: of N shards the first is 0/N and the last (N-1)/N\n"
+    assert capsys.readouterr().err == error and not (tmp_path / "out").exists()
+
+
+def test_another_number_of_shards_does_not_go_on(inputs, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(inputs)
+    command = COMMANDS["reason"].format(tmp_path)
+    assert rationalyst(f"{command} --shard 0/2") == 0
+    before = contents(tmp_path)
+    capsys.readouterr()
+    for other in ("--shard 0/3", "--shard none"):
+        assert rationalyst(f"{command} {other}") == 1
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and "x.jsonl.parts: was begun by 2 shards" in error
+    assert rationalyst(f"{command} --shard 1/2 --reason.temperature 0.5") == 1
+    error = capsys.readouterr().err
+    assert "0-of-2.config.json: made with other settings: temperature 0.7 -> 0.5" in error
+    assert contents(tmp_path) == before
+
+
+# ---- Real processes, as srun starts them ----
+
+STAGES = {
+    "reason": "reason --task gsm8k --questions {root}/questions.jsonl --agent world --rationalyst world "
+    "--prompts world --reason.strategy implicit --reason.block 4 --reason.max_steps 4 --out {out}/x.jsonl",
+    "mine": "mine --documents {root}/documents.jsonl --model world --prompts world --annotate.block 4 "
+    "--out {out}",
+}
+
+
+def begin(command: str, shard: int | None = None) -> subprocess.Popen[bytes]:
+    """A command in a process of its own, which for a shard is one of two tasks of a Slurm step."""
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
+    if shard is not None:
+        environ |= SLURM | {"SLURM_PROCID": str(shard)}
+    program = [sys.executable, "-m", "rationalyst_jax.cli.main", *shlex.split(command)]
+    return subprocess.Popen(program, env=environ, stdout=subprocess.DEVNULL)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STAGES)
+def test_two_processes_of_which_one_is_killed_and_resumed_make_the_files_of_one(name, tmp_path):
+    write_rows(tmp_path / "questions.jsonl", questions(0, 24, "test"))
+    assert rationalyst(f"world documents --count 24 --out {tmp_path / 'documents.jsonl'}") == 0
+
+    def command(out: str) -> str:
+        return STAGES[name].format(root=tmp_path, out=tmp_path / out)
+
+    assert begin(command("alone")).wait() == 0
+    shards = [begin(command("two"), number) for number in range(2)]
+    deadline = time.monotonic() + 600
+    while not any(path.stat().st_size for path in (tmp_path / "two").rglob("1-of-2.jsonl")):
+        assert shards[1].poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    shards[1].kill()
+    assert shards[1].wait() == -signal.SIGKILL
+    assert shards[0].wait() == 0
+    assert [*(tmp_path / "two").rglob("0-of-2.jsonl")]  # it has not put together what is not there
+    assert begin(command("two"), 1).wait() == 0
+    made, expected = (without_seconds(contents(tmp_path / folder)) for folder in ("two", "alone"))
+    for files in (made, expected):
+        files.pop("annotations.usage.jsonl", None)  # what was lost by the kill is in it too
+    assert made == expected
+
+
+@pytest.mark.slow
+def test_two_processes_that_end_at_once_make_one_file(tmp_path):
+    write_rows(tmp_path / "questions.jsonl", questions(0, 8, "test"))
+
+    def command(out: str) -> str:
+        return STAGES["reason"].format(root=tmp_path, out=tmp_path / out)
+
+    assert begin(command("alone")).wait() == 0
+    shards = [begin(command("two"), number) for number in range(2)]
+    assert [shard.wait() for shard in shards] == [0, 0]
+    assert without_seconds(contents(tmp_path / "two")) == without_seconds(contents(tmp_path / "alone"))
