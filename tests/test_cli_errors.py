@@ -217,6 +217,12 @@ BAD_USAGE = {
     "world documents --out x --count 0": "--count: ",
     "world pretrain --run_dir x --train.warmup_fraction 2": "warmup_fraction must be between 0 and 1",
     "demo --config nowhere.yaml": "nowhere.yaml",
+    TRAIN.replace(" x", " gs://bucket/run"): "--run_dir: gs://bucket/run is not a path: mount the bucket with Cl",
+    TRAIN.replace("model model", "model s3://b/m"): "--model: s3://b/m is not a path: mount",
+    f"{TRAIN} --config gs://bucket/train.yaml": "--config: gs://bucket/train.yaml is not a path: mount",
+    f"{DECONTAMINATE} gsm8k=random.jsonl arc=https://host/arc": "--against: https://host/arc is not a path",
+    "mine --prompts world --out x --model http://h/v1 --documents hf://datasets/d": "--documents: hf://datasets/d",
+    "benchmark --config paper --checkpoints.llama3-8b.agent gs://b": "--checkpoints.llama3-8b.agent: gs://b is",
     """benchmark --config paper --tasks '{"arc": {"question": "x"}}'""": "--tasks: Option 'question' is not",
 }
 
@@ -251,6 +257,14 @@ def test_unknown_options_and_keys_get_one_line(command, capsys):
     assert_one_line(capsys, rationalyst(f"{command} --config unknown_key.yaml"), 2, "unknown_key.yaml: ")
     assert_one_line(capsys, rationalyst(f"{command} --config not.yaml"), 2, "not.yaml: ")
     assert_one_line(capsys, rationalyst(f"{command} --config"), 2, "--config")
+
+
+def test_an_address_in_a_config_is_no_path_either(capsys, tmp_path):
+    config = tmp_path / "mounted.yaml"
+    config.write_text("prompts: world\nrun_dir: s3://bucket/run\n")
+    command = f"{TRAIN.replace(' --run_dir x', '')} --config {config}"
+    assert_one_line(capsys, rationalyst(command), 2, "--run_dir: s3://bucket/run is not a path: mount")
+    assert not Path("s3:").exists()
 
 
 def test_libraries_add_no_line_of_their_own():
