@@ -102,8 +102,9 @@ def test_no_cluster_to_be_found_is_one_line(error, monkeypatch):
 
     monkeypatch.setattr(jax.distributed, "initialize", initialize)
     monkeypatch.setattr("jax._src.xla_bridge.backends_are_initialized", lambda: False)
+    module = "rationalyst_jax.lm.devices.distributed"
     for libtpu, wanted in ((None, "on TPUs install the extra tpu; elsewhere give"), ("found", "give")):
-        monkeypatch.setattr("rationalyst_jax.lm.devices.distributed.find_spec", lambda name, found=libtpu: found)
+        monkeypatch.setattr(f"{module}.find_spec", lambda name, found=libtpu: found)
         with pytest.raises(ValueError, match=rf"finds no cluster here \([^\n]+\): {wanted} coordinator"):
             start(DistributedConfig("on"))
 

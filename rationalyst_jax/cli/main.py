@@ -204,8 +204,8 @@ def _check_paths(option: str, value: Any) -> None:
         found = re.match(rf"(\w+=)?([A-Za-z][\w+.-]+):{slashes}(.*)", str(value))
         if found is None or (isinstance(value, str) and not found[1] and found[2] in ("http", "https")):
             return
-        advice = MOUNTS.get(found[2], "mount what it names")
-        raise ArgumentError(None, f"{option}: {found[2]}://{found[3]} is not a path: {advice} and give its path")
+        address, advice = f"{found[2]}://{found[3]}", MOUNTS.get(found[2], "mount what it names")
+        raise ArgumentError(None, f"{option}: {address} is not a path: {advice} and give its path")
 
 
 def _holds(file: str, key: str) -> bool:

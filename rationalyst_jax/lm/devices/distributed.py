@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Literal
 
-# Seconds without a sign of life after which a process counts as dead, and jax aborts the others. Half of jax's
-# own: devices that wait for a dead one are paid for.
+# Seconds without a sign of life after which a process counts as dead, and jax aborts the others. jax's own
+# are twice as many: devices that wait for a dead one are paid for.
 HEARTBEAT = 50
 
 # jax is imported in functions: the command line reads the config's fields without waiting for it.
