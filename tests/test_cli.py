@@ -473,7 +473,8 @@ def test_adapters_are_exported_and_merged_into_the_model_that_training_leaves(ca
         "adapter_config.json",
         "adapter_model.safetensors",
     }
-    assert rationalyst("merge --model model --adapters adapted/adapters --out merged") == 0
+    assert rationalyst("merge --model model --adapters adapted/adapters --out merged --verify true") == 0
+    assert Path("merged/certificate.json").is_file()
     for name in ("model.safetensors", "config.json", "tokenizer.json"):
         assert Path("merged", name).read_bytes() == Path("adapted/hf", name).read_bytes(), name
     assert Path("merged/model.safetensors").read_bytes() != Path("model/model.safetensors").read_bytes()
@@ -498,7 +499,8 @@ def test_a_trace_of_some_steps_is_left_where_it_is_asked_for():
 
 
 def test_convert_takes_the_model_out_of_a_training_run(trained, capsys):
-    assert rationalyst("convert --source run --target run_hf --tokenizer model") == 0
+    assert rationalyst("convert --source run --target run_hf --tokenizer model --verify true") == 0
+    assert "read by rationalyst_jax" in capsys.readouterr().out and Path("run_hf/certificate.json").is_file()
     for name in ("model.safetensors", "config.json", "tokenizer.json"):
         assert Path("run_hf", name).read_bytes() == (trained / "hf" / name).read_bytes()
     assert rationalyst("convert --source run --target run_bf16 --dtype bfloat16") == 0

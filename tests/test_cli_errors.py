@@ -158,6 +158,7 @@ BAD_INPUT = {
     "convert --source folder --target x": "folder/config.json: no such file",
     "convert --source empty_run --target x": "empty_run/checkpoints: no finished checkpoint",
     "convert --source model --target x --tokenizer folder": "folder: no tokenizer.json",
+    "convert --source empty_run --target x --verify true": "empty_run: no tokenizer.json, which",
     "score --model model --pairs nowhere.jsonl --out x": "nowhere.jsonl: No such file",
     "score --model model --pairs text.jsonl --out x": "text.jsonl:1: not JSON",
     "score --model model --pairs documents.jsonl --out x": "documents.jsonl:1: no 'context'",
@@ -213,10 +214,17 @@ BAD_USAGE = {
     f"{REASON} --reason.candidates 0": "reason: candidates must be at least 1, got 0",
     "evaluate --task gsm8k --questions questions.jsonl": "required: traces",
     "convert --source model --target x --dtype float8": "--dtype: Expected",
+    "convert --source model --target x --verify true": "--verify is for Hugging Face checkpoints; ",
     "stats --tokenizer model --prompts world": "either --annotations or --triples",
     "world documents --out x --count 0": "--count: ",
     "world pretrain --run_dir x --train.warmup_fraction 2": "warmup_fraction must be between 0 and 1",
     "demo --config nowhere.yaml": "nowhere.yaml",
+    TRAIN.replace(" x", " gs://bucket/run"): "--run_dir: gs://bucket/run is not a path: mount",
+    TRAIN.replace("model model", "model s3://b/m"): "--model: s3://b/m is not a path: mount",
+    f"{TRAIN} --config gs://bucket/train.yaml": "--config: gs://bucket/train.yaml is not a path: mount",
+    f"{DECONTAMINATE} gsm8k=random.jsonl arc=https://host/arc": "--against: https://host/arc is not a path",
+    "mine --prompts world --out x --model http://h/v1 --documents hf://d": "--documents: hf://d is",
+    "benchmark --config paper --checkpoints.llama3-8b.agent gs://b": "--checkpoints.llama3-8b.agent: gs:",
     """benchmark --config paper --tasks '{"arc": {"question": "x"}}'""": "--tasks: Option 'question' is not",
 }
 
@@ -251,6 +259,14 @@ def test_unknown_options_and_keys_get_one_line(command, capsys):
     assert_one_line(capsys, rationalyst(f"{command} --config unknown_key.yaml"), 2, "unknown_key.yaml: ")
     assert_one_line(capsys, rationalyst(f"{command} --config not.yaml"), 2, "not.yaml: ")
     assert_one_line(capsys, rationalyst(f"{command} --config"), 2, "--config")
+
+
+def test_an_address_in_a_config_is_no_path_either(capsys, tmp_path):
+    config = tmp_path / "mounted.yaml"
+    config.write_text("prompts: world\nrun_dir: s3://bucket/run\n")
+    command = f"{TRAIN.replace(' --run_dir x', '')} --config {config}"
+    assert_one_line(capsys, rationalyst(command), 2, "--run_dir: s3://bucket/run is not a path: mount")
+    assert not Path("s3:").exists()
 
 
 def test_libraries_add_no_line_of_their_own():

@@ -25,7 +25,12 @@ def calls(monkeypatch, mode, environ, devices_made=False, initialized=False) -> 
     for name, value in {"JAX_PLATFORMS": "", **environ}.items():
         monkeypatch.setenv(name, value)
     found = []
-    monkeypatch.setattr(jax.distributed, "initialize", lambda **arguments: found.append(arguments))
+
+    def initialize(heartbeat_timeout_seconds: int, **arguments):
+        assert heartbeat_timeout_seconds <= 60
+        found.append(arguments)
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
     monkeypatch.setattr(jax.distributed, "is_initialized", lambda: initialized)
     monkeypatch.setattr("jax._src.xla_bridge.backends_are_initialized", lambda: devices_made)
     start(DistributedConfig("auto", "n1:9", 4, 3) if mode == "explicit" else DistributedConfig(mode))
@@ -82,14 +87,26 @@ def test_devices_made_too_early_are_an_error_only_where_there_is_something_to_co
         calls(monkeypatch, "explicit", {}, devices_made=True)
 
 
-def test_no_cluster_to_be_found_is_one_line(monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("coordinator_address should be defined."),
+        ModuleNotFoundError("No module named 'requests'"),  # a pod's host without the tpu extra
+        OSError("metadata.google.internal:\ncannot be reached"),
+        RuntimeError("Failed to recognize coordinator address"),
+    ],
+)
+def test_no_cluster_to_be_found_is_one_line(error, monkeypatch):
     def initialize(**arguments):
-        raise ValueError("coordinator_address should be defined.")
+        raise error
 
     monkeypatch.setattr(jax.distributed, "initialize", initialize)
     monkeypatch.setattr("jax._src.xla_bridge.backends_are_initialized", lambda: False)
-    with pytest.raises(ValueError, match=r"finds no cluster here .*give coordinator"):
-        start(DistributedConfig("on"))
+    module = "rationalyst_jax.lm.devices.distributed"
+    for libtpu, wanted in ((None, "on TPUs install the extra tpu; elsewhere give"), ("found", "give")):
+        monkeypatch.setattr(f"{module}.find_spec", lambda name, found=libtpu: found)
+        with pytest.raises(ValueError, match=rf"finds no cluster here \([^\n]+\): {wanted} coordinator"):
+            start(DistributedConfig("on"))
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,25 @@ def test_peft_reads_what_we_write_and_we_what_it_writes(config, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, nnx.state(again), nnx.state(model.adapters))
 
 
+@pytest.mark.parametrize(
+    ("base", "name"),
+    [
+        ("hub/models--meta-llama--Llama-3.2-1B/snapshots/4e20de3", "meta-llama/Llama-3.2-1B"),
+        ("link", "meta-llama/Llama-3.2-1B"),
+        ("runs/first/hf", "runs/first/hf"),
+        ("world", "world"),
+    ],
+)
+def test_a_base_of_the_hubs_cache_is_called_as_on_the_hub(base, name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cached = tmp_path / "hub/models--meta-llama--Llama-3.2-1B/snapshots/4e20de3"
+    cached.mkdir(parents=True)
+    (tmp_path / "link").symlink_to(cached)
+    save_adapters(adapted(SOME), tmp_path / "adapters", base=base)
+    config = json.loads((tmp_path / "adapters/adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == name
+
+
 def test_only_adapters_are_trained_and_kept(tmp_path):
     before = jax.tree.map(np.asarray, nnx.state(tiny()))
     config = replace(FAST, lora=SOME)

@@ -141,6 +141,20 @@ def test_sigterm_to_one_process_stops_both_at_one_step_and_they_go_on_in_the_sam
     assert exported(run_dir) == exported(folder / "straight")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_killed_process_ends_the_other_and_the_run_goes_on(lost, folder):
+    name = f"lost{lost}"
+    both = start(folder, name, 40, 2, "")
+    wait_for(folder / name, 5, both)
+    both[lost].kill()
+    finish([both[1 - lost]], code=-signal.SIGABRT)  # a shell calls it 134
+    finish([both[lost]], code=-signal.SIGKILL)
+    assert steps_done(folder / name) < 40
+    finish(start(folder, name, 40, 2, ""))
+    assert steps_done(folder / name) == 40
+
+
 def signalled(name: str, act: str) -> str:
     """The command, which does something first where it calls `name` of the training loop."""
     patched = f"""

@@ -24,6 +24,7 @@ from jsonargparse import (
     ActionConfigFile,  # pyright: ignore[reportPrivateImportUsage]
     ArgumentParser,
     DefaultHelpFormatter,
+    Namespace,
 )
 
 from rationalyst_jax.files.interruption import EXIT_CODE, Interrupted
@@ -64,6 +65,15 @@ COMMANDS = {
     "world pretrain": "train the embedded world's base model from scratch",
 }
 CONFIGS = Path(__file__).parents[1] / "configs"
+# What makes files of what an address names. Nothing here reads or writes over a network.
+MOUNTS = {
+    "gs": "mount the bucket with Cloud Storage FUSE (gcsfuse)",
+    "s3": "mount the bucket with Mountpoint for Amazon S3 (mount-s3)",
+    "hf": "download the files with `hf download`",
+    "file": "leave out file://",
+    "http": "download the file",
+    "https": "download the file",
+}
 INPUT_ERROR = 1
 USAGE_ERROR = 2
 INTERRUPTED = 130  # by Ctrl-C, as shells count it
@@ -119,6 +129,7 @@ class ConfigFile(ActionConfigFile):
     """A YAML file of options, or a shipped one by its name; mistakes are reported under that."""
 
     def __call__(self, parser, cfg, values, option_string=None):
+        _check_paths("--config", values)
         try:
             super().__call__(parser, cfg, config_path(values), option_string)
         except (ArgumentError, TypeError, ValueError) as error:
@@ -168,7 +179,9 @@ def _parse(name: str, command: ModuleType, arguments: list[str]) -> dict[str, An
     # Files first, wherever they stand: an option on the command line always wins.
     files = [arguments[i] for i in given]
     try:
-        options = parser.instantiate(parser.parse_args(files + rest))
+        parsed = parser.parse_args(files + rest)
+        _check_paths("--", parsed)
+        options = parser.instantiate(parsed)
     except ArgumentError as error:
         unknown = re.search(r"Option '(\S+)' is not accepted", str(error))
         for file in (name.removeprefix("--config=") for name in files):
@@ -176,6 +189,26 @@ def _parse(name: str, command: ModuleType, arguments: list[str]) -> dict[str, An
                 raise ArgumentError(None, f"{file}: unknown key {unknown[1]}") from None
         raise
     return {key: value for key, value in options.items() if key != "config"}
+
+
+def _check_paths(option: str, value: Any) -> None:
+    """Raises ArgumentError where a path, also one after NAME=, is an address instead.
+
+    `value` is that of an option, whatever it holds. Text alone may name an endpoint: it may be http://.
+    """
+    if isinstance(value, dict | Namespace):
+        for name, part in value.items():
+            _check_paths(f"{option}{'' if option == '--' else '.'}{name}", part)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            _check_paths(option, part)
+    elif isinstance(value, str | Path):
+        slashes = "/+" if isinstance(value, Path) else "//"  # pathlib makes one slash of two
+        found = re.match(rf"(\w+=)?([A-Za-z][\w+.-]+):{slashes}(.*)", str(value))
+        if found is None or (isinstance(value, str) and not found[1] and found[2] in ("http", "https")):
+            return
+        address, advice = f"{found[2]}://{found[3]}", MOUNTS.get(found[2], "mount what it names")
+        raise ArgumentError(None, f"{option}: {address} is not a path: {advice} and give its path")
 
 
 def _holds(file: str, key: str) -> bool:

@@ -4,18 +4,21 @@ from pathlib import Path
 
 from rich.console import Console
 
-from rationalyst_jax.report.tables import counts_table
+from rationalyst_jax.report.tables import certificate_rows, counts_table
 
 
-def run(model: str, adapters: Path, out: Path) -> None:
+def run(model: str, adapters: Path, out: Path, verify: bool = False) -> None:
     """Add LoRA adapters to the model they belong to, and write a plain Hugging Face checkpoint.
 
     Args:
         model: Checkpoint folder of the model, or "world" for the shipped one.
         adapters: Folder of adapters in PEFT's format, such as the folder adapters/ of a training run.
         out: New folder to write.
+        verify: Read the checkpoint back, compare it with the model in memory, and leave what was found beside
+            it as certificate.json (docs/export.md).
     """
     from rationalyst_jax.files.lock import locked
+    from rationalyst_jax.lm.weights.certificate import certify
     from rationalyst_jax.lm.weights.open import model_name, open_checkpoint
     from rationalyst_jax.lm.weights.peft import load_adapters
     from rationalyst_jax.train.export import export
@@ -29,10 +32,12 @@ def run(model: str, adapters: Path, out: Path) -> None:
         base.adapters = load_adapters(base, adapters)
         config = base.adapters.config
         export(base, checkpoint.path, out, name=checkpoint.base or model_name(model))
+        certificate = certify(base, out) if verify else None
     rows = {
         "rank": config.rank,
         "alpha": config.alpha,
         "projections": ", ".join(config.projections),
         "to": out,
+        **certificate_rows(certificate),
     }
     Console().print(counts_table("merged", rows))

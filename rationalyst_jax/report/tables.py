@@ -27,6 +27,15 @@ def counts_table(title: str, rows: Mapping[str, object]) -> Table:
     return table
 
 
+def certificate_rows(certificate: Mapping[str, Any] | None) -> dict[str, str]:
+    """Of `lm/weights/certificate.py`, if there is any: how far each reader was from the model in memory."""
+    readers: Mapping[str, Mapping[str, float]] = certificate["readers"] if certificate else {}
+    return {
+        f"read by {name}": f"logits within {largest['logits']:.1g}, KL {largest['kl_nats']:.1g} nats"
+        for name, largest in readers.items()
+    }
+
+
 def outcomes_table(outcomes: Mapping[str, Mapping[str, int]]) -> Table:
     """How many documents of each source were kept, and how many went for which reason, a source a line."""
     table = plain_table("documents", "source")

@@ -7,7 +7,12 @@ and `barrier` lets the others wait for it. Alone, a process is process 0 and wai
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, Literal
+
+# Seconds without a sign of life after which a process counts as dead, and jax aborts the others. jax's own
+# are twice as many: devices that wait for a dead one are paid for.
+HEARTBEAT = 50
 
 # jax is imported in functions: the command line reads the config's fields without waiting for it.
 
@@ -57,7 +62,8 @@ def start(config: DistributedConfig) -> None:
 
     Raises ValueError where jax finds no cluster to connect to, and RuntimeError where it already has devices,
     which nothing would join to the others. A coordinator that does not answer within five minutes ends the
-    process: jax aborts it. From here on SIGTERM no longer ends a process: jax takes it for a notice that
+    process: jax aborts it (status 134), and so it does within a minute after another process was killed.
+    From here on SIGTERM no longer ends a process: jax takes it for a notice that
     `jax.experimental.multihost_utils.reached_preemption_sync_point` passes on.
     """
     import jax
@@ -69,10 +75,13 @@ def start(config: DistributedConfig) -> None:
     if backends_are_initialized():
         raise RuntimeError("distributed: start() comes before anything that asks jax for devices or computes")
     try:
-        jax.distributed.initialize(**arguments)
-    except ValueError as error:
+        jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=HEARTBEAT)
+    except (ImportError, OSError, RuntimeError, ValueError) as error:  # as many as there are clusters to ask
         wanted = "give coordinator, processes and process, or mode off"
-        raise ValueError(f"distributed: jax finds no cluster here ({error}): {wanted}") from None
+        if find_spec("libtpu") is None:  # without it jax doesn't ask whether this is a TPU's host
+            wanted = f"on TPUs install the extra tpu; elsewhere {wanted}"
+        reason = " ".join(str(error).split())
+        raise ValueError(f"distributed: jax finds no cluster here ({reason}): {wanted}") from None
 
 
 def is_main() -> bool:

@@ -18,6 +18,7 @@ from rationalyst_jax.lm.model.llama import Llama
 from rationalyst_jax.lm.model.lora import Adapters
 from rationalyst_jax.lm.model.projections import PROJECTIONS, ProjectionName
 from rationalyst_jax.lm.model.settings import LoraConfig
+from rationalyst_jax.lm.weights.open import hub_id
 from rationalyst_jax.lm.weights.tensor_files import misfits
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -49,10 +50,10 @@ _READ = {"r", "lora_alpha", "target_modules"}
 
 
 def save_adapters(model: Llama, path: str | Path, base: str) -> None:
-    """Writes the adapters of `model` into the folder `path`, in their dtype; `base` names what they belong
-    to.
+    """Writes the adapters of `model` into the folder `path`, in their dtype, for the model that `base` names.
 
-    Process 0 writes; all must call it. Raises OSError naming the file where it cannot be written.
+    A `base` in the Hub's cache is called as on the Hub, so that PEFT finds it on any machine. Process 0
+    writes; all must call it. Raises OSError naming the file where it cannot be written.
     """
     path = Path(path)
     adapters = model.adapters
@@ -75,7 +76,7 @@ def save_adapters(model: Llama, path: str | Path, base: str) -> None:
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base,
+        "base_model_name_or_path": hub_id(Path(base).resolve()) or base,
         "inference_mode": True,
         "r": adapters.config.rank,
         "lora_alpha": adapters.config.alpha,

@@ -5,6 +5,7 @@ pages of a file that stays mapped count as memory of this process. The format is
 little-endian), a JSON header of that length, and the tensors without gaps.
 """
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +22,7 @@ from rationalyst_jax.files.whole import naming, read_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = {"F32": jnp.dtype("float32"), "BF16": jnp.dtype("bfloat16"), "F16": jnp.dtype("float16")}
-_COMPARED = 1 << 22  # values read at a time to compare tensors
+_BLOCK = 1 << 22  # values read at a time where a tensor is only looked at
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 Region = tuple[slice, ...]  # a slice with start and stop for each axis
@@ -69,11 +70,23 @@ def same_values(a: StoredTensor, b: StoredTensor) -> bool:
     """Whether two tensors are equal; reads some rows of each at a time."""
     if a.shape != b.shape:
         return False
-    step = max(1, _COMPARED // math.prod(a.shape[1:]))
-    ranges = [slice(row, min(row + step, a.shape[0])) for row in range(0, a.shape[0], step)]
-    rest = [slice(0, size) for size in a.shape[1:]]
-    pairs = ([tensor.read([(rows, *rest)])[0] for tensor in (a, b)] for rows in ranges)
-    return all(np.array_equal(one, other) for one, other in pairs)
+    return all(np.array_equal(one, other) for one, other in zip(_blocks(a), _blocks(b), strict=True))
+
+
+def sha256(tensor: StoredTensor) -> str:
+    """The SHA-256 of a tensor's bytes as its file has them, in hexadecimal digits."""
+    sha = hashlib.sha256()
+    for rows in _blocks(tensor):
+        sha.update(np.ascontiguousarray(rows).view(np.uint8).data)
+    return sha.hexdigest()
+
+
+def _blocks(tensor: StoredTensor) -> Iterator[np.ndarray]:
+    """A tensor in order, some rows at a time."""
+    step = max(1, _BLOCK // math.prod(tensor.shape[1:]))
+    rest = [slice(0, size) for size in tensor.shape[1:]]
+    for row in range(0, tensor.shape[0], step):
+        yield tensor.read([(slice(row, min(row + step, tensor.shape[0])), *rest)])[0]
 
 
 @contextmanager
