@@ -201,7 +201,7 @@ def libtpu_args(chip: Chip) -> str:
     return os.environ.get("LIBTPU_INIT_ARGS", " ".join(chip.libtpu_flags))
 
 
-def _compiler_options(chip: Chip) -> dict[str, str]:
+def _compiler_options(chip: Chip) -> dict[str, str | bool]:
     """The flags of a chip, one program at a time: what LIBTPU_INIT_ARGS says, libtpu has read by itself."""
     if "LIBTPU_INIT_ARGS" in os.environ:
         return {}
