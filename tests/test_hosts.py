@@ -1,5 +1,6 @@
 """Work divided among hosts: parts are put together to the bytes of one process, whoever dies meanwhile."""
 
+import http.server
 import json
 import os
 import re
@@ -7,9 +8,10 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from cli_files import rationalyst, triple
@@ -71,6 +73,38 @@ def test_the_shard_is_what_is_asked_for_or_what_the_environment_names(asked, env
 def test_a_shard_that_cannot_be_is_refused(asked, environ, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         shard_of(asked, environ)
+
+
+class Metadata(http.server.BaseHTTPRequestHandler):
+    """What a Cloud TPU VM's metadata server says to worker 1 of 2 in the second of two slices."""
+
+    says: ClassVar = {
+        "agent-worker-number": "1",
+        "worker-network-endpoints": "unknown:unknown:10.0.0.1,unknown:unknown:10.0.0.2",
+        "tpu-env": "MEGASCALE_NUM_SLICES: '2'\nMEGASCALE_SLICE_ID: '1'\n",
+    }
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(self.says[self.path.rpartition("/")[2]].encode())
+
+    def log_message(self, *arguments: Any) -> None:
+        pass
+
+
+def test_tpu_asks_the_metadata_server(monkeypatch):
+    for name in [name for name in os.environ if name.startswith(("TPU_", "MEGASCALE_"))]:
+        monkeypatch.delenv(name)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Metadata) as server:
+        monkeypatch.setenv("GCE_METADATA_IP", f"127.0.0.1:{server.server_port}")
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            assert shard_of("tpu") == HostShard(3, 4)
+        finally:
+            server.shutdown()
+    with pytest.raises(ValueError, match=r"tpu: no metadata server of a TPU VM says it \(.*\): give I/N"):
+        shard_of("tpu")
 
 
 # ---- Parts of a file of rows ----

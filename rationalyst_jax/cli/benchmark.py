@@ -33,7 +33,7 @@ def run(only: list[str] | None, shard: str, **config: Any) -> None:
     It ends with a table for each task, and the paper's figures beside ours. `--config paper` has the paper's
     seven tasks.
     """
+    part = shard_from(shard)
     from rationalyst_jax.pipeline.benchmark import run as run_benchmark
 
-    part = shard_from(shard)
     run_benchmark(BenchmarkConfig(**config), only=only, shard=part, console=Console())

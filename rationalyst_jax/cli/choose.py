@@ -43,13 +43,13 @@ def run(
             N shards. "auto" finds it where Slurm or GKE starts several processes, "tpu" asks the metadata
             server of a TPU VM, and "none" is one process alone.
     """
+    part = shard_from(shard)
     from rationalyst_jax.lm.engine.config import EngineConfig
     from rationalyst_jax.pipeline.choose import choose as stage
     from rationalyst_jax.pipeline.models import Models
     from rationalyst_jax.tasks.benchmarks import task_named
 
     console = Console()
-    part = shard_from(shard)
     benchmark = task_named(task)
     with Models(EngineConfig()) as models, track(console, "questions scored") as progress:
         found = stage(

@@ -53,12 +53,12 @@ def run(
             N shards. "auto" finds it where Slurm or GKE starts several processes, "tpu" asks the metadata
             server of a TPU VM, and "none" is one process alone.
     """
+    part = shard_from(shard)
     from rationalyst_jax.pipeline.locate import locate as score
     from rationalyst_jax.pipeline.models import Models
     from rationalyst_jax.prompts.prompt import load_prompts
 
     console = Console()
-    part = shard_from(shard)
 
     def note(text: str) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)

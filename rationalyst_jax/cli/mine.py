@@ -49,13 +49,13 @@ def run(
             server of a TPU VM, and "none" is one process alone. Imports are not
             divided.
     """
+    part = shard_from(shard)
     from rationalyst_jax.pipeline.mine import import_annotations, mine
     from rationalyst_jax.pipeline.models import Models
     from rationalyst_jax.prompts.prompt import load_prompts
     from rationalyst_jax.roles.usage import Usage
 
     console = Console()
-    part = shard_from(shard)
     prompt_set = load_prompts(prompts)
     if documents is not None and annotations is None:
         if model is None:

@@ -53,6 +53,7 @@ def run(
             N shards. "auto" finds it where Slurm or GKE starts several processes, "tpu" asks the metadata
             server of a TPU VM, and "none" is one process alone.
     """
+    part = shard_from(shard)
     from rationalyst_jax.pipeline.models import Models
     from rationalyst_jax.pipeline.reason import Cast
     from rationalyst_jax.pipeline.reason import reason as solve
@@ -60,7 +61,6 @@ def run(
     from rationalyst_jax.tasks.benchmarks import task_named
 
     console = Console()
-    part = shard_from(shard)
     benchmark = task_named(task)
     prompt_set = load_prompts(prompts)
     cast = Cast(agent, rationalyst, scorer)
