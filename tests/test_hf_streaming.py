@@ -202,7 +202,7 @@ def test_a_repeated_head_is_compared_row_by_row(tmp_path, monkeypatch):
     save_llama(random_llama(SMALL_TIED, 0), tmp_path)
     head = tensors(tmp_path)["model.embed_tokens.weight"]
     file = tmp_path / "model.safetensors"
-    monkeypatch.setattr("rationalyst_jax.lm.weights.tensor_files._COMPARED", 100)
+    monkeypatch.setattr("rationalyst_jax.lm.weights.tensor_files._BLOCK", 100)
     for change, fits in ((0, True), (1, False)):
         head[-1, -1] += change
         stored = {**tensors(tmp_path), "lm_head.weight": head}
