@@ -361,6 +361,33 @@ def test_what_belongs_to_another_stage_is_refused(capsys):
     assert "--documents is for --stage mine" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", ["--topology v5e:4x4", "--chip v5e"])
+def test_a_preset_and_its_own_options_are_refused(option, capsys):
+    assert rationalyst(f"plan --model llama3.2-1b --preset colab-v5e-1 {option}") == 2
+    assert f"{option.split()[0]} is given, and --preset has its own" in capsys.readouterr().err
+
+
+def test_of_gpus_what_is_kept_is_counted_and_nothing_compiled(capsys):
+    config = "--config llama3.2-1b-train-1chip --model llama3.2-1b"
+    assert rationalyst(f"plan --preset t4x2 --hours 9 {config}") == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "on 2 x t4: counted, not compiled" in out and "t4 has no bfloat16" in out
+    assert "20% of 8.1 TFLOP/s a chip (float32)" in out and "compile time" not in out
+    assert rationalyst("plan --preset t4x2 --model llama3-8b --config llama3-8b-train") == 1
+    err = capsys.readouterr().err
+    assert err.startswith("rationalyst plan: does not fit by at least") and err.count("\n") == 1
+
+
+def test_the_work_of_some_hours_is_the_peak_times_the_utilisation():
+    floor = TimeFloor(compute=1.0, memory=0.1, communication=3.0)
+    found = Plan((1, 1, 1), (4, 1024), {"kept": 1}, 1, GIB, 197e12, ([], floor), 1.0)
+    tokens = planning.tokens_within
+    assert tokens(replace(found, program=None), CHIPS["v5e"], 1.0, 0.5) == 4 * 1024 * 3600 / 2
+    assert tokens(found, CHIPS["v5e"], 1.0, 0.5) == 4 * 1024 * 3600 / 3  # its exchanges take longer
+    assert tokens(found, CHIPS["v5e"], 2.0, 0.1) == 4 * 1024 * 7200 / 10
+    assert tokens(found, CHIPS["t4"], 1.0, 1.0) == 4 * 1024 * 3600 / (197 / 8.1)
+
+
 def test_a_mesh_that_does_not_divide_the_chips_is_named(monkeypatch, capsys):
     monkeypatch.setattr(planning, "target", lambda stage, model, topology, slices: here(stage))
     assert rationalyst(f"{GOOD} --train.mesh.tensor 3") == 1

@@ -5,14 +5,14 @@ from argparse import ArgumentError
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from jsonargparse.typing import PositiveInt
+from jsonargparse.typing import PositiveFloat, PositiveInt
 from rich.console import Console
 
-from rationalyst_jax.lm.devices.chips import CHIPS, GIB
+from rationalyst_jax.lm.devices.chips import CHIPS, GIB, Chip
 from rationalyst_jax.lm.devices.mesh import MeshShape
 from rationalyst_jax.lm.engine.config import EngineConfig
 from rationalyst_jax.mine.config import AnnotateConfig, FilterConfig
-from rationalyst_jax.plan.config import MiningAssumptions
+from rationalyst_jax.plan.config import PRESETS, MiningAssumptions, Preset, PresetName
 from rationalyst_jax.report.mining import costs_table
 from rationalyst_jax.report.tables import counts_table
 from rationalyst_jax.train.config import TrainConfig
@@ -41,6 +41,8 @@ def run(
     count: PositiveInt | None = None,  # pyright: ignore[reportInvalidTypeForm]
     chip: str | None = None,
     chips: PositiveInt = 1,  # pyright: ignore[reportInvalidTypeForm]
+    preset: PresetName | None = None,
+    hours: PositiveFloat | None = None,  # pyright: ignore[reportInvalidTypeForm]
 ) -> None:
     """Say what a stage would take of chips that need not be there. Nothing is run.
 
@@ -74,7 +76,19 @@ def run(
         count: Number of documents that are to be mined; by default those of the sample.
         chip: Kind of the chips that are to mine, such as v5e or h100; without it no hours are told.
         chips: Number of chips that are to mine.
+        preset: A machine by name, in place of topology, chip and chips: one TPU v5e as Colab has it, eight as
+            Kaggle has them, or two T4 GPUs. For GPUs nothing is compiled: what is kept in memory is counted.
+        hours: Time that there is. It is told how much of the work fits into it, at assume.utilisation.
     """
+    if preset is not None:
+        for name, given in {"topology": topology, "chip": chip}.items():
+            if given is not None:
+                raise ArgumentError(None, f"--{name} is given, and --preset has its own: give one of them")
+        machine = PRESETS[preset]
+        if stage == "mine":
+            chip, chips = machine.chip, machine.chips
+        else:
+            topology = machine.topology
     if stage == "mine":
         if topology is not None:
             raise ArgumentError(None, "--topology is for train and filter: mine has --chip and --chips")
@@ -85,15 +99,19 @@ def run(
         from rationalyst_jax.plan.mining import MiningSettings
 
         settings = MiningSettings(annotate, filter, engine)
-        return _mining(model, documents, prompts, settings, assume, count, chip, chips)
-    if topology is None:
+        return _mining(model, documents, prompts, settings, assume, count, chip, chips, hours)
+    if preset is None and topology is None:
         raise ArgumentError(None, f"--stage {stage} needs a --topology")
     for name, given in {"documents": documents, "count": count, "chip": chip}.items():
         if given is not None:
             raise ArgumentError(None, f"--{name} is for --stage mine")
     from rationalyst_jax.plan.plan import PlanSettings
 
-    _compiled(stage, model, topology, slices, PlanSettings(train, filter, mesh))
+    planned = PlanSettings(train, filter, mesh)
+    if topology is not None:
+        _compiled(stage, model, topology, slices, planned, hours, assume.utilisation)
+    elif preset is not None:
+        _counted(stage, model, PRESETS[preset], planned, hours, assume.utilisation)
 
 
 def _mining(
@@ -105,10 +123,13 @@ def _mining(
     count: int | None,
     chip: str | None,
     chips: int,
+    hours: float | None,
 ) -> None:
     """Prints what mining would take with each method."""
     if chip is not None and chip not in CHIPS:
         raise ValueError(f"--chip {chip}: must be one of {', '.join(CHIPS)}")
+    if chip is None and hours is not None:
+        raise ArgumentError(None, "--hours needs chips that take them: --preset, or --chip and --chips")
     from rationalyst_jax.lm.weights.open import open_checkpoint
     from rationalyst_jax.mine.documents import read_documents
     from rationalyst_jax.plan.mining import Method, mining_cost
@@ -134,16 +155,63 @@ def _mining(
     if settings.annotate.most_places is not None:
         said.append("the most surprising places are any: they are drawn by lot")
     if chip is not None:
-        peak = CHIPS[chip].flops
+        peak, dtype = CHIPS[chip].peak
         on_chips = (f"{chips} x {chip}", chips * peak * assumed.utilisation)
-        said.append(f"utilisation: {assumed.utilisation:.0%} of {peak / 1e12:g} TFLOP/s a chip (bfloat16)")
+        said.append(f"utilisation: {assumed.utilisation:.0%} of {peak / 1e12:g} TFLOP/s a chip ({dtype})")
     title = f"mining {count or len(sample):,} documents, estimated from {len(sample):,}"
-    console.print(costs_table(title, costs, on_chips))
+    within = None if hours is None else (hours, count or len(sample))
+    console.print(costs_table(title, costs, on_chips, within))
     console.print("\n- ".join(["An estimate. Assumed:", *said]), highlight=False)
 
 
+def _counted(
+    stage: Literal["train", "filter"],
+    model: str,
+    machine: Preset,
+    settings: "PlanSettings",
+    hours: float | None,
+    utilisation: float,
+) -> None:
+    """Prints what GPUs would have to keep. Raises ValueError where even that does not fit."""
+    import jax
+
+    from rationalyst_jax.plan.plan import gpus, plan, shape
+
+    jax.config.update("jax_platforms", "cpu")
+    console = Console()
+    chip = CHIPS[machine.chip]
+    found = plan(gpus(stage, shape(model), chip, machine.chips), settings)
+    title = f"{stage} {model} on {machine.chips} x {machine.chip}: counted, not compiled"
+    console.print(counts_table(title, _memory(found) | _within(found, chip, hours, utilisation)))
+    if chip.float32 is not None and stage == "train" and settings.train.dtype == "bfloat16":
+        console.print(f"{machine.chip} has no bfloat16: give --train.dtype float32")
+    if found.peak > found.usable:
+        raise ValueError(found.verdict)
+
+
+def _within(found: "Plan", chip: Chip, hours: float | None, utilisation: float) -> dict[str, object]:
+    """How much of the work fits into the time, if one is given."""
+    from rationalyst_jax.plan.plan import tokens_within
+
+    if hours is None:
+        return {}
+    _, T = found.rows
+    tokens = tokens_within(found, chip, hours, utilisation)
+    flops_a_second, dtype = chip.peak
+    return {
+        f"estimated for {hours:g} hours: full rows of {T} tokens": f"{tokens / T:,.0f}",
+        "assumed": f"{utilisation:.0%} of {flops_a_second / 1e12:g} TFLOP/s a chip ({dtype})",
+    }
+
+
 def _compiled(
-    stage: Literal["train", "filter"], model: str, topology: str, slices: int, settings: "PlanSettings"
+    stage: Literal["train", "filter"],
+    model: str,
+    topology: str,
+    slices: int,
+    settings: "PlanSettings",
+    hours: float | None,
+    utilisation: float,
 ) -> None:
     """Prints what a compiled program takes, and what to change where it does not fit."""
     import jax
@@ -158,7 +226,8 @@ def _compiled(
         found = plan(planned, settings)
     how = "compiled, not run" if found.compiled else "not compiled"
     title = f"{stage} {model} on {slices} x {topology}: {how}"
-    console.print(counts_table(title, _memory(found) | _work(found)))
+    within = _within(found, planned.chip, hours, utilisation) if found.fits else {}
+    console.print(counts_table(title, _memory(found) | _work(found) | within))
     flags = shlex.quote(libtpu_args(planned.chip))
     console.print(f"LIBTPU_INIT_ARGS={flags}", soft_wrap=True, highlight=False)
     if found.fits:

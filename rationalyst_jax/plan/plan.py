@@ -42,6 +42,7 @@ Stage = Literal["train", "filter"]
 # What can be compiled for, and the chips of its largest slice, beyond which the compiler aborts. v4 is left
 # out: the compiler takes each of a chip's cores for a device there, and runs take both for one.
 LARGEST = {"v2": (16, 16), "v3": (32, 32), "v5e": (16, 16), "v6e": (16, 16), "v5p": (16, 20, 28)}
+_TPUS = [CHIPS[name] for name in LARGEST]
 _STEPS = 1000  # of a run: a constant of the learning rate's schedule
 
 
@@ -100,8 +101,11 @@ class Plan:
 
     @property
     def verdict(self) -> str:
+        spare = (self.usable - self.peak) / GIB
         if self.fits:
-            return f"fits, {(self.usable - self.peak) / GIB:.2f} GiB to spare"
+            return f"fits, {spare:.2f} GiB to spare"
+        if self.program is None and spare >= 0:
+            return f"what is kept fits, and leaves {spare:.2f} GiB for activations, which are not counted"
         least = "" if self.program else "at least "
         return f"does not fit by {least}{(self.peak - self.usable) / GIB:.2f} GiB"
 
@@ -131,7 +135,10 @@ def shape(model: str) -> LlamaConfig:
 
 
 def plan(target: Target, settings: PlanSettings) -> Plan:
-    """Compiles the stage's program. Raises ValueError where the mesh divides devices, model or rows badly."""
+    """Compiles the stage's program, for TPUs; of a GPU's, only counts what is kept.
+
+    Raises ValueError where the mesh divides devices, model or rows badly.
+    """
     if target.stage == "train":
         mesh = mesh_of(settings.train.mesh, target.devices)
         program = training(target.model, settings.train, mesh)
@@ -147,7 +154,7 @@ def plan(target: Target, settings: PlanSettings) -> Plan:
         flops=program.flops,
     )
     resident = sum(program.parts.values())
-    if resident > target.usable:
+    if resident > target.usable or target.chip not in _TPUS:
         return found(peak=resident, program=None, seconds=0.0)
     start = time.perf_counter()
     try:
@@ -194,6 +201,31 @@ def target(stage: Stage, model: LlamaConfig, topology: str, slices: int = 1) -> 
     except jax.errors.JaxRuntimeError as error:
         raise ValueError(f"--topology {topology}: {str(error).splitlines()[0]}") from None
     return Target(stage, model, CHIPS[name], description.devices, slices, _usable(description.devices[0]))
+
+
+def gpus(stage: Stage, model: LlamaConfig, chip: Chip, count: int) -> Target:
+    """So many GPUs of one machine, for which this machine's CPU stands in: what is kept can be counted.
+
+    All of their memory is said to be usable, because nobody here says how much a driver keeps.
+    """
+    if jax.config.jax_num_cpu_devices < count:  # pyright: ignore[reportAttributeAccessIssue]
+        jax.config.update("jax_num_cpu_devices", count)
+    return Target(stage, model, chip, jax.devices("cpu")[:count], 1, chip.memory)
+
+
+def tokens_within(found: Plan, chip: Chip, hours: float, utilisation: float) -> float:
+    """An estimate: how many places of rows, in tokens, all chips compute within so many hours.
+
+    utilisation: fraction of the chip's peak that its operations reach. Where the program is known, memory and
+    exchanges may take longer than that, and then decide.
+    """
+    flops_a_second, _ = chip.peak
+    seconds = found.flops / (flops_a_second * utilisation)
+    if found.program is not None:
+        _, floor = found.program
+        seconds = max(seconds, floor.memory, floor.communication)
+    B, T = found.rows
+    return B * T * hours * 3600 / seconds
 
 
 def libtpu_args(chip: Chip) -> str:

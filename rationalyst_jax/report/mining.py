@@ -1,5 +1,6 @@
 """Tables of mining: over shards, and of what it would take."""
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -44,12 +45,18 @@ def stages_table(stages: Mapping[str, Mapping[str, Any]]) -> Table:
     return table
 
 
-def costs_table(title: str, costs: Mapping[str, "MiningCost"], on_chips: tuple[str, float] | None) -> Table:
+def costs_table(
+    title: str,
+    costs: Mapping[str, "MiningCost"],
+    on_chips: tuple[str, float] | None,
+    within: tuple[float, int] | None = None,
+) -> Table:
     """What mining would take, a method a column; rows that are 0 for all are left out.
 
-    on_chips: the chips in words, and how many operations a second they are assumed to do.
+    on_chips: the chips in words, and how many operations a second they are assumed to do. within: hours that
+    there are on them, and the number of documents that the costs are of.
     """
-    columns = [_cost_rows(cost, on_chips) for cost in costs.values()]
+    columns = [_cost_rows(cost, on_chips, within) for cost in costs.values()]
     table = plain_table(title, "estimated")
     table.min_width = len(title)
     for method in costs:
@@ -60,7 +67,9 @@ def costs_table(title: str, costs: Mapping[str, "MiningCost"], on_chips: tuple[s
     return table
 
 
-def _cost_rows(cost: "MiningCost", on_chips: tuple[str, float] | None) -> dict[str, float]:
+def _cost_rows(
+    cost: "MiningCost", on_chips: tuple[str, float] | None, within: tuple[float, int] | None
+) -> dict[str, float]:
     used = cost.usage
     rationales = max(1, cost.rationales)
     rows = {
@@ -80,7 +89,11 @@ def _cost_rows(cost: "MiningCost", on_chips: tuple[str, float] | None) -> dict[s
     }
     if on_chips is not None:
         chips, flops_a_second = on_chips
-        rows[f"both, hours on {chips}"] = cost.hours(flops_a_second)
+        takes = cost.hours(flops_a_second)
+        rows[f"both, hours on {chips}"] = takes
+        if within is not None:
+            hours, documents = within
+            rows[f"documents within {hours:g} hours"] = math.floor(documents * hours / takes)
     return rows
 
 

@@ -21,7 +21,8 @@ class Chip:
     kinds: what jax calls it (`device_kind`). flops: bfloat16 matrix products, operations a second; float16 on
     GPUs that have no bfloat16. memory: bytes. bandwidth: bytes a second to that memory. interconnect: bytes a
     second that it can receive from others over all its links, while it sends as many. libtpu_flags: what
-    libtpu is told where LIBTPU_INIT_ARGS is not set (`launch/worker.sh`, `rationalyst plan`).
+    libtpu is told where LIBTPU_INIT_ARGS is not set (`launch/worker.sh`, `rationalyst plan`). float32: matrix
+    products in that type, operations a second, of GPUs that have no bfloat16.
     """
 
     kinds: tuple[str, ...]
@@ -30,6 +31,12 @@ class Chip:
     bandwidth: float
     interconnect: float
     libtpu_flags: tuple[str, ...] = ()
+    float32: float | None = None
+
+    @property
+    def peak(self) -> tuple[float, str]:
+        """Operations a second in the type that models are to compute in, and this type."""
+        return (self.flops, "bfloat16") if self.float32 is None else (self.float32, "float32")
 
 
 # Weights are gathered while a chip multiplies; v5e does so without flags. Compiled, not timed: so there is no
@@ -57,8 +64,8 @@ CHIPS = {
     "a100-80gb": Chip(("NVIDIA A100-SXM4-80GB",), 312e12, 80 * GIB, 2039e9, 300e9),
     "a100-40gb": Chip(("NVIDIA A100-SXM4-40GB",), 312e12, 40 * GIB, 1555e9, 300e9),
     "l4": Chip(("NVIDIA L4",), 121e12, 24 * GIB, 300e9, 32e9),
-    "t4": Chip(("Tesla T4",), 65e12, 16 * GIB, 300e9, 16e9),
-    "p100": Chip(("Tesla P100-PCIE-16GB",), 18.7e12, 16 * GIB, 732e9, 16e9),
+    "t4": Chip(("Tesla T4",), 65e12, 16 * GIB, 300e9, 16e9, float32=8.1e12),
+    "p100": Chip(("Tesla P100-PCIE-16GB",), 18.7e12, 16 * GIB, 732e9, 16e9, float32=9.3e12),
 }
 
 
