@@ -40,4 +40,4 @@ def environment(folder: Path, extra: str = "", rationalyst: str = RATIONALYST) -
 def launch(name: str, *arguments: str | Path, env: dict[str, str], cwd: Path) -> subprocess.CompletedProcess:
     """Runs a script of launch/ to its end."""
     command = [LAUNCH / name, *arguments]
-    return subprocess.run(command, env=env, cwd=cwd, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, env=env, cwd=cwd, capture_output=True, text=True, timeout=1200)

@@ -45,7 +45,9 @@ class TpuApi(ThreadingHTTPServer):
 
     @property
     def created(self) -> list[Any]:
-        return [body for method, _, body in self.requests if method == "POST"]
+        return [
+            body for method, path, body in self.requests if method == "POST" and "queuedResources" in path
+        ]
 
     @property
     def changes(self) -> list[str]:
@@ -73,8 +75,9 @@ class Answers(BaseHTTPRequestHandler):
         """What is answered, None: that it is not there."""
         path, _, query = self.path.partition("?")
         name = path.split("/")[-1]
-        operation = {"name": "projects/p/locations/z/operations/1", "done": True, "response": {}}
-        if self.command == "POST":
+        result = {"name": "projects/p/locations/z/nodes/t"}
+        operation = {"name": "projects/p/locations/z/operations/1", "done": True, "response": result}
+        if self.command == "POST" and name == "queuedResources":
             name = query.split("queuedResourceId=")[1].split("&")[0]
             self.server.made[name] = body
         elif "/queuedResources/" in path:
@@ -85,7 +88,7 @@ class Answers(BaseHTTPRequestHandler):
                 return operation
             state = self.server.states.pop(0) if len(self.server.states) > 1 else self.server.states[0]
             return {"name": path.removeprefix("/v2/"), "state": {"state": state}, **self.server.made[name]}
-        elif "/nodes/" in path:
+        elif self.command == "GET" and "/nodes/" in path:
             node = int(name.rpartition("-")[2]) if name[-1].isdigit() else 0
             addresses = [f"127.0.{node}.{2 + worker}" for worker in range(self.server.workers)]
             ends = [{"ipAddress": at, "accessConfig": {"externalIp": at}} for at in addresses]
