@@ -98,7 +98,7 @@ def reason(
 
     def solved(questions: Sequence[Question], file: Path) -> list[Trace]:
         wanted = digests(questions)
-        if resume_traces(file, wanted) == wanted.keys():  # no model need be opened
+        if file.exists() and resume_traces(file, wanted) == wanted.keys():  # no model need be opened
             progress(len(wanted), len(wanted), 0)
             return in_order(file, wanted)
         found = dict(zip(places, models.roles(*places.values()), strict=True))
