@@ -14,7 +14,7 @@ MAKE_VENV = $(PYTHON) -m venv .venv
 INSTALL = $(BIN)/python -m pip install --quiet -c constraints.txt
 endif
 
-.PHONY: install demo test test-lowest aot lint docs notebooks bench wheels accelerator
+.PHONY: install demo test test-lowest aot support lint docs notebooks bench wheels accelerator
 install: .venv/installed
 
 .venv/python:
@@ -38,7 +38,7 @@ demo: .venv/installed
 COMPILED = JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.pytest_cache/jax JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.3 \
 	JAX_DISABLE_MOST_OPTIMIZATIONS=1
 test: .venv/installed-test
-	$(COMPILED) $(BIN)/pytest -q -rs -n 2 --dist loadfile --no-loadscope-reorder
+	$(COMPILED) $(BIN)/pytest -q -rs -n 2 --dist loadfile --no-loadscope-reorder --junitxml build/junit/test.xml
 
 # The lowest versions that pyproject.toml declares, with pip, in an environment of their own; without the oracles.
 LOWEST = .venv-lowest
@@ -57,8 +57,12 @@ test-lowest: $(LOWEST)/installed
 	@touch $@
 
 aot: .venv/installed-aot
-	$(BIN)/pytest -q -rP -m "aot and not slow" $(ARGS)
-	$(BIN)/pytest -q tests/test_attention.py -k triton
+	$(BIN)/pytest -q -rP -m "aot and not slow" --junitxml build/junit/aot.xml $(ARGS)
+	$(BIN)/pytest -q tests/test_attention.py -k triton --junitxml build/junit/triton.xml
+
+# What works where, from the tests that passed here; docs/support.md must say the same.
+support: .venv/installed-test
+	$(BIN)/python tests/support_matrix.py build/junit/*.xml --check docs/support.md
 
 lint: .venv/installed-test
 	$(BIN)/ruff check
