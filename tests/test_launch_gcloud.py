@@ -79,7 +79,10 @@ class Answers(BaseHTTPRequestHandler):
         operation = {"name": "projects/p/locations/z/operations/1", "done": True, "response": result}
         if self.command == "POST" and name == "queuedResources":
             name = query.split("queuedResourceId=")[1].split("&")[0]
-            self.server.made[name] = body
+            [spec] = body["tpu"]["nodeSpec"]
+            slices = spec.get("multisliceParams", {}).get("nodeCount", 0)  # named NAME-0, NAME-1, ...
+            specs = [{**spec, "nodeId": f"{name}-{i}"} for i in range(slices)] or [spec]
+            self.server.made[name] = {**body, "tpu": {"nodeSpec": specs}}
         elif "/queuedResources/" in path:
             if name not in self.server.made:
                 return None
