@@ -1,7 +1,7 @@
-# One environment, .venv, made with the machine's python (3.11 or newer); uv does it where uv is present.
+# One environment, .venv, made with the machine's python (3.11.5 or newer); uv does it where uv is present.
 # Stamp files in .venv make a second call quick.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
-	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11, 5))' 2>/dev/null && echo $$p && break; done)
 UV := $(shell command -v uv 2>/dev/null)
 BIN := .venv/bin
 
@@ -18,7 +18,7 @@ endif
 install: .venv/installed
 
 .venv/python:
-	@test -n "$(PYTHON)" || { echo "needs Python 3.11 or newer: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@test -n "$(PYTHON)" || { echo "needs Python 3.11.5 or newer: make PYTHON=/path/to/python3" >&2; exit 1; }
 	$(MAKE_VENV)
 	@touch $@
 

@@ -28,9 +28,9 @@ accelerator() {
     echo "${TPU_ACCELERATOR_TYPE:-$(curl -sf -m 10 -H 'Metadata-Flavor: Google' "$attributes/accelerator-type")}"
 }
 
-# With this machine's python, or where that is older than 3.11 with one that uv brings.
+# With this machine's python, or where that is older than 3.11.5 with one that uv brings.
 install() {
-    if python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' && python3 -m venv "$venv"; then
+    if python3 -c 'import sys; sys.exit(sys.version_info < (3, 11, 5))' && python3 -m venv "$venv"; then
         "$venv/bin/python" -m pip install --quiet "$@"
     else
         python3 -m pip install --quiet --user uv
