@@ -13,8 +13,10 @@ import pytest
 from cli_files import small_llama, triple
 from launch_machines import LAUNCH, ROOT, environment
 
+from rationalyst_jax.files.rows import write_rows
 from rationalyst_jax.lm.weights.hf import save_llama
 from rationalyst_jax.mine.store import Provenance, write_filtered
+from rationalyst_jax.world.corpus import documents
 from rationalyst_jax.world.vocabulary import make_tokenizer
 
 pytestmark = pytest.mark.slow  # minutes
@@ -168,3 +170,21 @@ def test_training_over_two_nodes_is_preempted_goes_on_and_ends_in_the_same_bits(
     assert metrics.read_text().count("\n") == 150
     weights = [training.folder / run / "hf" / "model.safetensors" for run in ("whole", "preempted")]
     assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+MINE = (
+    "mine --documents documents.jsonl --model world --prompts world --annotate.block 4 "
+    "--annotate.method insert --annotate.places line --annotate.max_rationale_tokens 16 --out"
+)
+
+
+def test_mining_is_divided_between_two_tasks_and_has_the_bytes_of_one(training):
+    write_rows(training.folder / "documents.jsonl", documents(0, 12))
+    one = training.submit("--nodes=1 --time=30", f"{MINE} one")
+    assert training.ended(one) == ("COMPLETED", 0), training.log(one)
+    two = training.submit("--nodes=2 --time=30", f"{MINE} two")
+    assert training.ended(two) == ("COMPLETED", 0), training.log(two)
+    assert re.search(r"shard [01]/2 is done, [01]/2 not yet|another one has made", training.log(two))
+    for name in ("annotations.jsonl", "triples.parquet"):
+        made = [(training.folder / folder / name).read_bytes() for folder in ("one", "two")]
+        assert made[0] == made[1], name
