@@ -38,6 +38,7 @@ demo: .venv/installed
 COMPILED = JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.pytest_cache/jax JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.3 \
 	JAX_DISABLE_MOST_OPTIMIZATIONS=1
 test: .venv/installed-test
+	@rm -rf build/junit
 	$(COMPILED) $(BIN)/pytest -q -rs -n 2 --dist loadfile --no-loadscope-reorder --junitxml build/junit/test.xml
 
 # The lowest versions that pyproject.toml declares, with pip, in an environment of their own; without the oracles.

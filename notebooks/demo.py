@@ -18,9 +18,6 @@
 # %% [markdown]
 # # RATIONALYST on the embedded world
 #
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/)
-# [![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://www.kaggle.com/code)
-#
 # A language model writes short thoughts into texts. The thoughts that make the following text more likely are
 # kept, a model is trained to write such thoughts, and it then helps another model choose its next step. That
 # is [RATIONALYST](https://arxiv.org/abs/2410.01044). This notebook does all of it with a model of 0.8 million
@@ -33,10 +30,12 @@
 # %% [markdown]
 # ## Install
 #
-# Where an older jax or numpy is in memory already, as on Colab, the kernel ends itself after this cell and starts
-# again at once: **run all cells again** then. The second time nothing is installed.
+# Where the installation changes a package that is in memory already, as on Colab, the kernel ends itself after
+# this cell and starts again at once: **run all cells again** then. The second time nothing is installed. (Kaggle's
+# *Save & Run All* does not start it again: run the cells in the editor there.)
 
 # %%
+import importlib.metadata
 import importlib.util
 import os
 import shutil
@@ -44,13 +43,21 @@ import subprocess
 import sys
 from pathlib import Path
 
-PACKAGE = "rationalyst_jax"  # or the path of a wheel, or git+https://... of a clone
+PACKAGE = "rationalyst_jax{extra}"  # or "WHEEL{extra}", or "rationalyst_jax{extra} @ git+https://ADDRESS" of a clone
+
+
+def versions_in_memory() -> dict[str, str]:
+    """What is installed now of the packages that this kernel has loaded."""
+    return {name: importlib.metadata.version(name) for name in ("jax", "numpy") if name in sys.modules}
+
 
 if importlib.util.find_spec("rationalyst_jax") is None:
     on_tpu = Path("/dev/vfio/0").exists() or Path("/dev/accel0").exists()
     extra = "[tpu]" if on_tpu else "[cuda12]" if shutil.which("nvidia-smi") else ""
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", PACKAGE + extra], check=True)
-    if {"jax", "numpy"} & sys.modules.keys():
+    before = versions_in_memory()
+    wanted = PACKAGE.format(extra=extra)
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", wanted], check=True)
+    if versions_in_memory() != before:
         os.kill(os.getpid(), 9)
 
 # %% [markdown]
@@ -64,7 +71,9 @@ FULL = False
 
 DOCUMENTS = 1000 if FULL else 48
 QUESTIONS = 500 if FULL else 12
-RUN = Path("rationalyst-demo")  # a second run of a cell goes on where the first one was
+RUN = Path(
+    "rationalyst-demo" if FULL else "rationalyst-demo-small"
+)  # a second run of a cell goes on where the first one was
 RUN.mkdir(parents=True, exist_ok=True)
 
 # %% [markdown]

@@ -20,9 +20,6 @@
 # %% [markdown]
 # # RATIONALYST from Llama-3.2-1B, on one chip
 #
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/)
-# [![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://www.kaggle.com/code)
-#
 # From documents of your own to a model that helps Llama choose its next step, and back to Hugging Face: the model writes
 # thoughts into the documents, those that make the following text more likely are kept, adapters (LoRA) are trained on
 # them, GSM8K is solved with and without their help, and the merged checkpoint is downloaded or goes to the Hub.
@@ -33,10 +30,12 @@
 # %% [markdown]
 # ## Install
 #
-# Where an older jax or numpy is in memory already, as on Colab, the kernel ends itself after this cell and starts
-# again at once: **run all cells again** then. The second time nothing is installed.
+# Where the installation changes a package that is in memory already, as on Colab, the kernel ends itself after
+# this cell and starts again at once: **run all cells again** then. The second time nothing is installed. (Kaggle's
+# *Save & Run All* does not start it again: run the cells in the editor there.)
 
 # %%
+import importlib.metadata
 import importlib.util
 import os
 import shutil
@@ -44,13 +43,21 @@ import subprocess
 import sys
 from pathlib import Path
 
-PACKAGE = "rationalyst_jax"  # or the path of a wheel, or git+https://... of a clone
+PACKAGE = "rationalyst_jax{extra}"  # or "WHEEL{extra}", or "rationalyst_jax{extra} @ git+https://ADDRESS" of a clone
+
+
+def versions_in_memory() -> dict[str, str]:
+    """What is installed now of the packages that this kernel has loaded."""
+    return {name: importlib.metadata.version(name) for name in ("jax", "numpy") if name in sys.modules}
+
 
 if importlib.util.find_spec("rationalyst_jax") is None:
     on_tpu = Path("/dev/vfio/0").exists() or Path("/dev/accel0").exists()
     extra = "[tpu]" if on_tpu else "[cuda12]" if shutil.which("nvidia-smi") else ""
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", PACKAGE + extra], check=True)
-    if {"jax", "numpy"} & sys.modules.keys():
+    before = versions_in_memory()
+    wanted = PACKAGE.format(extra=extra)
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", wanted], check=True)
+    if versions_in_memory() != before:
         os.kill(os.getpid(), 9)
 
 # %% [markdown]
@@ -64,20 +71,22 @@ if importlib.util.find_spec("rationalyst_jax") is None:
 # %%
 FULL = False
 
-RUN = Path("rationalyst-llama")  # a second run of a cell goes on where the first one was
+RUN = Path(
+    "rationalyst-llama" if FULL else "rationalyst-llama-small"
+)  # a second run of a cell goes on where the first one was
 RUN.mkdir(parents=True, exist_ok=True)
 
 
 def token() -> str | None:
     """The token for the Hub, from where this host keeps secrets."""
+    if importlib.util.find_spec("kaggle_secrets"):  # first: Kaggle's images have Colab's package too
+        from kaggle_secrets import UserSecretsClient
+
+        return UserSecretsClient().get_secret("HF_TOKEN")
     if importlib.util.find_spec("google.colab"):
         from google.colab import userdata
 
         return userdata.get("HF_TOKEN")
-    if importlib.util.find_spec("kaggle_secrets"):
-        from kaggle_secrets import UserSecretsClient
-
-        return UserSecretsClient().get_secret("HF_TOKEN")
     return os.environ.get("HF_TOKEN")
 
 

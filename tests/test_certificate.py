@@ -5,6 +5,7 @@ import json
 import shutil
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import pytest
 from cli_files import rationalyst, small_llama
@@ -150,3 +151,15 @@ def test_without_torch_the_folder_is_read_back_alone(tied, monkeypatch):
     monkeypatch.setattr("rationalyst_jax.lm.weights.certificate.is_torch_available", lambda: False)
     found = certify(model, path)
     assert found["readers"].keys() == {"rationalyst_jax"} and "torch" not in found["versions"]
+
+
+def test_a_device_that_is_too_small_is_one_line(tied, monkeypatch):
+    model, path = tied
+
+    def short(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate")
+
+    monkeypatch.setattr("rationalyst_jax.lm.weights.certificate._logits", short)
+    with pytest.raises(ValueError, match="is written, but not verified.*JAX_PLATFORMS=cpu"):
+        certify(model, path)
+    assert not (path / CERTIFICATE).exists()

@@ -2,9 +2,12 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -295,6 +298,23 @@ def test_ctrl_c_ends_in_one_line_while_importing_parsing_or_at_work(during, monk
     monkeypatch.setattr(f"rationalyst_jax.{during}", interrupted)
     assert rationalyst("stats --triples filtered.parquet --tokenizer model --prompts world") == 130
     assert capsys.readouterr().err == "rationalyst stats: interrupted\n"
+
+
+@pytest.mark.parametrize(
+    "during", ["cli.main.importlib.import_module", "cli.main._parse", "mine.store.read_triples"]
+)
+def test_sigterm_ends_in_one_line_that_says_what_to_do(during, monkeypatch, capsys):
+    def stopped(*arguments):
+        with suppress(Exception):  # as work does that goes on after an error
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(f"rationalyst_jax.{during}", stopped)
+    assert rationalyst("stats --triples filtered.parquet --tokenizer model --prompts world") == 75
+    said = "stopped by SIGTERM; the same command goes on from here"
+    assert capsys.readouterr().err == f"rationalyst stats: {said}\n"
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_scoring_needs_no_chat_template():

@@ -361,10 +361,16 @@ def test_what_belongs_to_another_stage_is_refused(capsys):
     assert "--documents is for --stage mine" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("option", ["--topology v5e:4x4", "--chip v5e"])
+@pytest.mark.parametrize("option", ["--topology v5e:4x4", "--chip v5e", "--slices 3", "--chips 7"])
 def test_a_preset_and_its_own_options_are_refused(option, capsys):
     assert rationalyst(f"plan --model llama3.2-1b --preset colab-v5e-1 {option}") == 2
     assert f"{option.split()[0]} is given, and --preset has its own" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("hours", ["inf", "1e400", "nan"])
+def test_hours_without_an_end_are_refused(hours, capsys):
+    assert rationalyst(f"plan --model llama3.2-1b --preset colab-v5e-1 --hours {hours}") == 2
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_of_gpus_what_is_kept_is_counted_and_nothing_compiled(capsys):
@@ -373,9 +379,13 @@ def test_of_gpus_what_is_kept_is_counted_and_nothing_compiled(capsys):
     out = " ".join(capsys.readouterr().out.split())
     assert "on 2 x t4: counted, not compiled" in out and "t4 has no bfloat16" in out
     assert "20% of 8.1 TFLOP/s a chip (float32)" in out and "compile time" not in out
-    assert rationalyst("plan --preset t4x2 --model llama3-8b --config llama3-8b-train") == 1
-    err = capsys.readouterr().err
-    assert err.startswith("rationalyst plan: does not fit by at least") and err.count("\n") == 1
+    assert rationalyst("plan --preset t4x2 --hours 9 --model llama3-8b --config llama3-8b-train") == 1
+    out, err = capsys.readouterr()
+    assert (
+        "estimated" not in out
+        and err.startswith("rationalyst plan: does not fit by at least")
+        and err.count("\n") == 1
+    )
 
 
 def test_the_work_of_some_hours_is_the_peak_times_the_utilisation():

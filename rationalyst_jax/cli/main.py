@@ -12,8 +12,10 @@ import logging
 import os
 import re
 import sys
+import threading
 from argparse import ArgumentError
 from collections.abc import Sequence
+from contextlib import nullcontext
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
@@ -27,7 +29,7 @@ from jsonargparse import (
     Namespace,
 )
 
-from rationalyst_jax.files.interruption import EXIT_CODE, Interrupted
+from rationalyst_jax.files.interruption import EXIT_CODE, Interrupted, interrupted_by_sigterm
 from rationalyst_jax.files.parts import OthersAtWork
 from rationalyst_jax.files.whole import in_words
 
@@ -96,8 +98,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     logging.getLogger("absl").setLevel(logging.CRITICAL)
+    # A server has a way of its own to end. Only the main thread may listen.
+    listens = name != "serve" and threading.current_thread() is threading.main_thread()
     try:
-        return _run(name, arguments[len(name.split()) :])
+        with interrupted_by_sigterm() if listens else nullcontext():
+            return _run(name, arguments[len(name.split()) :])
+    except Interrupted as stop:
+        return _fail(name, stop, EXIT_CODE)
     except KeyboardInterrupt:
         print(f"rationalyst {name}: interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -118,8 +125,6 @@ def _run(name: str, arguments: list[str]) -> int:
         return _fail(name, error, USAGE_ERROR)
     except (ValueError, OSError) as error:
         return _fail(name, error, INPUT_ERROR)
-    except Interrupted as stop:
-        return _fail(name, stop, EXIT_CODE)
     except OthersAtWork as rest:
         print(f"rationalyst {name}: {rest}")
     return 0
@@ -262,12 +267,12 @@ def _overview(arguments: list[str]) -> int:
     return 0
 
 
-def _fail(name: str, error: Exception, code: int) -> int:
+def _fail(name: str, error: BaseException, code: int) -> int:
     print(f"rationalyst {name}: {_message(error)}", file=sys.stderr)
     return code
 
 
-def _message(error: Exception) -> str:
+def _message(error: BaseException) -> str:
     """An error in one line."""
     # jsonargparse lists every form a value could have had on a line of its own, with its Python class.
     noise = (

@@ -1,5 +1,6 @@
 """`rationalyst plan`: does it fit these TPUs, how fast can it be at most, and what would mining take?"""
 
+import math
 import shlex
 from argparse import ArgumentError
 from pathlib import Path
@@ -80,9 +81,16 @@ def run(
             Kaggle has them, or two T4 GPUs. For GPUs nothing is compiled: what is kept in memory is counted.
         hours: Time that there is. It is told how much of the work fits into it, at assume.utilisation.
     """
+    if hours is not None and not math.isfinite(hours):
+        raise ArgumentError(None, f"--hours must be finite, got {hours}")
     if preset is not None:
-        for name, given in {"topology": topology, "chip": chip}.items():
-            if given is not None:
+        for name, is_given in {
+            "topology": topology is not None,
+            "slices": slices != 1,
+            "chip": chip is not None,
+            "chips": chips != 1,
+        }.items():
+            if is_given:
                 raise ArgumentError(None, f"--{name} is given, and --preset has its own: give one of them")
         machine = PRESETS[preset]
         if stage == "mine":
@@ -182,7 +190,8 @@ def _counted(
     chip = CHIPS[machine.chip]
     found = plan(gpus(stage, shape(model), chip, machine.chips), settings)
     title = f"{stage} {model} on {machine.chips} x {machine.chip}: counted, not compiled"
-    console.print(counts_table(title, _memory(found) | _within(found, chip, hours, utilisation)))
+    within = _within(found, chip, hours, utilisation) if found.peak <= found.usable else {}
+    console.print(counts_table(title, _memory(found) | within))
     if chip.float32 is not None and stage == "train" and settings.train.dtype == "bfloat16":
         console.print(f"{machine.chip} has no bfloat16: give --train.dtype float32")
     if found.peak > found.usable:

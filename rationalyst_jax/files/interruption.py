@@ -10,8 +10,11 @@ from types import FrameType
 EXIT_CODE = 75
 
 
-class Interrupted(Exception):
-    """Raised once all that was done is on the disk; says how far it came."""
+class Interrupted(BaseException):
+    """Raised once all that was done is on the disk; says how far it came.
+
+    It is no Exception, as KeyboardInterrupt is none: what goes on after an error must not go on after this.
+    """
 
 
 def end_at_sigterm() -> None:

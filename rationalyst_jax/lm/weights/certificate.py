@@ -7,6 +7,7 @@ writer. The findings are left in the folder as `certificate.json`.
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -59,11 +60,13 @@ def certify(model: Llama, path: Path) -> dict[str, Any]:
     checkpoint = open_checkpoint(path)
     texts = [*_token_ids(checkpoint.tokenizer, min(LONG, model.config.max_position_embeddings))]
     versions = package_versions()
-    read = load_llama(path)
-    _check_weights(path, model, read)
-    wanted = _logits(model, texts)
-    readers = {"rationalyst_jax": _largest_differences(path, "rationalyst_jax", wanted, _logits(read, texts))}
-    del read
+    with _short_memory_told(path):
+        read = load_llama(path)
+        _check_weights(path, model, read)
+        wanted = _logits(model, texts)
+        found = _logits(read, texts)
+        del read
+    readers = {"rationalyst_jax": _largest_differences(path, "rationalyst_jax", wanted, found)}
     if is_torch_available():
         found = _logits_of_transformers(path, texts)
         readers["transformers"] = _largest_differences(path, "transformers", wanted, found)
@@ -84,6 +87,20 @@ def certify(model: Llama, path: Path) -> dict[str, Any]:
     }
     write_json(path / CERTIFICATE, certificate)
     return certificate
+
+
+@contextmanager
+def _short_memory_told(path: Path) -> Iterator[None]:
+    """A context in which the want of a device's memory is a ValueError that says what to do."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise ValueError(
+            f"{path}: is written, but not verified: the device's memory does not suffice; remove the folder, "
+            "and do it again with JAX_PLATFORMS=cpu"
+        ) from None
 
 
 def _token_ids(tokenizer: PreTrainedTokenizerBase, long: int) -> Iterator[np.ndarray]:
