@@ -160,6 +160,6 @@ def test_a_device_that_is_too_small_is_one_line(tied, monkeypatch):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate")
 
     monkeypatch.setattr("rationalyst_jax.lm.weights.certificate._logits", short)
-    with pytest.raises(ValueError, match="is written, but not verified.*JAX_PLATFORMS=cpu"):
+    with pytest.raises(ValueError, match=r"is written, but not verified.*JAX_PLATFORMS=cpu"):
         certify(model, path)
     assert not (path / CERTIFICATE).exists()
