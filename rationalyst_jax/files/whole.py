@@ -40,7 +40,7 @@ def naming(path: Path) -> Iterator[None]:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
-def in_words(error: Exception) -> str:
+def in_words(error: BaseException) -> str:
     """What an error says: one of the system's without its number, and with the file where it names one."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
