@@ -162,7 +162,7 @@ def test_a_cache_takes_its_share_of_what_is_free(monkeypatch):
     page = 2 * 2 * 2 * 8 * 4 * 16  # bytes: keys and values, layers, heads, head size, float32, tokens
     used = {"bytes_limit": 1000 * page, "bytes_in_use": 200 * page}
     device = SimpleNamespace(memory_stats=lambda: used)
-    monkeypatch.setattr(jax, "devices", lambda: [device])
+    monkeypatch.setattr(jax, "local_devices", lambda: [device])
     assert fitting_pages(model, 16, 64, 0.5, None) == 400 - 1  # and page NOWHERE
     assert fitting_pages(model, 16, 1, 0.5, None) == model.config.max_position_embeddings // 16
     used["bytes_in_use"] = 990 * page

@@ -57,6 +57,7 @@ TAKEN = {
         *("train.clip_norm", "train.epochs", "train.peak_learning_rate", "train.eps", "train.weight_decay"),
         *("mixture.plain", "mixture.inline", "mixture.annotation"),
         *("plan slices", "plan mesh.replica", "plan mesh.fsdp", "plan mesh.tensor", "plan chips"),
+        "plan hours",
         "assume.rationale_tokens",
         *(
             "profile",
