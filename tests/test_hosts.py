@@ -10,15 +10,18 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 from cli_files import rationalyst, triple
 
+from rationalyst_jax.files.interruption import Interrupted
 from rationalyst_jax.files.lock import locked
-from rationalyst_jax.files.parts import ALONE, DividedFile, HostShard, OthersAtWork
-from rationalyst_jax.files.rows import append_rows, kept_rows, read_rows, write_rows
+from rationalyst_jax.files.parts import ALONE, DividedFile, HostShard, OthersAtWork, parts_of
+from rationalyst_jax.files.rows import Row, append_rows, kept_rows, read_rows, write_rows
 from rationalyst_jax.lm.devices.shards import shard_of
 from rationalyst_jax.mine.store import Provenance, write_triples
 from rationalyst_jax.world.corpus import questions
@@ -299,6 +302,88 @@ def test_who_waits_is_told_for_whom_and_goes_on_when_all_is_there(tmp_path, alon
     with of.whole(HALVES[1], told.append) as file:  # another one has put all together
         assert work(file, NAMES) == 0
     assert len(told) == 1 and contents(tmp_path / "waits") == alone
+
+
+def refuse_odd(path: Path, rows: Sequence[tuple[str, Row]]) -> None:
+    for place, row in rows:
+        if row["id"] not in NAMES:
+            raise ValueError(f"{path}, {place}: odd")
+
+
+def test_rows_of_other_work_are_refused_before_a_part_begins_wherever_they_are(tmp_path):
+    of = replace(divided(tmp_path), check=refuse_odd)
+    do_part(of, HALVES[0])
+    part = parts_of(of.file) / "0-of-2.jsonl"
+    good = part.read_bytes()
+    append_rows(part, [{"id": "odd"}])
+    before = contents(tmp_path)
+    for shard in HALVES:
+        with pytest.raises(ValueError, match=r"rows\.jsonl\.parts, .*0-of-2\.jsonl:5: odd"):
+            do_part(of, shard)
+    assert contents(tmp_path) == before
+    part.write_bytes(good)
+    do_part(of, HALVES[1])
+    assert put_together(of, HALVES[1]) == 0
+    append_rows(of.file, [{"id": "odd"}])
+    for work_on in (lambda: do_part(of, HALVES[1]), lambda: put_together(of, ALONE)):
+        with pytest.raises(ValueError, match=r"rows\.jsonl, .*rows\.jsonl:8: odd"):
+            work_on()
+
+
+def test_a_row_that_is_now_another_shards_counts_until_its_owner_has_made_it(tmp_path):
+    old = divided(tmp_path)
+    do_part(old, HALVES[0])
+    of = divided(tmp_path, ["new 0", "new 1", *NAMES])
+    do_part(of, HALVES[0])  # still has q0 and q1, which are the other one's now
+    with of.part(HALVES[1]) as (path, numbers):
+        assert [of.names[number] for number in numbers] == ["q0", "q1", "q4", "q5"]
+        write_rows(path, [{"id": name, "text": "its owner's"} for name in ("q1", "q4", "q5")])
+    assert put_together(of, HALVES[1]) == 0
+    rows = {row["id"]: row["text"] for _, row in read_rows(of.file)}
+    assert list(rows) == [*of.names]
+    assert rows["q0"] == "é of q0" and rows["q1"] == "its owner's"
+
+
+def test_a_shard_without_names_leaves_nothing_while_others_are_not_done(tmp_path, alone):
+    of = divided(tmp_path / "none")
+    for begun in (False, True):
+        if begun:
+            do_part(of, HostShard(0, 5))
+        before = contents(tmp_path / "none")
+        assert do_part(of, HostShard(4, 5)) == []
+        with pytest.raises(OthersAtWork, match=r"shard 4/5 has nothing to do: others make .*rows\.jsonl"):
+            put_together(of, HostShard(4, 5))
+        assert contents(tmp_path / "none") == before and parts_of(of.file).exists() == begun
+    for number in range(1, 4):
+        do_part(of, HostShard(number, 5))
+    assert put_together(of, HostShard(3, 5)) == 0 and contents(tmp_path / "none") == alone
+
+
+def test_who_waits_ends_when_nobody_is_at_work_for_ten_minutes(tmp_path, alone, monkeypatch):
+    of = divided(tmp_path / "waits")
+    do_part(of, HALVES[0])
+    minutes: list[str] = []
+    begun: list[Any] = []
+
+    def one_minute(seconds: float) -> None:
+        minutes.append("a minute")
+        if len(minutes) == 5:
+            do_part(of, HALVES[1], most=1)  # a sign of life
+        if len(minutes) == 20:  # no part grows, but one is held
+            begun.append(of.part(HALVES[1]))
+            begun[0].__enter__()
+        if len(minutes) == 50:
+            begun[0].__exit__(None, None, None)
+
+    monkeypatch.setattr("rationalyst_jax.files.parts.time.sleep", one_minute)
+    monkeypatch.setattr("rationalyst_jax.files.parts.time.monotonic", lambda: 60.0 * len(minutes))
+    stalled = "shard 0/2 has waited for 1/2, and nobody is at work there: start it; the same command goes on"
+    for after in (16, 60):  # more than ten minutes after the 5th, and after the 49th
+        with pytest.raises(Interrupted, match=stalled), of.whole(HALVES[0], lambda text: None):
+            pass
+        assert len(minutes) == after
+    do_part(of, HALVES[1])
+    assert put_together(of, HALVES[0]) == 0 and contents(tmp_path / "waits") == alone
 
 
 # ---- Commands ----
