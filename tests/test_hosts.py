@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -437,6 +438,95 @@ def test_two_shards_of_a_command_make_the_files_of_one_process(name, inputs, tmp
         assert "shard 0/2 is done, 1/2 not yet" in capsys.readouterr().out
         assert rationalyst(other) == 0
     assert without_seconds(contents(tmp_path / "two")) == without_seconds(contents(tmp_path / "alone"))
+
+
+FOREIGN = {"mine": "annotations.jsonl", "reason": "x.jsonl", "locate": "x.jsonl"}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_rows_of_another_run_are_refused_by_every_shard_as_by_one_process(
+    name, inputs, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(inputs)
+    command = COMMANDS[name].format(tmp_path)
+    monkeypatch.setattr("rationalyst_jax.files.parts._SECONDS_WITHOUT_SIGN", -1)
+    assert rationalyst(f"{command} --shard 0/2") == (75 if name == "locate" else 0)
+    file = tmp_path / FOREIGN[name]
+    [part] = parts_of(file).glob("0-of-2.jsonl")
+    record = part.with_suffix(".config.json").read_text()
+    for folder in tmp_path.glob("*.parts"):
+        shutil.rmtree(folder)
+    write_rows(file, [{"id": "stranger", "asked": "something else"}])
+    file.with_name("annotations.config.json" if name == "mine" else "x.jsonl.config.json").write_text(record)
+    before = contents(tmp_path)
+    monkeypatch.setattr("rationalyst_jax.pipeline.models.Models.roles", None)  # no model is opened
+    errors = set()
+    for shard in ("none", "0/2", "1/2"):
+        capsys.readouterr()
+        assert rationalyst(f"{command} --shard {shard}") == 1
+        errors.add(capsys.readouterr().err)
+        assert contents(tmp_path) == before
+    [error] = errors
+    assert re.search("which is no document of this run|holds (traces of )?other [a-z]+ alone", error)
+
+
+def test_documents_put_in_front_of_parts_that_are_begun_are_annotated_too(
+    inputs, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(inputs)
+    documents = [{"id": f"d{number}", "text": f"A text, of which {number} is a part."} for number in range(6)]
+    file = tmp_path / "documents.jsonl"
+    command = COMMANDS["mine"].replace("documents.jsonl", str(file)).format(tmp_path / "out")
+    write_rows(file, documents[2:])
+    assert rationalyst(f"{command} --shard 0/2") == 0
+    write_rows(file, documents)
+    [part] = tmp_path.rglob("0-of-2.jsonl")
+    made = part.read_text().splitlines()
+    assert [json.loads(line)["id"] for line in made] == ["d2", "d3"]
+    for shard in ("0/2", "1/2"):
+        assert rationalyst(f"{command} --shard {shard}") == 0, capsys.readouterr().err
+    lines = (tmp_path / "out" / "annotations.jsonl").read_text().splitlines()
+    assert [json.loads(line)["id"] for line in lines] == [document["id"] for document in documents]
+    assert not [*tmp_path.rglob("*.parts")]
+
+
+@pytest.mark.parametrize("name", ["choose", "filter"])
+def test_a_shard_that_comes_after_the_end_says_so_and_leaves_nothing(
+    name, inputs, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(inputs)
+    command = COMMANDS[name].format(tmp_path)
+    [out] = re.findall(r"--out (\S+)", command)
+    for shard in ("0/2", "1/2"):
+        assert rationalyst(f"{command} --shard {shard}") == 0
+    made = contents(tmp_path)
+    for shard in ("0/2", "1/2", "4/5"):
+        capsys.readouterr()
+        assert rationalyst(f"{command} --shard {shard}") == 0
+        told = capsys.readouterr().out
+        assert told.endswith(f"rationalyst {name}: shard {shard} has nothing to do: {out} is there already\n")
+        assert contents(tmp_path) == made and not [*tmp_path.rglob("*.parts")]
+    other = f"{command} --{name}.row_length 200"  # which is other work
+    assert rationalyst(f"{other} --shard 4/5") == 0
+    assert f"shard 4/5 has nothing to do: others make {out}\n" in capsys.readouterr().out
+    assert contents(tmp_path) == made and not [*tmp_path.rglob("*.parts")]
+    assert rationalyst(f"{other} --shard 0/2") == 0
+    assert f"shard 0/2 is done, 1/2 not yet: the last one to finish makes {out}\n" in capsys.readouterr().out
+
+
+def test_a_shard_that_waits_for_nobody_ends_with_75_and_goes_on_later(inputs, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(inputs)
+    command = COMMANDS["locate"].format(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr("rationalyst_jax.files.parts._SECONDS_WITHOUT_SIGN", -1)
+        assert rationalyst(f"{command} --shard 0/2") == 75
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and "shard 0/2 has waited for 1/2, and nobody is at work there" in error
+    monkeypatch.setattr(
+        "rationalyst_jax.files.parts.time.sleep", lambda seconds: rationalyst(f"{command} --shard 1/2")
+    )
+    assert rationalyst(f"{command} --shard 0/2") == 0
+    assert (tmp_path / "x.jsonl").exists() and not [*tmp_path.rglob("*.parts")]
 
 
 @pytest.mark.parametrize("name", [*COMMANDS, "benchmark"])
