@@ -5,20 +5,24 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 from cli_files import rationalyst, triple
 
+from rationalyst_jax.files.interruption import Interrupted
 from rationalyst_jax.files.lock import locked
-from rationalyst_jax.files.parts import ALONE, DividedFile, HostShard, OthersAtWork
-from rationalyst_jax.files.rows import append_rows, kept_rows, read_rows, write_rows
+from rationalyst_jax.files.parts import ALONE, DividedFile, HostShard, OthersAtWork, parts_of
+from rationalyst_jax.files.rows import Row, append_rows, kept_rows, read_rows, write_rows
 from rationalyst_jax.lm.devices.shards import shard_of
 from rationalyst_jax.mine.store import Provenance, write_triples
 from rationalyst_jax.world.corpus import questions
@@ -301,6 +305,88 @@ def test_who_waits_is_told_for_whom_and_goes_on_when_all_is_there(tmp_path, alon
     assert len(told) == 1 and contents(tmp_path / "waits") == alone
 
 
+def refuse_odd(path: Path, rows: Sequence[tuple[str, Row]]) -> None:
+    for place, row in rows:
+        if row["id"] not in NAMES:
+            raise ValueError(f"{path}, {place}: odd")
+
+
+def test_rows_of_other_work_are_refused_before_a_part_begins_wherever_they_are(tmp_path):
+    of = replace(divided(tmp_path), check=refuse_odd)
+    do_part(of, HALVES[0])
+    part = parts_of(of.file) / "0-of-2.jsonl"
+    good = part.read_bytes()
+    append_rows(part, [{"id": "odd"}])
+    before = contents(tmp_path)
+    for shard in HALVES:
+        with pytest.raises(ValueError, match=r"rows\.jsonl\.parts, .*0-of-2\.jsonl:5: odd"):
+            do_part(of, shard)
+    assert contents(tmp_path) == before
+    part.write_bytes(good)
+    do_part(of, HALVES[1])
+    assert put_together(of, HALVES[1]) == 0
+    append_rows(of.file, [{"id": "odd"}])
+    for work_on in (lambda: do_part(of, HALVES[1]), lambda: put_together(of, ALONE)):
+        with pytest.raises(ValueError, match=r"rows\.jsonl, .*rows\.jsonl:8: odd"):
+            work_on()
+
+
+def test_a_row_that_is_now_another_shards_counts_until_its_owner_has_made_it(tmp_path):
+    old = divided(tmp_path)
+    do_part(old, HALVES[0])
+    of = divided(tmp_path, ["new 0", "new 1", *NAMES])
+    do_part(of, HALVES[0])  # still has q0 and q1, which are the other one's now
+    with of.part(HALVES[1]) as (path, numbers):
+        assert [of.names[number] for number in numbers] == ["q0", "q1", "q4", "q5"]
+        write_rows(path, [{"id": name, "text": "its owner's"} for name in ("q1", "q4", "q5")])
+    assert put_together(of, HALVES[1]) == 0
+    rows = {row["id"]: row["text"] for _, row in read_rows(of.file)}
+    assert list(rows) == [*of.names]
+    assert rows["q0"] == "é of q0" and rows["q1"] == "its owner's"
+
+
+def test_a_shard_without_names_leaves_nothing_while_others_are_not_done(tmp_path, alone):
+    of = divided(tmp_path / "none")
+    for begun in (False, True):
+        if begun:
+            do_part(of, HostShard(0, 5))
+        before = contents(tmp_path / "none")
+        assert do_part(of, HostShard(4, 5)) == []
+        with pytest.raises(OthersAtWork, match=r"shard 4/5 has nothing to do: others make .*rows\.jsonl"):
+            put_together(of, HostShard(4, 5))
+        assert contents(tmp_path / "none") == before and parts_of(of.file).exists() == begun
+    for number in range(1, 4):
+        do_part(of, HostShard(number, 5))
+    assert put_together(of, HostShard(3, 5)) == 0 and contents(tmp_path / "none") == alone
+
+
+def test_who_waits_ends_when_nobody_is_at_work_for_ten_minutes(tmp_path, alone, monkeypatch):
+    of = divided(tmp_path / "waits")
+    do_part(of, HALVES[0])
+    minutes: list[str] = []
+    begun: list[Any] = []
+
+    def one_minute(seconds: float) -> None:
+        minutes.append("a minute")
+        if len(minutes) == 5:
+            do_part(of, HALVES[1], most=1)  # a sign of life
+        if len(minutes) == 20:  # no part grows, but one is held
+            begun.append(of.part(HALVES[1]))
+            begun[0].__enter__()
+        if len(minutes) == 50:
+            begun[0].__exit__(None, None, None)
+
+    monkeypatch.setattr("rationalyst_jax.files.parts.time.sleep", one_minute)
+    monkeypatch.setattr("rationalyst_jax.files.parts.time.monotonic", lambda: 60.0 * len(minutes))
+    stalled = "shard 0/2 has waited for 1/2, and nobody is at work there: start it; the same command goes on"
+    for after in (16, 60):  # more than ten minutes after the 5th, and after the 49th
+        with pytest.raises(Interrupted, match=stalled), of.whole(HALVES[0], lambda text: None):
+            pass
+        assert len(minutes) == after
+    do_part(of, HALVES[1])
+    assert put_together(of, HALVES[0]) == 0 and contents(tmp_path / "waits") == alone
+
+
 # ---- Commands ----
 
 COMMANDS = {
@@ -352,6 +438,95 @@ def test_two_shards_of_a_command_make_the_files_of_one_process(name, inputs, tmp
         assert "shard 0/2 is done, 1/2 not yet" in capsys.readouterr().out
         assert rationalyst(other) == 0
     assert without_seconds(contents(tmp_path / "two")) == without_seconds(contents(tmp_path / "alone"))
+
+
+FOREIGN = {"mine": "annotations.jsonl", "reason": "x.jsonl", "locate": "x.jsonl"}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_rows_of_another_run_are_refused_by_every_shard_as_by_one_process(
+    name, inputs, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(inputs)
+    command = COMMANDS[name].format(tmp_path)
+    monkeypatch.setattr("rationalyst_jax.files.parts._SECONDS_WITHOUT_SIGN", -1)
+    assert rationalyst(f"{command} --shard 0/2") == (75 if name == "locate" else 0)
+    file = tmp_path / FOREIGN[name]
+    [part] = parts_of(file).glob("0-of-2.jsonl")
+    record = part.with_suffix(".config.json").read_text()
+    for folder in tmp_path.glob("*.parts"):
+        shutil.rmtree(folder)
+    write_rows(file, [{"id": "stranger", "asked": "something else"}])
+    file.with_name("annotations.config.json" if name == "mine" else "x.jsonl.config.json").write_text(record)
+    before = contents(tmp_path)
+    monkeypatch.setattr("rationalyst_jax.pipeline.models.Models.roles", None)  # no model is opened
+    errors = set()
+    for shard in ("none", "0/2", "1/2"):
+        capsys.readouterr()
+        assert rationalyst(f"{command} --shard {shard}") == 1
+        errors.add(capsys.readouterr().err)
+        assert contents(tmp_path) == before
+    [error] = errors
+    assert re.search("which is no document of this run|holds (traces of )?other [a-z]+ alone", error)
+
+
+def test_documents_put_in_front_of_parts_that_are_begun_are_annotated_too(
+    inputs, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(inputs)
+    documents = [{"id": f"d{number}", "text": f"A text, of which {number} is a part."} for number in range(6)]
+    file = tmp_path / "documents.jsonl"
+    command = COMMANDS["mine"].replace("documents.jsonl", str(file)).format(tmp_path / "out")
+    write_rows(file, documents[2:])
+    assert rationalyst(f"{command} --shard 0/2") == 0
+    write_rows(file, documents)
+    [part] = tmp_path.rglob("0-of-2.jsonl")
+    made = part.read_text().splitlines()
+    assert [json.loads(line)["id"] for line in made] == ["d2", "d3"]
+    for shard in ("0/2", "1/2"):
+        assert rationalyst(f"{command} --shard {shard}") == 0, capsys.readouterr().err
+    lines = (tmp_path / "out" / "annotations.jsonl").read_text().splitlines()
+    assert [json.loads(line)["id"] for line in lines] == [document["id"] for document in documents]
+    assert not [*tmp_path.rglob("*.parts")]
+
+
+@pytest.mark.parametrize("name", ["choose", "filter"])
+def test_a_shard_that_comes_after_the_end_says_so_and_leaves_nothing(
+    name, inputs, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(inputs)
+    command = COMMANDS[name].format(tmp_path)
+    [out] = re.findall(r"--out (\S+)", command)
+    for shard in ("0/2", "1/2"):
+        assert rationalyst(f"{command} --shard {shard}") == 0
+    made = contents(tmp_path)
+    for shard in ("0/2", "1/2", "4/5"):
+        capsys.readouterr()
+        assert rationalyst(f"{command} --shard {shard}") == 0
+        told = capsys.readouterr().out
+        assert told.endswith(f"rationalyst {name}: shard {shard} has nothing to do: {out} is there already\n")
+        assert contents(tmp_path) == made and not [*tmp_path.rglob("*.parts")]
+    other = f"{command} --{name}.row_length 200"  # which is other work
+    assert rationalyst(f"{other} --shard 4/5") == 0
+    assert f"shard 4/5 has nothing to do: others make {out}\n" in capsys.readouterr().out
+    assert contents(tmp_path) == made and not [*tmp_path.rglob("*.parts")]
+    assert rationalyst(f"{other} --shard 0/2") == 0
+    assert f"shard 0/2 is done, 1/2 not yet: the last one to finish makes {out}\n" in capsys.readouterr().out
+
+
+def test_a_shard_that_waits_for_nobody_ends_with_75_and_goes_on_later(inputs, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(inputs)
+    command = COMMANDS["locate"].format(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr("rationalyst_jax.files.parts._SECONDS_WITHOUT_SIGN", -1)
+        assert rationalyst(f"{command} --shard 0/2") == 75
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and "shard 0/2 has waited for 1/2, and nobody is at work there" in error
+    monkeypatch.setattr(
+        "rationalyst_jax.files.parts.time.sleep", lambda seconds: rationalyst(f"{command} --shard 1/2")
+    )
+    assert rationalyst(f"{command} --shard 0/2") == 0
+    assert (tmp_path / "x.jsonl").exists() and not [*tmp_path.rglob("*.parts")]
 
 
 @pytest.mark.parametrize("name", [*COMMANDS, "benchmark"])

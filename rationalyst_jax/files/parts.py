@@ -12,17 +12,19 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rationalyst_jax.files.interruption import Interrupted
 from rationalyst_jax.files.lock import Busy, locked
 from rationalyst_jax.files.rows import Row, finished_rows, write_rows
 from rationalyst_jax.files.settings import begun, claimed
 
 _PART = re.compile(r"(\d+)-of-(\d+)\.jsonl")
 _SECONDS_BETWEEN_LOOKS = 2
+_SECONDS_WITHOUT_SIGN = 600  # so long a process waits for one that it sees nothing of
 
 
 class OthersAtWork(Exception):
@@ -72,6 +74,10 @@ class DividedFile:
             since).
         ledger: Where a file of rows has its ledger: JSONL with any number of rows for each name, which is
             their "id".
+        check: Raises ValueError where the rows of the file and of all parts (each with its place) are not of
+            this work. It is asked before the work begins, and told the file or folder that holds them.
+        output: What is made of the file in the end, where the file goes then.
+        is_made: Whether the output is there, as this work makes it. It is asked where the file is gone.
     """
 
     file: Path
@@ -81,19 +87,26 @@ class DividedFile:
     block: int
     name_of: Callable[[Row], str | None]
     ledger: Callable[[Path], Path] | None = None
+    check: Callable[[Path, Sequence[tuple[str, Row]]], None] | None = None
+    output: Path | None = None
+    is_made: Callable[[], bool] | None = None
 
     @contextmanager
     def part(self, shard: HostShard) -> Iterator[tuple[Path, list[int]]]:
         """A context in which this process alone writes its part. Gives the file, which begins with the rows
         that are there already, and the numbers of its names.
 
-        Raises ValueError for parts of another number of shards, for rows that were made with other settings,
-        and while another process writes the same part.
+        Raises OthersAtWork where the output is made. Raises ValueError for parts of another number of shards,
+        for rows that were made with other settings or that `check` refuses, and while another process writes
+        the same part.
         """
         path = self._part(shard.number, shard)
-        numbers = [number for number in range(len(self.names)) if self._owner(number, shard) == shard.number]
+        numbers = self._numbers(shard)
         with ExitStack() as claim:
             with locked(self._folder, wait=True):
+                if self.is_made is not None and not self.file.exists() and self.is_made():
+                    shutil.rmtree(self._folder, ignore_errors=True)
+                    raise OthersAtWork(f"shard {shard} has nothing to do: {self._output} is there already")
                 self._check(shard)
                 claim.enter_context(claimed(path.with_suffix(".config.json"), self.settings, path))
                 if not path.exists():
@@ -106,18 +119,21 @@ class DividedFile:
         ends without an exception the parts are removed.
 
         A process that is not alone comes here when it has done its part. Where others have not, it raises
-        OthersAtWork, or it waits for them and `wait` is told so. Raises ValueError as `part`.
+        OthersAtWork, or it waits for them and `wait` is told so. It waits while they hold or write their
+        parts; where they do not for ten minutes it raises Interrupted. Raises ValueError as `part`.
         """
         if shard == ALONE:
             self._check(shard)
             with claimed(self.record, self.settings, self.file):
+                self._check_rows(shard)
                 yield self.file
             return
         own = self._part(shard.number, shard)
+        seen, since = None, time.monotonic()
         while True:
             with locked(self._folder, wait=True):
                 if wait is None and not own.exists():
-                    raise OthersAtWork(f"shard {shard} is done, and another one has made {self.file}")
+                    raise OthersAtWork(f"shard {shard} is done, and another one has made {self._output}")
                 self._check(shard)
                 missing = self._missing(shard)
                 if not missing:
@@ -126,18 +142,38 @@ class DividedFile:
                         yield self.file
                     shutil.rmtree(self._folder, ignore_errors=True)
                     return
+                if wait is None and not self._numbers(shard):
+                    self._leave(own)
+                    raise OthersAtWork(f"shard {shard} has nothing to do: others make {self._output}")
+                parts = [self._part(number, shard) for number in missing]
+                sizes = [path.stat().st_size if path.exists() else None for path in parts]
+                if sizes != seen or any(map(_is_busy, parts)):
+                    seen, since = sizes, time.monotonic()
             others = ", ".join(f"{number}/{shard.of}" for number in missing)
             if wait is None:
                 raise OthersAtWork(
-                    f"shard {shard} is done, {others} not yet: the last one to finish makes {self.file}"
+                    f"shard {shard} is done, {others} not yet: the last one to finish makes {self._output}"
                 )
-            wait(f"shard {shard} waits for {others} to finish {self.file}")
+            wait(f"shard {shard} waits for {others} to finish {self._output}")
             wait = _quiet
+            if time.monotonic() - since > _SECONDS_WITHOUT_SIGN:
+                raise Interrupted(
+                    f"shard {shard} has waited for {others}, and nobody is at work there: start it; "
+                    "the same command goes on from here"
+                )
             time.sleep(_SECONDS_BETWEEN_LOOKS)
 
     @property
     def _folder(self) -> Path:
         return parts_of(self.file)
+
+    @property
+    def _output(self) -> Path:
+        return self.output or self.file
+
+    def _numbers(self, shard: HostShard) -> list[int]:
+        """The numbers of the names that a shard works on."""
+        return [number for number in range(len(self.names)) if self._owner(number, shard) == shard.number]
 
     def _part(self, number: int, shard: HostShard) -> Path:
         return self._folder / f"{number}-of-{shard.of}.jsonl"
@@ -165,6 +201,22 @@ class DividedFile:
         if shard != ALONE and begun(self.file):
             with claimed(self.record, self.settings, self.file):
                 pass
+        if shard != ALONE:
+            self._check_rows(shard)
+
+    def _check_rows(self, shard: HostShard) -> None:
+        if self.check is not None:
+            files = (self.file, *self._parts(shard))
+            rows = [row for path in files for row in finished_rows(path)]
+            self.check(self.file if begun(self.file) else self._folder, rows)
+
+    def _leave(self, part: Path) -> None:
+        """Removes a part without names, and the folder where nobody else has begun."""
+        ledgers = [] if self.ledger is None else [self.ledger(part)]
+        for path in (part, part.with_suffix(".config.json"), *ledgers):
+            path.unlink(missing_ok=True)
+        with suppress(OSError):  # others are at work in it
+            self._folder.rmdir()
 
     def _begin(self, path: Path, own: set[str]) -> None:
         """Makes a part, of what the file has of it already."""
@@ -185,15 +237,16 @@ class DividedFile:
 
     def _gather(self, shard: HostShard) -> None:
         """Writes the rows of all parts into the file, in the order of the names. What it holds beside them
-        stays."""
+        stays. Of a name that was another shard's before two parts may have a row: its owner's counts."""
         parts = [path for path in self._parts(shard) if path.exists()]
         rows: dict[str, Row] = {}
         others: dict[str, Row] = {}
+        numbers = {name: number for number, name in enumerate(self.names)}
         for path in (self.file, *parts):
             for _, row in finished_rows(path):
                 if (name := self.name_of(row)) is None:
                     others[json.dumps(row)] = row
-                else:
+                elif name not in rows or path == self._part(self._owner(numbers[name], shard), shard):
                     rows[name] = row
         if self.ledger is not None:
             self._gather_ledgers(self.ledger, parts, shard)

@@ -27,50 +27,50 @@ def annotate(
     path: Path,
     progress: Callable[[int, int, int], None] = lambda done, total, tokens: None,
     *,
-    numbers: Sequence[int] | None = None,
+    only: Sequence[int] | None = None,
 ) -> list[Annotated]:
-    """Annotates `documents` into the JSONL file `path` and returns all annotations, in their order.
+    """Annotates `documents` into the JSONL file `path` and returns their annotations, in their order.
 
     A document's row is written as soon as it is annotated; in the end the rows stand in the documents' order.
     A file that is already there is continued: what it has of this run's documents is kept, and what it has of
     a document whose text has changed is made anew. Each document has its own noise, so a continued run writes
-    what an uninterrupted one does (but where two words are equally likely up to float rounding). That depends
-    on the document's place in the whole run: where `documents` are a part of it, in whole blocks, `numbers`
-    are their places. What a document took is added to the file of `usage_path`. `progress` is told how many
-    documents are done, of how many, and how many tokens this call has computed.
+    what an uninterrupted one does (but where two words are equally likely up to float rounding). What a
+    document took is added to the file of `usage_path`. only: numbers of the documents to annotate, in whole
+    blocks, where others are annotated elsewhere; rows of those stay. `progress` is told how many documents
+    are done, of how many, and how many tokens this call has computed.
 
     Raises ValueError where the file annotates other documents, and, when all others are done, if documents
     failed (at an endpoint): called again, it tries them again.
     """
-    numbers = range(len(documents)) if numbers is None else numbers
-    by_id = {document.id: document for document in documents}
+    only = range(len(documents)) if only is None else only
+    own = {documents[number].id for number in only}
+    document_of = of_run(documents)
 
     def check(place: str, row: Row) -> str | None:
-        document = by_id.get(row.get("id", ""))
-        if document is None:
-            raise ValueError(f"{place}: annotates {row.get('id')!r}, which is no document of this run")
+        document = document_of(place, row)
         if row.get("input") != document.text:
             return None
         annotated = read_annotated(row, place, document)
         if row != annotated_row(annotated):
             return None
-        done[document.id] = annotated
+        (done if document.id in own else others)[document.id] = annotated
         return document.id
 
     done: dict[str, Annotated] = {}
+    others: dict[str, Annotated] = {}
     kept_rows(path, check)
-    if done:
+    if done or others:
         read_usage(path)  # cuts off what a kill left of a row
     else:
         usage_path(path).unlink(missing_ok=True)
 
     def tell() -> None:
-        progress(len(done), len(documents), annotator.model.tokens)
+        progress(len(done), len(only), annotator.model.tokens)
 
     tell()
     failures: dict[str, Exception] = {}
-    for first in range(0, len(documents), config.block):
-        block = range(first, min(first + config.block, len(documents)))
+    for first in range(0, len(only), config.block):
+        block = only[first : first + config.block]
         missing = [number for number in block if documents[number].id not in done]
         if not missing:
             continue
@@ -85,17 +85,31 @@ def annotate(
         def failed(index: int, error: Exception, missing: Sequence[int] = missing) -> None:
             failures[documents[missing[index]].id] = error
 
-        to_annotate = {numbers[number]: documents[number] for number in missing}
+        to_annotate = {number: documents[number] for number in missing}
         annotate_block(to_annotate, annotator, prompts, config, finished, failed, tell)
     if failures:
         name, error = next(iter(failures.items()))
         raise ValueError(
-            f"annotate: {len(failures)} of {len(documents)} documents failed, as document {name}: {error}; "
+            f"annotate: {len(failures)} of {len(only)} documents failed, as document {name}: {error}; "
             f"the others are in {path}, and the same run again tries these again"
         )
-    annotated = [done[document.id] for document in documents]
-    write_rows(path, map(annotated_row, annotated))
-    return annotated
+    found = done | others
+    write_rows(path, (annotated_row(found[one.id]) for one in documents if one.id in found))
+    return [done[documents[number].id] for number in only]
+
+
+def of_run(documents: Sequence[Document]) -> Callable[[str, Row], Document]:
+    """What tells of a row of annotations, at a place "file:line", which document's it is; it raises
+    ValueError for one of no document."""
+    by_id = {document.id: document for document in documents}
+
+    def document_of(place: str, row: Row) -> Document:
+        document = by_id.get(row.get("id", ""))
+        if document is None:
+            raise ValueError(f"{place}: annotates {row.get('id')!r}, which is no document of this run")
+        return document
+
+    return document_of
 
 
 def annotate_block(

@@ -1,5 +1,6 @@
 """The stage `choose`: multiple-choice questions answered by the likelihood of their choices."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +20,8 @@ from rationalyst_jax.evaluate.config import ChooseConfig
 from rationalyst_jax.evaluate.statistics import Interval, proportion_interval
 from rationalyst_jax.files.parts import ALONE, DividedFile, HostShard
 from rationalyst_jax.files.rows import Row, append_rows, kept_rows, write_rows
-from rationalyst_jax.files.whole import check_file
+from rationalyst_jax.files.settings import digest, file_digest
+from rationalyst_jax.files.whole import check_file, read_json, write_json
 from rationalyst_jax.lm.devices.mesh import MeshShape
 from rationalyst_jax.lm.devices.sharding import mesh_of, row_shards
 from rationalyst_jax.lm.trees.likelihood import Work, one_ahead
@@ -60,9 +62,9 @@ def choose(
     of each choice the number of tokens and its numbers under every rule (see
     `evaluate/choice_likelihood.py`), and the letter that each rule picks. Until it is whole it is called
     `<out>.partial`; a run that was killed continues there, and scores anew only blocks with questions that
-    have changed since. mesh: divides all devices of this host; by default one is used. shard: the part of the
-    questions that is this process's (`files/parts.py`); where others are still at work it raises
-    OthersAtWork.
+    have changed since. What was asked stays in `<out>.config.json`. mesh: divides all devices of
+    this host; by default one is used. shard: the part of the questions that is this process's
+    (`files/parts.py`); where others are still at work, or `out` is there as asked, it raises OthersAtWork.
 
     Raises ValueError for a task whose choices are not scored, a malformed file, a question that is longer
     than a row or than the model's positions (before the model is loaded), for rows that the mesh does not
@@ -114,7 +116,18 @@ def choose(
     record = out.with_name(f"{out.name}.config.json")
     settings = {"task": task.name, "model": checkpoint.fingerprint, "choose": asdict(config)}
     names = list(headers)
-    divided = DividedFile(partial, record, settings, names, config.block, name_of)
+
+    def made() -> Row:
+        """What is recorded of a file that is whole."""
+        asked = digest(json.dumps(header).encode() for header in headers.values())
+        return json.loads(json.dumps(settings)) | {"questions": asked, "out": file_digest(out)}
+
+    def is_made() -> bool:
+        return out.exists() and record.exists() and read_json(record) == made()
+
+    divided = DividedFile(
+        partial, record, settings, names, config.block, name_of, output=out, is_made=is_made
+    )
     work = Work()
     if shard != ALONE:
         with divided.part(shard) as (part, numbers):
@@ -123,7 +136,7 @@ def choose(
         rows, rest = score(names, file)
         write_rows(out, [rows[name] for name in names])
         partial.unlink()
-        record.unlink()
+        write_json(record, made())
     rules = [rule for rule in get_args(Rule) if rule in rows[names[0]]["picked"]]
     right = {rule: [rows[name]["picked"][rule] == gold for name, gold in graded.items()] for rule in rules}
     accuracy = {rule: proportion_interval(of_rule, clusters) for rule, of_rule in right.items() if graded}

@@ -1,6 +1,8 @@
 """The stage `filter`: which rationales make the text after them more likely?"""
 
+import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -52,8 +54,8 @@ def filter_rationales(
 
     Until that is written, scores go to `<out>.scores.jsonl`, where a killed run continues. The second value
     is the work of this call. mesh: divides all devices of this host; by default one is used. shard: the part
-    of the documents that is this process's (`files/parts.py`); where others are still at work it raises
-    OthersAtWork. `note` is told of thresholds of sources that are not there.
+    of the documents that is this process's (`files/parts.py`); where others are still at work, or `out` is
+    there as asked, it raises OthersAtWork. `note` is told of thresholds of sources that are not there.
 
     Raises ValueError for a malformed file, thresholds of such sources alone, rows that the mesh does not
     divide, work begun with other settings, and while another process is at this work.
@@ -79,8 +81,26 @@ def filter_rationales(
         model = models.scorer(scorer, devices)
         return score_triples(triples, model, checkpoint.tokenizer, prompts, config, file, progress, devices)
 
-    documents = numbers_by_document(found)
-    divided = DividedFile(scores, record, settings, list(documents), config.block, document_of(found))
+    by = {
+        "filter_model": str(scorer),
+        "filter_base": checkpoint.base,
+        "filter_fingerprint": checkpoint.fingerprint,
+        "filter_prompts": prompts.version,
+    }
+    provenance = Provenance(origin.model, origin.prompt_version, {**origin.config, **by})
+
+    def is_made() -> bool:
+        if not out.exists():
+            return False
+        with suppress(ValueError):  # of other triples, or not ours
+            made_by = _made_by(provenance, config)
+            return read_provenance(out) == made_by and read_triples(out) == found
+        return False
+
+    documents = list(numbers_by_document(found))
+    divided = DividedFile(
+        scores, record, settings, documents, config.block, document_of(found), output=out, is_made=is_made
+    )
     work = Work()
     if shard != ALONE:
         with divided.part(shard) as (part, numbers):
@@ -88,12 +108,6 @@ def filter_rationales(
             _, work = score([triple for triple in found if triple.document_id in own], part)
     with divided.whole(shard) as file:
         scored, rest = score(found, file)
-        by = {
-            "filter_model": str(scorer),
-            "filter_base": checkpoint.base,
-            "filter_prompts": prompts.version,
-        }
-        provenance = Provenance(origin.model, origin.prompt_version, {**origin.config, **by})
         summary = _write(scored, config, out, provenance)
         scores.unlink()
         record.unlink()
@@ -126,9 +140,13 @@ def _write(
     scored: Sequence[ScoredTriple], config: FilterConfig, out: Path, provenance: Provenance
 ) -> FilterSummary:
     decided = decide(scored, config)
-    made_by = {**provenance.config, "filter": asdict(config)}
-    write_filtered(out, decided, Provenance(provenance.model, provenance.prompt_version, made_by))
+    write_filtered(out, decided, _made_by(provenance, config))
     return summarize_filtered(decided)
+
+
+def _made_by(provenance: Provenance, config: FilterConfig) -> Provenance:
+    how = {**provenance.config, "filter": asdict(config)}
+    return Provenance(provenance.model, provenance.prompt_version, json.loads(json.dumps(how)))
 
 
 def unused_taus(triples: Sequence[Triple], config: FilterConfig, file: Path) -> list[str]:

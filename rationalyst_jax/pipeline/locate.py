@@ -72,9 +72,13 @@ def locate(
     settings = asdict(config) | {"prompts": prompts.version} | {role: k.name for role, k in known.items()}
     texts = digests(given)
 
+    def check(path: Path, rows: Sequence[tuple[str, Row]]) -> None:
+        if rows and not any(str(row.get("id")) in texts for _, row in rows):
+            raise ValueError(f"{path}: holds other solutions alone; remove it or write elsewhere")
+
     def divided(file: Path, settings: Mapping[str, Any], name_of: Callable[[Row], str | None]) -> DividedFile:
         record = file.with_name(f"{file.name}.config.json")
-        return DividedFile(file, record, settings, list(texts), config.block, name_of)
+        return DividedFile(file, record, settings, list(texts), config.block, name_of, check=check)
 
     def opened() -> Roles:
         found = dict(zip(places, models.roles(*places.values()), strict=True))

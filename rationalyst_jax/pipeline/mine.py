@@ -7,7 +7,7 @@ from pathlib import Path
 from rationalyst_jax.files.lock import locked
 from rationalyst_jax.files.parts import ALONE, DividedFile, HostShard
 from rationalyst_jax.files.rows import Row, check_outside
-from rationalyst_jax.mine.annotate import annotate, read_usage, usage_path
+from rationalyst_jax.mine.annotate import annotate, of_run, read_usage, usage_path
 from rationalyst_jax.mine.config import AnnotateConfig
 from rationalyst_jax.mine.documents import Annotated, read_annotations, read_documents
 from rationalyst_jax.mine.store import Provenance, write_triples
@@ -63,12 +63,17 @@ def mine(
 
     def annotated(numbers: Sequence[int], file: Path) -> list[Annotated]:
         [role] = models.roles(annotator)
-        documents = [found[number] for number in numbers]
-        return annotate(documents, role, prompts, config, file, progress, numbers=numbers)
+        return annotate(found, role, prompts, config, file, progress, only=numbers)
+
+    def check(path: Path, rows: Sequence[tuple[str, Row]]) -> None:
+        document_of = of_run(found)
+        for place, row in rows:
+            document_of(place, row)
 
     record = out / "annotations.config.json"
     names = list(texts)
-    divided = DividedFile(out / ANNOTATIONS, record, settings, names, config.block, name_of, usage_path)
+    file = out / ANNOTATIONS
+    divided = DividedFile(file, record, settings, names, config.block, name_of, usage_path, check)
     if shard != ALONE:
         with divided.part(shard) as (part, numbers):
             annotated(numbers, part)

@@ -96,6 +96,10 @@ def reason(
         name = str(row.get("id"))
         return name if name in texts and row.get("asked") == texts[name] else None
 
+    def check(path: Path, rows: Sequence[tuple[str, Row]]) -> None:
+        if rows and not any(name_of(row) for _, row in rows):
+            raise ValueError(f"{path}: holds traces of other questions alone; remove it or write elsewhere")
+
     def solved(questions: Sequence[Question], file: Path) -> list[Trace]:
         wanted = digests(questions)
         if file.exists() and resume_traces(file, wanted) == wanted.keys():  # no model need be opened
@@ -106,7 +110,7 @@ def reason(
         return solve(questions, roles, prompts, config, task.extract, file, progress, by_subject)
 
     record = out.with_name(f"{out.name}.config.json")
-    divided = DividedFile(out, record, settings, list(texts), config.block, name_of)
+    divided = DividedFile(out, record, settings, list(texts), config.block, name_of, check=check)
     if shard != ALONE:
         with divided.part(shard) as (part, numbers):
             solved([asked[number] for number in numbers], part)

@@ -249,8 +249,8 @@ def _walk(
 
     asked: by ids the digest of what a row depends on. Called again with the same arguments it goes on where
     it was killed, and ends with the same bytes as a run never interrupted. Rows of solutions that are not
-    asked now stay behind the others. Raises ValueError for a file that holds those alone, and when all others
-    are done, if solutions failed: called again, it tries them again.
+    asked now stay behind the others. Raises ValueError when all others are done, if solutions failed: called
+    again, it tries them again.
     """
     found: list[Row] = []
 
@@ -261,8 +261,6 @@ def _walk(
 
     kept = kept_rows(path, check)
     others = [row for row in found if row.get("id") not in asked]
-    if others and len(others) == len(found):
-        raise ValueError(f"{path}: holds other solutions alone; remove it or write elsewhere")
     done = set(kept)
 
     def keep(number: int, row: Row, _: float) -> None:

@@ -33,9 +33,8 @@ def solve(
     in the file. `progress` is told how many questions are done (those of an earlier run included), of how
     many, and how many tokens this one has computed. `by_subject`: prompts for questions of some subjects.
 
-    Raises ValueError for an unknown strategy, a strategy whose role is missing, an id given twice, a file at
-    `path` that holds traces of other questions alone; and, when all others are done, if questions failed:
-    called again, it tries them again.
+    Raises ValueError for an unknown strategy, a strategy whose role is missing, an id given twice; and, when
+    all others are done, if questions failed: called again, it tries them again.
     """
     has_rationalyst = roles.rationalyst is not None
     check_strategy(config, has_rationalyst=has_rationalyst, can_score=roles.scorer.can_score)

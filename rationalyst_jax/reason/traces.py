@@ -152,23 +152,18 @@ def resume_traces(path: Path, asked: Mapping[str, str]) -> set[str]:
     """The questions, of those with the digests `asked` by their ids, that the file has traces of.
 
     Traces of other questions, or of another text, count for nothing. Half a line at the end is cut off.
-    Raises ValueError naming the row that repeats a trace, and for a file of other traces alone.
+    Raises ValueError naming the row that repeats a trace.
     """
     done: set[str] = set()
-    others: set[str] = set()
 
     def check(place: str, row: dict[str, Any]) -> None:
         name = str(row.get("id"))
-        if row.get("asked") != asked.get(name):
-            others.add(name)
-        elif name in done:
-            raise ValueError(f"{place}: question {name!r} has two traces")
-        else:
+        if row.get("asked") == asked.get(name):
+            if name in done:
+                raise ValueError(f"{place}: question {name!r} has two traces")
             done.add(name)
 
     kept_rows(path, check)
-    if others and not done:
-        raise ValueError(f"{path}: holds traces of other questions alone; remove it or write elsewhere")
     return done
 
 
