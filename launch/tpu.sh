@@ -100,6 +100,7 @@ bring() { # returns when the TPUs are there
 }
 
 # What each machine does. An earlier try may still be at work there, its connection lost: it is told to stop.
+# The command holds the lock, and what SETUP leaves running does not.
 on_machine() { # COMMAND...
     printf -v command '%q ' "$@"
     cat <<SCRIPT
@@ -108,7 +109,7 @@ flock -n 8 || { kill "\$(cat rationalyst.pid)"; flock -w 600 8; } || exit 255
 mkdir -p rationalyst && tar -xzf rationalyst.tgz -C rationalyst || exit 255
 {
 ${SETUP:-:}
-} && (echo \$BASHPID >rationalyst.pid; exec rationalyst/launch/worker.sh $command)
+} 8>&- && (echo \$BASHPID >rationalyst.pid; exec rationalyst/launch/worker.sh $command)
 status=\$?
 echo "tpu.sh: \$(hostname) ended with \$status"
 exit \$status

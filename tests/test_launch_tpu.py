@@ -1,6 +1,8 @@
 """launch/tpu.sh with a stand-in for gcloud: what is queued, what starts again, and what is deleted."""
 
+import fcntl
 import os
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -239,6 +241,21 @@ def test_each_machine_sets_up_gets_this_checkout_and_runs_the_command(machines):
 def test_a_machine_that_cannot_be_set_up_is_an_error(machines):
     ran = machines.tpu("run t -- train", SETUP="false")
     assert ran.returncode == 1 and "rationalyst train" not in ran.stdout
+
+
+def test_what_the_setup_leaves_running_does_not_hold_the_next_start(machines):
+    """As gcsfuse, which stays for as long as its folder is mounted."""
+    leaves = "sleep 1000 >/dev/null 2>&1 & echo $! >daemon; export SAID=yes"
+    script(machines.folder / "bin" / "gcloud", MACHINES.replace("w0 w1", "w0"))
+    environment(machines.folder, rationalyst='#!/bin/sh\necho "SAID=$SAID"\n')
+    ran = machines.tpu("run t -- train", SETUP=leaves)
+    daemon = int((machines.folder / "w0" / "daemon").read_text())
+    try:
+        assert ran.returncode == 0 and "SAID=yes\n" in ran.stdout, ran.stderr
+        with (machines.folder / "w0" / "rationalyst.lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    finally:
+        os.kill(daemon, signal.SIGTERM)
 
 
 def test_what_an_earlier_try_left_running_is_told_to_stop(machines):
