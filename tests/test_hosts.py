@@ -1,6 +1,7 @@
 """Work divided among hosts: parts are put together to the bytes of one process, whoever dies meanwhile."""
 
 import http.server
+import importlib
 import json
 import os
 import re
@@ -19,9 +20,10 @@ from typing import Any, ClassVar
 import pytest
 from cli_files import rationalyst, triple
 
+from rationalyst_jax.cli.main import parser_of
 from rationalyst_jax.files.interruption import Interrupted
 from rationalyst_jax.files.lock import locked
-from rationalyst_jax.files.parts import ALONE, DividedFile, HostShard, OthersAtWork, parts_of
+from rationalyst_jax.files.parts import ALONE, DividedFile, HostShard, OthersAtWork, Waiting, parts_of
 from rationalyst_jax.files.rows import Row, append_rows, kept_rows, read_rows, write_rows
 from rationalyst_jax.lm.devices.shards import shard_of
 from rationalyst_jax.mine.store import Provenance, write_triples
@@ -297,10 +299,10 @@ def test_who_waits_is_told_for_whom_and_goes_on_when_all_is_there(tmp_path, alon
     do_part(of, HALVES[0])
     monkeypatch.setattr("rationalyst_jax.files.parts.time.sleep", lambda seconds: do_part(of, HALVES[1]))
     told: list[str] = []
-    with of.whole(HALVES[0], told.append) as file:
+    with of.whole(HALVES[0], Waiting(told.append)) as file:
         assert work(file, NAMES) == 0
     assert told == [f"shard 0/2 waits for 1/2 to finish {of.file}"] and contents(tmp_path / "waits") == alone
-    with of.whole(HALVES[1], told.append) as file:  # another one has put all together
+    with of.whole(HALVES[1], Waiting(told.append)) as file:  # another one has put all together
         assert work(file, NAMES) == 0
     assert len(told) == 1 and contents(tmp_path / "waits") == alone
 
@@ -333,16 +335,17 @@ def test_rows_of_other_work_are_refused_before_a_part_begins_wherever_they_are(t
 
 def test_a_row_that_is_now_another_shards_counts_until_its_owner_has_made_it(tmp_path):
     old = divided(tmp_path)
-    do_part(old, HALVES[0])
+    do_part(old, HALVES[1])
     of = divided(tmp_path, ["new 0", "new 1", *NAMES])
-    do_part(of, HALVES[0])  # still has q0 and q1, which are the other one's now
-    with of.part(HALVES[1]) as (path, numbers):
-        assert [of.names[number] for number in numbers] == ["q0", "q1", "q4", "q5"]
-        write_rows(path, [{"id": name, "text": "its owner's"} for name in ("q1", "q4", "q5")])
-    assert put_together(of, HALVES[1]) == 0
+    do_part(of, HALVES[1])  # still has q2, q3 and q6, which are the other one's now
+    with of.part(HALVES[0]) as (path, numbers):
+        assert [of.names[number] for number in numbers] == ["new 0", "new 1", "q2", "q3", "q6"]
+        own = ("new 0", "new 1", "q3", "q6")
+        write_rows(path, [{"id": name, "text": "its owner's"} for name in own])
+    assert put_together(of, HALVES[0]) == 0
     rows = {row["id"]: row["text"] for _, row in read_rows(of.file)}
     assert list(rows) == [*of.names]
-    assert rows["q0"] == "é of q0" and rows["q1"] == "its owner's"
+    assert {name for name, text in rows.items() if text == "its owner's"} == {*own}
 
 
 def test_a_shard_without_names_leaves_nothing_while_others_are_not_done(tmp_path, alone):
@@ -365,6 +368,7 @@ def test_who_waits_ends_when_nobody_is_at_work_for_ten_minutes(tmp_path, alone, 
     do_part(of, HALVES[0])
     minutes: list[str] = []
     begun: list[Any] = []
+    waiting = Waiting(lambda text: None)
 
     def one_minute(seconds: float) -> None:
         minutes.append("a minute")
@@ -373,16 +377,27 @@ def test_who_waits_ends_when_nobody_is_at_work_for_ten_minutes(tmp_path, alone, 
         if len(minutes) == 20:  # no part grows, but one is held
             begun.append(of.part(HALVES[1]))
             begun[0].__enter__()
-        if len(minutes) == 50:
-            begun[0].__exit__(None, None, None)
+        if len(minutes) in (50, 101):
+            begun[-1].__exit__(None, None, None)
 
     monkeypatch.setattr("rationalyst_jax.files.parts.time.sleep", one_minute)
     monkeypatch.setattr("rationalyst_jax.files.parts.time.monotonic", lambda: 60.0 * len(minutes))
     stalled = "shard 0/2 has waited for 1/2, and nobody is at work there: start it; the same command goes on"
     for after in (16, 60):  # more than ten minutes after the 5th, and after the 49th
-        with pytest.raises(Interrupted, match=stalled), of.whole(HALVES[0], lambda text: None):
+        with pytest.raises(Interrupted, match=stalled), of.whole(HALVES[0], waiting):
             pass
         assert len(minutes) == after
+    earlier = divided(tmp_path / "waits" / "earlier")
+    with earlier.part(HALVES[1]), pytest.raises(Interrupted), of.whole(HALVES[0], waiting):
+        pass
+    assert len(minutes) == 71  # nothing is known of the file that it is at work on
+    waiting = Waiting(lambda text: None, tmp_path)
+    begun.append(earlier.part(HALVES[1]))
+    begun[1].__enter__()
+    with pytest.raises(Interrupted), of.whole(HALVES[0], waiting):
+        pass
+    assert len(minutes) == 111
+    shutil.rmtree(tmp_path / "waits" / "earlier")
     do_part(of, HALVES[1])
     assert put_together(of, HALVES[0]) == 0 and contents(tmp_path / "waits") == alone
 
@@ -527,6 +542,16 @@ def test_a_shard_that_waits_for_nobody_ends_with_75_and_goes_on_later(inputs, tm
     )
     assert rationalyst(f"{command} --shard 0/2") == 0
     assert (tmp_path / "x.jsonl").exists() and not [*tmp_path.rglob("*.parts")]
+
+
+def test_all_commands_say_the_same_of_the_option():
+    said = set()
+    for name in (*COMMANDS, "benchmark"):
+        parser = parser_of(name, importlib.import_module(f"rationalyst_jax.cli.{name}"))
+        [option] = [action for action in parser._actions if "--shard" in action.option_strings]
+        said.add(" ".join(str(option.help).removesuffix(" Imports are not divided.").split()))
+    [help] = said
+    assert help.startswith("Which part of the work is this process's") and "tpu" in help
 
 
 @pytest.mark.parametrize("name", [*COMMANDS, "benchmark"])

@@ -20,9 +20,9 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--shard",
         default="auto",
         metavar="I/N",
-        help="Which part of the questions is this process's, where hosts divide them: the I-th, from 0, of N "
-        "shards. auto finds it where Slurm or GKE starts several processes, tpu asks the metadata server of "
-        "a TPU VM, and none is one process alone.",
+        help="Which part of the work is this process's, where hosts divide it: "
+        '"I/N" for the I-th, from 0, of N shards. "auto" finds it where Slurm or GKE starts several '
+        'processes, "tpu" asks the metadata server of a TPU VM, and "none" is one process alone.',
     )
     parser.add_class_arguments(BenchmarkConfig, as_group=False)
 

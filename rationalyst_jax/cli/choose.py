@@ -35,7 +35,7 @@ def run(
         model: Checkpoint folder, or "world" for the shipped model.
         out: JSONL file to write: of each question the context and the choices, the tokens of each choice,
             its numbers (nats) under each rule, and the letter that each rule picks. Until it is whole it is
-            called <out>.partial, and a killed run continues there.
+            called <out>.partial, and a killed run continues there. What was asked is in <out>.config.json.
         choose: How choices are scored.
         limit: Number of questions to use, from the first on; by default all.
         mesh: How all devices divide the work; by default one device is used.

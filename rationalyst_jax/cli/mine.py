@@ -46,8 +46,7 @@ def run(
         min_similarity: Smallest similarity of a copy to its document (0 to 1) with which the copy is used.
         shard: Which part of the work is this process's, where hosts divide it: "I/N" for the I-th, from 0, of
             N shards. "auto" finds it where Slurm or GKE starts several processes, "tpu" asks the metadata
-            server of a TPU VM, and "none" is one process alone. Imports are not
-            divided.
+            server of a TPU VM, and "none" is one process alone. Imports are not divided.
     """
     part = shard_from(shard)
     from rationalyst_jax.pipeline.mine import import_annotations, mine

@@ -50,6 +50,15 @@ class HostShard:
 ALONE = HostShard()
 
 
+@dataclass(frozen=True)
+class Waiting:
+    """How a process waits for others. tell: is told once for whom. within: others are at work where they work
+    on any part below this folder; by default, on the file that is waited for."""
+
+    tell: Callable[[str], None]
+    within: Path | None = None
+
+
 def is_in_parts(file: Path) -> bool:
     """Whether a file is being made in parts, which are not yet put together."""
     return parts_of(file).exists()
@@ -114,13 +123,13 @@ class DividedFile:
             yield path, numbers
 
     @contextmanager
-    def whole(self, shard: HostShard, wait: Callable[[str], None] | None = None) -> Iterator[Path]:
+    def whole(self, shard: HostShard, wait: Waiting | None = None) -> Iterator[Path]:
         """A context in which this process alone writes the file, which holds the rows of all parts. When it
         ends without an exception the parts are removed.
 
         A process that is not alone comes here when it has done its part. Where others have not, it raises
-        OthersAtWork, or it waits for them and `wait` is told so. It waits while they hold or write their
-        parts; where they do not for ten minutes it raises Interrupted. Raises ValueError as `part`.
+        OthersAtWork, or with `wait` it waits for them, while they hold parts or add to them; where they do
+        not for ten minutes it raises Interrupted. Raises ValueError as `part`.
         """
         if shard == ALONE:
             self._check(shard)
@@ -145,17 +154,16 @@ class DividedFile:
                 if wait is None and not self._numbers(shard):
                     self._leave(own)
                     raise OthersAtWork(f"shard {shard} has nothing to do: others make {self._output}")
-                parts = [self._part(number, shard) for number in missing]
-                sizes = [path.stat().st_size if path.exists() else None for path in parts]
-                if sizes != seen or any(map(_is_busy, parts)):
-                    seen, since = sizes, time.monotonic()
             others = ", ".join(f"{number}/{shard.of}" for number in missing)
             if wait is None:
                 raise OthersAtWork(
                     f"shard {shard} is done, {others} not yet: the last one to finish makes {self._output}"
                 )
-            wait(f"shard {shard} waits for {others} to finish {self._output}")
-            wait = _quiet
+            if seen is None:
+                wait.tell(f"shard {shard} waits for {others} to finish {self._output}")
+            parts = self._parts_at(wait.within or self._folder, missing, shard)
+            if parts != seen or any(map(_is_at_work, parts)):
+                seen, since = parts, time.monotonic()
             if time.monotonic() - since > _SECONDS_WITHOUT_SIGN:
                 raise Interrupted(
                     f"shard {shard} has waited for {others}, and nobody is at work there: start it; "
@@ -181,6 +189,15 @@ class DividedFile:
     def _parts(self, shard: HostShard) -> list[Path]:
         return [self._part(number, shard) for number in range(shard.of)]
 
+    def _parts_at(self, folder: Path, numbers: Sequence[int], shard: HostShard) -> dict[Path, int]:
+        """The parts of shards in a folder or below it, and their sizes (bytes)."""
+        found: dict[Path, int] = {}
+        for number in numbers:
+            for path in folder.rglob(self._part(number, shard).name):
+                with suppress(FileNotFoundError):  # put together meanwhile
+                    found[path] = path.stat().st_size
+        return found
+
     def _owner(self, number: int, shard: HostShard) -> int:
         """The shard that works on a name."""
         return number // self.block % shard.of
@@ -193,7 +210,7 @@ class DividedFile:
                 of = int(found[2])
                 raise ValueError(
                     f"{self._folder}: was begun by {of} shards, and now there is to be {shard}: "
-                    f"go on with 0/{of} to {of - 1}/{of}, or remove the folder"
+                    f"go on with 0/{of} to {of - 1}/{of}, or remove the folder and what they have made"
                 )
         for path in self._parts(shard):
             with claimed(path.with_suffix(".config.json"), self.settings, path, main=False):
@@ -279,5 +296,7 @@ def _is_busy(part: Path) -> bool:
         return True
 
 
-def _quiet(text: str) -> None:
-    pass
+def _is_at_work(part: Path) -> bool:
+    """As `_is_busy`, for who doesn't have the lock of the folder: under that one parts are claimed."""
+    with locked(part.parent, wait=True):
+        return _is_busy(part)

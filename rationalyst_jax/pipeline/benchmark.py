@@ -3,7 +3,7 @@
 Each cell is solved by the stage `reason`, and graded by `evaluate`, as the commands of their names do it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -15,7 +15,7 @@ from rich.markup import escape
 
 from rationalyst_jax.evaluate.statistics import holm
 from rationalyst_jax.files.lock import Busy
-from rationalyst_jax.files.parts import ALONE, HostShard, OthersAtWork, is_in_parts
+from rationalyst_jax.files.parts import ALONE, HostShard, OthersAtWork, Waiting, is_in_parts
 from rationalyst_jax.files.whole import file_name, write_json
 from rationalyst_jax.pipeline.approach import Approach
 from rationalyst_jax.pipeline.benchmark_config import BenchmarkConfig, Contestant
@@ -275,7 +275,7 @@ class Benchmark:
         sample: int,
         inputs: Mapping[str, str],
         shard: HostShard = ALONE,
-        wait: Callable[[str], None] | None = None,
+        wait: Waiting | None = None,
     ) -> dict[str, Any]:
         """Solves the questions of one cell once, or a shard's part of them; `inputs` are the fingerprints of
         its files. Raises as `reason`."""
@@ -286,9 +286,11 @@ class Benchmark:
         if approach.budget_of is not None:
             model_cell = replace(cell, approach=approach.budget_of)
             model = self.traces_path(model_cell, sample)
+            # Who is behind may be at work on an earlier cell.
+            waiting = Waiting(self._note, self.path)
             if shard != ALONE:
-                self.solve(model_cell, sample, inputs, shard, self._note)
-            config = affordable(config, partial(self._reason, cell, shard=shard, wait=self._note), out, model)
+                self.solve(model_cell, sample, inputs, shard, waiting)
+            config = affordable(config, partial(self._reason, cell, shard=shard, wait=waiting), out, model)
         with track(self.console, f"{cell.task}, {cell.row}") as progress:
             options: dict[str, Any] = {"shard": shard, "wait": wait, "progress": progress}
             found |= asdict(self._reason(cell, config, out, self.config.limit, **options))

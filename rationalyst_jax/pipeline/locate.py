@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rationalyst_jax.evaluate.step_errors import ScoredSolution, StepErrors, step_errors
-from rationalyst_jax.files.parts import ALONE, DividedFile, HostShard
+from rationalyst_jax.files.parts import ALONE, DividedFile, HostShard, Waiting
 from rationalyst_jax.files.rows import Row
 from rationalyst_jax.files.whole import check_file
 from rationalyst_jax.pipeline.models import Models, Place
@@ -105,7 +105,7 @@ def locate(
         if shard != ALONE:
             with rationales.part(shard) as (part, numbers):
                 written([given[number] for number in numbers], part)
-        with rationales.whole(shard, note) as file:
+        with rationales.whole(shard, Waiting(note)) as file:
             return written(given, file)
 
     def scored(file: Path, numbers: Sequence[int]) -> list[tuple[LocatedStep, ...]]:

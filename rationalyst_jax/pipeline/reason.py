@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from rationalyst_jax.files.parts import ALONE, DividedFile, HostShard
+from rationalyst_jax.files.parts import ALONE, DividedFile, HostShard, Waiting
 from rationalyst_jax.files.prepared import Source
 from rationalyst_jax.files.rows import Row
 from rationalyst_jax.files.whole import check_file
@@ -61,7 +61,7 @@ def reason(
     limit: int | None = None,
     shots_from: Source | None = None,
     shard: HostShard = ALONE,
-    wait: Callable[[str], None] | None = None,
+    wait: Waiting | None = None,
     progress: Callable[[int, int, int], None] = lambda done, total, tokens: None,
 ) -> ReasonSummary:
     """Solves the first `limit` questions of a task's file (None: all); traces go to the JSONL file `out`.
@@ -69,8 +69,8 @@ def reason(
     A killed run continues there; so does one with another limit, or with questions that were mended since,
     which are solved again. `shots_from`: questions from which the shots are drawn that an agent is shown;
     without any it is shown our own. `shard`: the part of the questions that is this process's
-    (`files/parts.py`); where others are still at work it raises OthersAtWork, or waits for them and tells
-    `wait` so. `progress` is told how many questions are done (those of an earlier run
+    (`files/parts.py`); where others are still at work it raises OthersAtWork, or waits for them as `wait`
+    says. `progress` is told how many questions are done (those of an earlier run
     included), of how many, and the tokens computed by this one. Raises ValueError for a malformed file, a
     limit below 1, a strategy whose role is missing, traces made with other settings, and while another
     process writes them; all that before a model's weights are read.
