@@ -85,17 +85,26 @@ state() { # prints NONE where nothing has that name
     fi
 }
 
-bring() { # returns when the TPUs are there
-    local now
+reach() { # ACTIVE or NONE; returns when the TPUs are there, or are gone
+    local now verb status failed=0
     while true; do
-        now=$(state) || now=UNKNOWN
-        case $now in
-        ACTIVE) return ;;
-        NONE) tpus create "$name" "${create[@]}" ;;
-        SUSPENDED) tpus delete "$name" --force ;;
-        FAILED) fail "$name: $(tpus describe "$name" --format='value(state.failedData.error.message)')" 1 ;;
-        *) sleep "$poll" ;;
+        verb=describe status=0
+        now=$(state) || status=$?
+        case $1/$now in
+        "$1/$1") return ;;
+        "$1/") ;;
+        ACTIVE/NONE) verb=create; tpus create "$name" "${create[@]}" || status=$? ;;
+        ACTIVE/SUSPENDED) verb=delete; tpus delete "$name" --force || status=$? ;;
+        NONE/*)
+            verb=delete
+            if tpus delete "$name" --force; then return; else status=$?; fi
+            ;;
+        ACTIVE/FAILED) fail "$name: $(tpus describe "$name" --format='value(state.failedData.error.message)')" 1 ;;
         esac
+        [ "$status" != 2 ] || exit 2 # gcloud has said what it refuses
+        if [ "$status" = 0 ]; then failed=0; else failed=$((failed + 1)); fi
+        [ "$failed" -lt 10 ] || fail "$name: gcloud failed 10 times in a row, the last time to $verb it" 1
+        sleep "$poll"
     done
 }
 
@@ -116,11 +125,15 @@ exit \$status
 SCRIPT
 }
 
-start() { # COMMAND... on all machines; returns 255 where none has said how it ended
+on_all() { # VERB ARGUMENTS... on all machines; gcloud leaves out slices that it cannot reach, and returns 0
+    tpus "$@" --node=all --worker=all --batch-size=all 2>&1 | tee "$scratch/log" || return
+    ! grep -q 'Could not prepare all' "$scratch/log" || return 255
+}
+
+start() { # COMMAND... on all machines; returns 255 where one was left out, or none has said how it ended
     local status=0 ended
-    tpus scp "$scratch/code" "$name:rationalyst.tgz" --node=all --worker=all --batch-size=all || return 255
-    tpus ssh "$name" --node=all --worker=all --batch-size=all --command="$(on_machine "$@")" 2>&1 |
-        tee "$scratch/log" || status=$?
+    on_all scp "$scratch/code" "$name:rationalyst.tgz" || return 255
+    on_all ssh "$name" --command="$(on_machine "$@")" || status=$?
     ended=$(sed -nE 's/^tpu\.sh: .* ended with ([0-9]+)$/\1/p' "$scratch/log" | sort -un)
     case $'\n'$ended$'\n' in
     *$'\n1\n'*) return 1 ;;
@@ -135,7 +148,7 @@ run() { # COMMAND...
     tar -C "$root" --exclude=__pycache__ -czf "$scratch/code" \
         rationalyst_jax launch pyproject.toml constraints.txt README.md LICENSE
     while true; do
-        bring
+        reach ACTIVE
         progress=$(bash -c "${PROGRESS:-:}") || progress=$before
         [ "$progress" = "$before" ] || tries=0
         before=$progress
@@ -144,7 +157,7 @@ run() { # COMMAND...
         start "$@" || status=$?
         case $status in
         0)
-            tpus delete "$name" --force
+            reach NONE
             return
             ;;
         75 | 134 | 137 | 143 | 255) ;;
@@ -158,7 +171,7 @@ run() { # COMMAND...
 
 state >/dev/null || fail "gcloud cannot say whether there is a $name" 1
 case $action in
-queue) bring ;;
+queue) reach ACTIVE ;;
 run) run "$@" ;;
 stop) tpus delete "$name" --force ;;
 esac
