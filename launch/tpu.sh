@@ -13,11 +13,14 @@
 #     --spot                                 cheaper, and may be taken away at any time
 #     --runtime-version=v2-alpha-tpuv5-lite  image of the machines; by default the one for v5e, v5p or v6e
 #
-# run sends this checkout to all machines and starts launch/worker.sh there. It queues the TPUs where there are
-# none of that name, and again when they were taken away (SUSPENDED). It starts the command again after 75
-# (stopped, and can go on), after 134, 137 and 143 (a machine's process died) and after 255 (no connection), but
-# not once any machine has ended with 1 or 2. It ends with the command's status. After 0 it deletes the TPUs;
-# after an error they stay for a look, until `stop`. Settings, from the environment:
+# run sends the package to all machines (rationalyst_jax, launch and what pip needs, nothing else) and starts
+# launch/worker.sh there, in the home folder: other files, such as configs, must lie in a folder that the machines
+# share. On several machines, commands other than train need `--shard tpu`, which divides the work.
+#
+# run queues the TPUs where there are none of that name, and again when they were taken away (SUSPENDED). It starts
+# the command again after 75 (stopped, and can go on), after 134, 137 and 143 (a machine's process died) and after
+# 255 (no connection), but not once any machine has ended with 1 or 2. It ends with the command's status. After 0 it
+# deletes the TPUs; after an error they stay for a look, until `stop`. Settings, from the environment:
 #
 #     SETUP     shell commands for each machine before every start: mount a file system, export a token
 #     PROGRESS  a command to run here that prints something else once the run has got further

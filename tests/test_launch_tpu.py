@@ -30,7 +30,7 @@ delete*) rm there ;;
 ssh*)
     code=0
     for status in $(next statuses); do
-        if [ "$status" = none ]; then echo "WARNING: Could not prepare all 2 nodes, and so on" >&2; continue; fi
+        if [ "$status" = none ]; then echo "WARNING: Could not prepare all 2 nodes" >&2; continue; fi
         if [ "$status" = lost ]; then status=255; else echo "tpu.sh: t-w-$status ended with $status"; fi
         [ "$code" != 0 ] || code=$status
     done
