@@ -13,11 +13,14 @@
 #     --spot                                 cheaper, and may be taken away at any time
 #     --runtime-version=v2-alpha-tpuv5-lite  image of the machines; by default the one for v5e, v5p or v6e
 #
-# run sends this checkout to all machines and starts launch/worker.sh there. It queues the TPUs where there are
-# none of that name, and again when they were taken away (SUSPENDED). It starts the command again after 75
-# (stopped, and can go on), after 134, 137 and 143 (a machine's process died) and after 255 (no connection), but
-# not once any machine has ended with 1 or 2. It ends with the command's status. After 0 it deletes the TPUs;
-# after an error they stay for a look, until `stop`. Settings, from the environment:
+# run sends the package to all machines (rationalyst_jax, launch and what pip needs, nothing else) and starts
+# launch/worker.sh there, in the home folder: other files, such as configs, must lie in a folder that the machines
+# share. On several machines, commands other than train need `--shard tpu`, which divides the work.
+#
+# run queues the TPUs where there are none of that name, and again when they were taken away (SUSPENDED). It starts
+# the command again after 75 (stopped, and can go on), after 134, 137 and 143 (a machine's process died) and after
+# 255 (no connection), but not once any machine has ended with 1 or 2. It ends with the command's status. After 0 it
+# deletes the TPUs; after an error they stay for a look, until `stop`. Settings, from the environment:
 #
 #     SETUP     shell commands for each machine before every start: mount a file system, export a token
 #     PROGRESS  a command to run here that prints something else once the run has got further
@@ -85,17 +88,26 @@ state() { # prints NONE where nothing has that name
     fi
 }
 
-bring() { # returns when the TPUs are there
-    local now
+reach() { # ACTIVE or NONE; returns when the TPUs are there, or are gone
+    local now verb status failed=0
     while true; do
-        now=$(state) || now=UNKNOWN
-        case $now in
-        ACTIVE) return ;;
-        NONE) tpus create "$name" "${create[@]}" ;;
-        SUSPENDED) tpus delete "$name" --force ;;
-        FAILED) fail "$name: $(tpus describe "$name" --format='value(state.failedData.error.message)')" 1 ;;
-        *) sleep "$poll" ;;
+        verb=describe status=0
+        now=$(state) || status=$?
+        case $1/$now in
+        "$1/$1") return ;;
+        "$1/") ;;
+        ACTIVE/NONE) verb=create; tpus create "$name" "${create[@]}" || status=$? ;;
+        ACTIVE/SUSPENDED) verb=delete; tpus delete "$name" --force || status=$? ;;
+        NONE/*)
+            verb=delete
+            if tpus delete "$name" --force; then return; else status=$?; fi
+            ;;
+        ACTIVE/FAILED) fail "$name: $(tpus describe "$name" --format='value(state.failedData.error.message)')" 1 ;;
         esac
+        [ "$status" != 2 ] || exit 2 # gcloud has said what it refuses
+        if [ "$status" = 0 ]; then failed=0; else failed=$((failed + 1)); fi
+        [ "$failed" -lt 10 ] || fail "$name: gcloud failed 10 times in a row, the last time to $verb it" 1
+        sleep "$poll"
     done
 }
 
@@ -116,11 +128,15 @@ exit \$status
 SCRIPT
 }
 
-start() { # COMMAND... on all machines; returns 255 where none has said how it ended
+on_all() { # VERB ARGUMENTS... on all machines; gcloud leaves out slices that it cannot reach, and returns 0
+    tpus "$@" --node=all --worker=all --batch-size=all 2>&1 | tee "$scratch/log" || return
+    ! grep -q 'Could not prepare all' "$scratch/log" || return 255
+}
+
+start() { # COMMAND... on all machines; returns 255 where one was left out, or none has said how it ended
     local status=0 ended
-    tpus scp "$scratch/code" "$name:rationalyst.tgz" --node=all --worker=all --batch-size=all || return 255
-    tpus ssh "$name" --node=all --worker=all --batch-size=all --command="$(on_machine "$@")" 2>&1 |
-        tee "$scratch/log" || status=$?
+    on_all scp "$scratch/code" "$name:rationalyst.tgz" || return 255
+    on_all ssh "$name" --command="$(on_machine "$@")" || status=$?
     ended=$(sed -nE 's/^tpu\.sh: .* ended with ([0-9]+)$/\1/p' "$scratch/log" | sort -un)
     case $'\n'$ended$'\n' in
     *$'\n1\n'*) return 1 ;;
@@ -135,7 +151,7 @@ run() { # COMMAND...
     tar -C "$root" --exclude=__pycache__ -czf "$scratch/code" \
         rationalyst_jax launch pyproject.toml constraints.txt README.md LICENSE
     while true; do
-        bring
+        reach ACTIVE
         progress=$(bash -c "${PROGRESS:-:}") || progress=$before
         [ "$progress" = "$before" ] || tries=0
         before=$progress
@@ -144,7 +160,7 @@ run() { # COMMAND...
         start "$@" || status=$?
         case $status in
         0)
-            tpus delete "$name" --force
+            reach NONE
             return
             ;;
         75 | 134 | 137 | 143 | 255) ;;
@@ -158,7 +174,7 @@ run() { # COMMAND...
 
 state >/dev/null || fail "gcloud cannot say whether there is a $name" 1
 case $action in
-queue) bring ;;
+queue) reach ACTIVE ;;
 run) run "$@" ;;
 stop) tpus delete "$name" --force ;;
 esac

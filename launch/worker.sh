@@ -16,7 +16,11 @@ venv=${VENV:-$root/.venv-launch}
 find_extra() {
     local driver
     if driver=$(nvidia-smi 2>/dev/null); then
-        case $driver in *"CUDA Version: 12."*) echo cuda12 ;; *) echo gpu ;; esac
+        if [[ $driver =~ CUDA\ ([A-Z]+\ )?Version:\ *([0-9]+) ]] && [ "${BASH_REMATCH[2]}" -ge 13 ]; then
+            echo gpu
+        else
+            echo cuda12
+        fi
     elif compgen -G '/dev/accel[0-9]*' >/dev/null || compgen -G '/dev/vfio/[0-9]*' >/dev/null; then
         echo tpu
     fi

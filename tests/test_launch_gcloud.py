@@ -33,7 +33,7 @@ class TpuApi(ThreadingHTTPServer):
     """What tpu.googleapis.com says of queued resources and their nodes.
 
     requests: method, path and body of each. states: of the queued resource, one a look; the last one stays.
-    workers: machines of a node.
+    workers: machines of a node. hidden: names of nodes, each not found when it is looked for once.
     """
 
     def __init__(self):
@@ -42,6 +42,7 @@ class TpuApi(ThreadingHTTPServer):
         self.made: dict[str, Any] = {}
         self.states = ["ACTIVE"]
         self.workers = 1
+        self.hidden: list[str] = []
 
     @property
     def created(self) -> list[Any]:
@@ -92,6 +93,9 @@ class Answers(BaseHTTPRequestHandler):
             state = self.server.states.pop(0) if len(self.server.states) > 1 else self.server.states[0]
             return {"name": path.removeprefix("/v2/"), "state": {"state": state}, **self.server.made[name]}
         elif self.command == "GET" and "/nodes/" in path:
+            if name in self.server.hidden:
+                self.server.hidden.remove(name)
+                return None
             node = int(name.rpartition("-")[2]) if name[-1].isdigit() else 0
             addresses = [f"127.0.{node}.{2 + worker}" for worker in range(self.server.workers)]
             ends = [{"ipAddress": at, "accessConfig": {"externalIp": at}} for at in addresses]
@@ -221,6 +225,16 @@ def test_an_error_on_one_machine_of_two_slices_stops_all_and_the_tpus_stay(proje
     assert ran.stderr.endswith("tpu.sh: ended with 1; t is kept: tpu.sh stop t deletes it\n")
     assert ran.stdout.count("rationalyst train\n") == 2
     assert project.api.changes == ["POST"]
+
+
+def test_a_slice_that_gcloud_leaves_out_is_started_before_the_tpus_are_deleted(project):
+    project.api.hidden = ["t-1"]
+    ran = project.tpu("run t --zone=z --accelerator-type=v6e-8 --node-count=2 -- train")
+    assert ran.returncode == 0, ran.stderr
+    assert "Could not prepare all 2 nodes" in ran.stdout
+    assert "tpu.sh: ended with 255, starts again" in ran.stderr
+    assert ran.stdout.count("rationalyst train\n") == 2
+    assert project.api.changes == ["POST", "DELETE"]
 
 
 @pytest.mark.parametrize("wrong", ["--accelerator-types=v6e-8", "--accelerator-type=v6e-8 --preemptible"])

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from launch_machines import LAUNCH
+from launch_machines import LAUNCH, script
 
 # The programs that can build a kustomization.
 KUSTOMIZE = next(
@@ -149,6 +150,34 @@ def test_kustomize_changes_what_is_the_runs_own_and_nothing_else():
 
 
 # ---- SkyPilot ----
+
+# The commands that sky.yaml's header gives for two machines, and what each asks of the second one.
+COMMANDS = [
+    (
+        "train ... $JOIN",
+        "train ... --distributed.coordinator 10.0.0.1:8476 --distributed.processes 2 --distributed.process 1",
+    ),
+    ("mine ... --shard $SKYPILOT_NODE_RANK/$SKYPILOT_NUM_NODES", "mine ... --shard 1/2"),
+    ("train --prompts 'a b'", "train --prompts a b"),
+]
+
+
+@pytest.mark.parametrize(("command", "started"), COMMANDS)
+def test_each_machine_of_skypilot_reads_the_command(command, started, tmp_path):
+    text = (LAUNCH / "sky.yaml").read_text(encoding="utf-8")
+    if "$" in command:
+        assert f" {command.partition(' ')[2]}'\n" in text
+    script(tmp_path / "launch" / "worker.sh", '#!/bin/sh\necho "$*"\n')
+    env = {"SKYPILOT_NUM_NODES": "2", "SKYPILOT_NODE_RANK": "1", "SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2"}
+    ran = subprocess.run(
+        ["bash", "-c", yaml.safe_load(text)["run"]],
+        env=os.environ | env | {"COMMAND": command},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert (ran.stdout, ran.stderr) == (f"{started}\n", "")
+
 
 PARSE = """
 import sys, sky

@@ -147,10 +147,20 @@ def test_an_installation_that_fails_is_not_taken_for_done(tmp_path, bare):
 @pytest.mark.skipif(
     any(Path("/dev").glob("accel[0-9]*")), reason="this machine has an accelerator of its own"
 )
-@pytest.mark.parametrize(("driver", "extra"), [("12.8", "[cuda12]"), ("13.0", "[gpu]"), (None, "")])
+@pytest.mark.parametrize(
+    ("driver", "extra"),
+    [
+        ("CUDA Version: 11.8", "[cuda12]"),
+        ("CUDA Version: 12.8", "[cuda12]"),
+        ("CUDA Version: N/A", "[cuda12]"),
+        ("CUDA Version: 13.0", "[gpu]"),
+        ("CUDA UMD Version: 14.1", "[gpu]"),
+        (None, ""),
+    ],
+)
 def test_the_extra_is_that_of_the_machine(driver, extra, tmp_path, bare):
     if driver:
-        script(tmp_path / "bin" / "nvidia-smi", f"#!/bin/sh\necho '| CUDA Version: {driver}  |'\n")
+        script(tmp_path / "bin" / "nvidia-smi", f"#!/bin/sh\necho '| {driver}  |'\n")
     assert launch("worker.sh", "--version", env=bare, cwd=tmp_path).returncode == 0
     assert asked(tmp_path) == [f"-m pip install --quiet -c {ROOT}/constraints.txt -e {ROOT}{extra}"]
 
