@@ -131,9 +131,10 @@ def first_hour() -> list[str]:
 
 
 def in_a_shell(script: str, folder: Path) -> str:
-    """Runs a script, with this package as the command `rationalyst`; returns what it printed."""
+    """Runs a script with this package as the command `rationalyst`; returns what it printed."""
     command = (
-        f'rationalyst() {{ PYTHONPATH="{ROOT}" "{sys.executable}" -m rationalyst_jax.cli.main "$@"; }}\n'
+        f'python3() {{ "{sys.executable}" "$@"; }}\n'
+        f'rationalyst() {{ PYTHONPATH="{ROOT}" python3 -m rationalyst_jax.cli.main "$@"; }}\n'
     )
     run = subprocess.run(
         ["bash", "-e", "-c", command + script], cwd=folder, capture_output=True, text=True, check=False
