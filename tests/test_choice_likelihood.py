@@ -388,7 +388,9 @@ def test_a_killed_run_continues_to_the_same_bytes(questions, monkeypatch):
     assert rationalyst(blocks.format("killed.jsonl")) == 0
     assert [names[0] for names in begun] == ["q3", "q5", "q7", "q5", "q7"]
     assert Path("killed.jsonl").read_bytes() == Path("whole.jsonl").read_bytes()
-    assert not Path("killed.jsonl.partial").exists() and not Path("killed.jsonl.config.json").exists()
+    assert not Path("killed.jsonl.partial").exists()
+    records = [Path(f"{name}.jsonl.config.json").read_bytes() for name in ("killed", "whole")]
+    assert records[0] == records[1]  # what was asked, of a file that is whole
 
 
 def test_a_question_that_changed_after_a_kill_is_scored_again(questions, monkeypatch):
