@@ -17,7 +17,7 @@ LAYERS: Sequence[str] = (
     *("mine", "train", "reason", "evaluate"),
     *("plan", "serve", "report", "pipeline", "cli"),
 )
-DRAWERS: Sequence[str] = ("devices", "attention", "model", "trees", "weights", "engine")  # of lm
+DRAWERS: Sequence[str] = ("devices", "cpu", "attention", "model", "trees", "weights", "engine")  # of lm
 SIBLINGS = {"mine", "train", "reason", "evaluate"}  # these meet in files and in pipeline only
 
 

@@ -9,7 +9,7 @@ from jax.experimental.pallas.ops.tpu.ragged_paged_attention import (
     ref_ragged_paged_attention,
 )
 
-from rationalyst_jax.lm.engine.attention import Queries, SharedPrefix, ragged, xla
+from rationalyst_jax.lm.engine.attention import Queries, SharedPrefix, cpu, ragged, xla
 
 SIZE, P = 4, 12
 
@@ -42,7 +42,7 @@ def queries_of(rng, count, queries, shared, spare, K, H):
     return Queries(last_R[:, None] - np.arange(queries)[::-1], page_RP, in_prefix_R)
 
 
-@pytest.mark.parametrize("implementation", ["cpu", "gpu", "tpu"])
+@pytest.mark.parametrize("implementation", ["cpu", "gpu", "tpu", "kernel"])
 @pytest.mark.parametrize(("decoding", "chunks", "shared"), [(1, 0, 0), (5, 2, 3), (11, 3, 7), (8, 1, 0)])
 def test_every_query_sees_its_own_tokens_and_those_before(
     decoding, chunks, shared, implementation, monkeypatch
@@ -52,7 +52,9 @@ def test_every_query_sees_its_own_tokens_and_those_before(
     rng = np.random.default_rng(decoding)
     K = 2
     N = 6
-    H = 128 if implementation == "tpu" else 8
+    H = {"tpu": 128, "kernel": 32}.get(implementation, 8)
+    if implementation == "kernel" and not cpu.serves(H, jnp.float32):
+        pytest.skip("no C++ compiler")
     count = (decoding + chunks) * P
     cache = rng.normal(size=(count + 1, SIZE, 2 * K, H)).astype(np.float32)
     spare = rng.permutation(count) + 1
@@ -71,7 +73,8 @@ def test_every_query_sees_its_own_tokens_and_those_before(
         monkeypatch.setattr(ragged, "TABLE", 4 * (P + 1))  # four rows a call
         got = np.asarray(ragged.attention(*inputs, on_device, "tpu"))
     else:
-        attention = jax.jit(xla.attention, static_argnames="platform")
+        module = cpu if implementation == "kernel" else xla
+        attention = jax.jit(module.attention, static_argnames="platform")
         got = np.asarray(attention(*inputs, on_device, platform=implementation))
     start = 0
     for position_Q, page_P in (
@@ -84,10 +87,13 @@ def test_every_query_sees_its_own_tokens_and_those_before(
         start += len(position_Q)
 
 
-def test_a_filler_reads_nothing_and_is_no_nan():
-    cache = jnp.full((3, SIZE, 2, 8), np.nan)
+@pytest.mark.parametrize("module", [xla, cpu])
+def test_a_filler_reads_nothing_and_is_no_nan(module):
+    if module is cpu and not cpu.serves(32, jnp.float32):
+        pytest.skip("no C++ compiler")
+    cache = jnp.full((3, SIZE, 2, 32), np.nan)
     nothing = SharedPrefix(jnp.zeros(2, jnp.int32), jnp.int32(0))
     fillers = Queries(jnp.full((2, 1), -1), jnp.ones((2, 2), jnp.int32), jnp.zeros(2, bool))
-    attention = jax.jit(xla.attention, static_argnames="platform")
-    out = attention(jnp.ones((2, 2, 8)), cache, nothing, [fillers], platform="cpu")
+    attention = jax.jit(module.attention, static_argnames="platform")
+    out = attention(jnp.ones((2, 2, 32)), cache, nothing, [fillers], platform="cpu")
     assert np.isfinite(np.asarray(out)).all()

@@ -15,6 +15,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
+from rationalyst_jax.lm.cpu import products
 from rationalyst_jax.lm.devices.precision import precision_of
 from rationalyst_jax.lm.devices.sharding import platform_of
 from rationalyst_jax.lm.engine.sampling import Logits, block_size, in_blocks, token_keys
@@ -110,8 +111,8 @@ def apply_head(
 
     def some(number: Array, outputs: HeadOutputs) -> HeadOutputs:
         asked = {name: jax.lax.dynamic_slice_in_dim(x, number * R, R) for name, x in padded.items()}
-        asked = replace(inputs, **asked)
-        new = _some_entries(hidden_MD[asked.place_A], head_VD, mask_EV, asked, Z, U)
+        asked = replace(inputs, count=inputs.count - number * R, **asked)
+        new = _some_entries(hidden_MD[asked.place_A], head_VD, mask_EV, asked, Z, U, mesh)
         put = partial(jax.lax.dynamic_update_slice_in_dim, start_index=number * R, axis=0)
         return jax.tree.map(put, outputs, new)
 
@@ -121,13 +122,19 @@ def apply_head(
 
 
 def _some_entries(
-    hidden_RD: Array, head_VD: Array, mask_EV: Array, asked: HeadInputs, Z: int, U: int
+    hidden_RD: Array,
+    head_VD: Array,
+    mask_EV: Array,
+    asked: HeadInputs,
+    Z: int,
+    U: int,
+    mesh: Mesh | None,
 ) -> HeadOutputs:
     """Of `asked`, which are A = R entries."""
     # 1. Logits, with what is needed of each block of the vocabulary.
     drawn_R = (asked.target_A < 0) & (asked.temperature_A > 0)
     temperature_R = jnp.where(drawn_R, asked.temperature_A, 1)
-    logits = _logits(hidden_RD, head_VD, mask_EV, asked.mask_A, temperature_R, U)
+    logits = _logits(hidden_RD, head_VD, mask_EV, asked, temperature_R, U, mesh)
 
     # 2. Each entry's token: the one that is given, or drawn, or the likeliest.
     best_R = logits.argmax()
@@ -155,20 +162,31 @@ def _some_entries(
 
 
 def _logits(
-    hidden_RD: Array, head_VD: Array, mask_EV: Array, mask_R: Array, temperature_R: Array, U: int
+    hidden_RD: Array,
+    head_VD: Array,
+    mask_EV: Array,
+    asked: HeadInputs,
+    temperature_R: Array,
+    U: int,
+    mesh: Mesh | None,
 ) -> Logits:
     """Of R hidden states, in U parts, -inf for suppressed words."""
     V, D = head_VD.shape
     W = block_size(V)
+    head_UJD = head_VD.reshape(U, V // U, D)
+    mask_UEJ = mask_EV.reshape(len(mask_EV), U, V // U).swapaxes(0, 1)
     nothing_tempered = (temperature_R == 1).all()
+    in_place = products.serves([head_VD], mesh)
 
-    def part(words: tuple[Array, Array]) -> tuple[Array, Array, Array, Array]:
-        head_JD, mask_EJ = words
-        precision = precision_of(hidden_RD, head_JD)
-        logits_RJ = jnp.einsum(
-            "RD,JD->RJ", hidden_RD, head_JD, precision=precision, preferred_element_type=jnp.float32
-        )
-        logits_RJ = jnp.where((mask_EJ[mask_R] & SUPPRESSED) > 0, -jnp.inf, logits_RJ)
+    def part(u: Array | int) -> tuple[Array, Array, Array, Array]:
+        if in_place:
+            logits_RJ = products.product(hidden_RD, head_UJD, u, asked.count, inputs_first=False)
+        else:
+            precision = precision_of(hidden_RD, head_VD)
+            logits_RJ = jnp.einsum(
+                "RD,JD->RJ", hidden_RD, head_UJD[u], precision=precision, preferred_element_type=jnp.float32
+            )
+        logits_RJ = jnp.where((mask_UEJ[u][asked.mask_A] & SUPPRESSED) > 0, -jnp.inf, logits_RJ)
         logits_RYW = in_blocks(logits_RJ, W)
         mass_RY = jax.nn.logsumexp(logits_RYW, axis=2)
         tempered_RY = jax.lax.cond(
@@ -179,10 +197,9 @@ def _logits(
         return logits_RYW, logits_RYW.max(axis=2), mass_RY, tempered_RY
 
     if U == 1:
-        parts = jax.tree.map(lambda x: x[None], part((head_VD, mask_EV)))
+        parts = jax.tree.map(lambda x: x[None], part(0))
     else:
-        mask_UEJ = mask_EV.reshape(len(mask_EV), U, V // U).swapaxes(0, 1)
-        parts = jax.lax.map(part, (head_VD.reshape(U, V // U, D), mask_UEJ))
+        parts = jax.lax.map(part, jnp.arange(U))
     parts_URYW, *blocks = parts
     return Logits(parts_URYW, *(x_URY.swapaxes(0, 1).reshape(len(hidden_RD), -1) for x_URY in blocks))
 

@@ -21,6 +21,7 @@ from flax import nnx
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from rationalyst_jax.lm.cpu import products
 from rationalyst_jax.lm.devices.mesh import TENSOR
 from rationalyst_jax.lm.engine.attention import Queries, SharedPrefix, paged_attention
 from rationalyst_jax.lm.engine.head import ENDING, HeadInputs, HeadOutputs, apply_head
@@ -182,7 +183,15 @@ def _forward(
     page_M = jnp.where(position_M >= 0, page_M, NULL_PAGE)
     place_M = jnp.maximum(position_M, 0) % page_size
 
-    # 3. Each layer writes them, then attends over the pages of every sequence.
+    # 3. A CPU leaves fillers out: for it the places that are no fillers come first.
+    order_M = back_M = count = None
+    if products.serves(model.projections(), mesh):
+        order_M = jnp.argsort(position_M < 0, stable=True)
+        back_M = jnp.argsort(order_M)
+        count = jnp.sum(position_M >= 0, dtype=jnp.int32)
+        token_M, position_M, page_M, place_M = (x[order_M] for x in (token_M, position_M, page_M, place_M))
+
+    # 4. Each layer writes them, then attends over the pages of every sequence.
     def attend(
         q_1MNH: Array, k_1MKH: Array, v_1MKH: Array, layer: Array, cache: Array
     ) -> tuple[Array, Array]:
@@ -192,13 +201,16 @@ def _forward(
         cache = cache.at[first_page + page_M, place_M].set(kv_MKH.astype(cache.dtype))
         prefix_here = replace(shared_prefix, page_P=first_page + shared_prefix.page_P)
         queries_here = [replace(some, page_RP=first_page + some.page_RP) for some in queries]
-        return paged_attention(q_1MNH[0], cache, prefix_here, queries_here, mesh)[None], cache
+        q_MNH = q_1MNH[0] if back_M is None else q_1MNH[0, back_M]
+        out_MNH = paged_attention(q_MNH, cache, prefix_here, queries_here, mesh)
+        return (out_MNH if order_M is None else out_MNH[order_M])[None], cache
 
     position_1M = jnp.maximum(position_M, 0)[None]
-    hidden_1MD, cache = model(token_M[None], position_1M, attend, state.cache, mesh=mesh)
+    hidden_1MD, cache = model(token_M[None], position_1M, attend, state.cache, mesh=mesh, count=count)
     if mesh is not None:
         cache = jax.lax.with_sharding_constraint(cache, cache_sharding(mesh))
-    return hidden_1MD[0], replace(state, cache=cache)
+    hidden_MD = hidden_1MD[0] if back_M is None else hidden_1MD[0, back_M]
+    return hidden_MD, replace(state, cache=cache)
 
 
 def _next_tokens(
@@ -211,10 +223,10 @@ def _next_tokens(
     mesh: Mesh | None,
 ) -> tuple[State, HeadOutputs]:
     """What the entries ask for, and the slots with their new tokens."""
-    # 4. The output head, at the places that are asked for.
+    # 5. The output head, at the places that are asked for.
     outputs = apply_head(hidden_MD, model.output_VD(), mask_EV, inputs, Z, mesh)
 
-    # 5. Sampled tokens go to their slots, unless these have ended; all others to the idle slot.
+    # 6. Sampled tokens go to their slots, unless these have ended; all others to the idle slot.
     token_A = outputs.token_A
     sampled_A = (jnp.arange(len(token_A)) < inputs.count) & (inputs.target_A < 0)
     running_A = sampled_A & (inputs.fresh_A | state.running_S[inputs.slot_A])
@@ -222,7 +234,7 @@ def _next_tokens(
     slot_A = jnp.where(running_A, inputs.slot_A, idle_slot)
     token_S = state.token_S.at[slot_A].set(token_A)
 
-    # 6. A slot runs on until a token that ends its sequence, or the last that may be sampled.
+    # 7. A slot runs on until a token that ends its sequence, or the last that may be sampled.
     ends_A = (mask_EV[inputs.mask_A, token_A] & ENDING) > 0
     running_S = state.running_S.at[slot_A].set(~ends_A & (inputs.remaining_A > 1)).at[idle_slot].set(False)
     return State(state.cache, token_S, running_S), outputs

@@ -11,6 +11,7 @@ V vocabulary, L layers.
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -23,11 +24,12 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from rationalyst_jax.lm.attention import tree_attention
+from rationalyst_jax.lm.cpu import products
 from rationalyst_jax.lm.devices.precision import precision_of
 from rationalyst_jax.lm.devices.sharding import by_row
 from rationalyst_jax.lm.model.config import LlamaConfig, RopeScaling
 from rationalyst_jax.lm.model.lora import Adapters
-from rationalyst_jax.lm.model.projections import PROJECTIONS, ProjectionName
+from rationalyst_jax.lm.model.projections import PROJECTIONS, Projection, ProjectionName
 from rationalyst_jax.lm.model.quantize import Scales
 from rationalyst_jax.lm.model.settings import Remat
 
@@ -156,6 +158,10 @@ class Llama(nnx.Module):
         self.adapters: Adapters | None = nnx.data(None)
         self.scales: Scales | None = nnx.data(None)
 
+    def projections(self) -> list[Array]:
+        """The weights of all seven, `[L, ...]` each."""
+        return [getattr(self.layers, projection.parameter)[...] for projection in PROJECTIONS.values()]
+
     def output_VD(self) -> Array:
         """The output projection `[V, D]`: logits are `hidden @ output_VD.T`."""
         return self.embed_VD[...] if self.head_VD is None else self.head_VD[...]
@@ -169,12 +175,15 @@ class Llama(nnx.Module):
         *,
         remat: Remat = "none",
         mesh: Mesh | None = None,
+        count: Array | None = None,
     ) -> tuple[Array, Any]:
         """Hidden states after the final norm, `[B, T, D]` in the weights' dtype, and the new cache.
 
         `tokens` and `positions` (RoPE positions) are int32 `[B, T]`. `cache`, any pytree, goes through
         `attend` of one layer after the other. `remat` is what the backward pass computes again. Under a
-        `mesh` activations are divided by their rows.
+        `mesh` activations are divided by their rows. With `count` (int32) only so many of the B * T tokens
+        matter, the first ones. It is for CPUs, where `lm/cpu/products.py` serves the projections: that leaves
+        the others out, and has no gradient.
         """
         c = self.config
         frequency_H = rope_frequencies(c.head_dim, c.rope_theta, c.rope_scaling)
@@ -191,7 +200,8 @@ class Llama(nnx.Module):
             (layer, weights) = numbered
             x_BTD = checkpoint_name(x_BTD, _LAYER_INPUT)
             w, adapters, scales = nnx.merge(graph, weights)
-            project = partial(_project, w, adapters, scales)
+            product = None if count is None else _InPlace(self.layers, layer, count)
+            project = partial(_project, w, adapters, scales, product=product)
             h_BTD = rms_norm(x_BTD, w.attention_norm_D[...], c.rms_norm_eps)
             q_BTNH = rotate(project(h_BTD, "q"), cos_BTH, sin_BTH)
             k_BTKH = rotate(project(h_BTD, "k"), cos_BTH, sin_BTH)
@@ -209,8 +219,29 @@ class Llama(nnx.Module):
         return rms_norm(x_BTD, self.final_norm_D[...], c.rms_norm_eps), cache
 
 
+@dataclass(frozen=True)
+class _InPlace:
+    """Products of a layer, whose weights are read where they lie, with the first `count` rows."""
+
+    layers: Layers
+    layer: Array
+    count: Array
+
+    def __call__(self, rows: Array, projection: Projection) -> Array:
+        stack = getattr(self.layers, projection.parameter)[...]
+        x_MI = rows.reshape(len(rows), -1)
+        weight_LIO = stack.reshape(len(stack), x_MI.shape[1], -1)
+        outputs = stack.shape[1 + projection.inputs :]
+        return products.product(x_MI, weight_LIO, self.layer, self.count).reshape(-1, *outputs)
+
+
 def _project(
-    layer: Layers, adapters: Adapters | None, scales: Scales | None, x: Array, name: ProjectionName
+    layer: Layers,
+    adapters: Adapters | None,
+    scales: Scales | None,
+    x: Array,
+    name: ProjectionName,
+    product: _InPlace | None = None,
 ) -> Array:
     """`x`, `[B, T, *inputs]`, through a projection, and through its adapter where there is one.
 
@@ -219,13 +250,20 @@ def _project(
     """
     projection = PROJECTIONS[name]
     rows = x.reshape(-1, *x.shape[2:])
-    weight = getattr(layer, projection.parameter)[...]
-    product = partial(jnp.einsum, projection.product, rows, precision=precision_of(rows, weight))
-    if scales is None:
-        out = product(weight)
-    else:  # before they are scaled, sums may be beyond what float16 holds
-        sums = product(weight.astype(rows.dtype), preferred_element_type=jnp.float32)
-        out = (sums * getattr(scales, projection.parameter)[...]).astype(rows.dtype)
+    if product is not None:
+        out = product(rows, projection)
+    else:
+        weight = getattr(layer, projection.parameter)[...]
+        sums = None
+        if scales is not None:
+            weight = weight.astype(rows.dtype)
+            sums = jnp.float32  # before they are scaled, they may be beyond what float16 holds
+        precision = precision_of(rows, weight)
+        out = jnp.einsum(projection.product, rows, weight, precision=precision, preferred_element_type=sums)
+    if scales is not None:
+        out = out * getattr(scales, projection.parameter)[...]
+    if scales is not None or product is not None:
+        out = out.astype(rows.dtype)
     added = None if adapters is None else adapters(name, rows)
     out = out if added is None else out + added
     return out.reshape(*x.shape[:2], *out.shape[1:])

@@ -1,7 +1,8 @@
 """Paged attention: of a step's tokens over the pages of their sequences.
 
-Each implementation is a module with `attention(q, cache, shared_prefix, queries, platform)` and `serves(H)`:
-whether it has heads of size H. To add one, write its module and name it in the table below.
+Each implementation is a module with `attention(q, cache, shared_prefix, queries, platform)` and
+`serves(H, dtype)`: whether it has heads of size H, and keys and values of a dtype. To add one, write its
+module and name it in the table below.
 
 M tokens of a step, R rows of Q queries each (a decoding sequence is a row of one, a prefill chunk a row of
 many), P pages of a page table; the other letters as in docs/architecture.md.
@@ -22,7 +23,7 @@ from rationalyst_jax.lm.devices.mesh import TENSOR
 from rationalyst_jax.lm.devices.sharding import platform_of
 
 # What is tried on each platform, in this order.
-CHOICE = {"tpu": ("ragged", "xla")}
+CHOICE: dict[str, tuple[str, ...]] = {"tpu": ("ragged", "xla"), "cpu": ("cpu", "xla")}
 
 
 @jax.tree_util.register_dataclass
@@ -67,7 +68,7 @@ def paged_attention(
     """
     platform = platform_of(mesh)
     modules = (import_module(f"{__name__}.{name}") for name in CHOICE.get(platform, ("xla",)))
-    module = next(module for module in modules if module.serves(q_MNH.shape[2]))
+    module = next(module for module in modules if module.serves(q_MNH.shape[2], cache.dtype))
     attention = partial(module.attention, platform=platform)
     if mesh is None:
         return attention(q_MNH, cache, shared_prefix, queries)

@@ -5,6 +5,7 @@ It knows no shared prefix: every row reads all of its own pages.
 
 from collections.abc import Sequence
 from itertools import accumulate
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,7 @@ QUERIES = 32
 TABLE = 2**17  # page numbers that fit in a core's scalar memory (1 MiB) beside the rest: so many rows a call
 
 
-def serves(H: int) -> bool:
+def serves(H: int, dtype: Any) -> bool:
     """Whole rows of lanes."""
     return H % LANES == 0
 

@@ -6,6 +6,7 @@ once, with S = X * page size keys.
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,7 @@ UNSEEN = -1e30  # stands for the score of a masked key: exp of it is 0, and it i
 Softmax = tuple[Array, Array, Array]  # maximum_RKY, sum_RKY, out_RKYH: of the keys seen so far
 
 
-def serves(H: int) -> bool:
+def serves(H: int, dtype: Any) -> bool:
     """Any size."""
     return True
 

@@ -1,0 +1,1 @@
+"""What a CPU computes with code of our own."""

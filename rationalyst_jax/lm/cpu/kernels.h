@@ -1,0 +1,186 @@
+// What the kernels of this folder share: vectors, two products that stay in registers, and threads.
+//
+// WEIGHT_BITS says what weights, keys and values are: 32 is float32, 16 bfloat16, 8 int8. They become float32 in
+// registers, and sums are float32.
+
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <thread>
+
+#include "xla/ffi/api/ffi.h"
+
+namespace ffi = xla::ffi;
+
+#define UNROLLED _Pragma("GCC unroll 16")
+
+namespace {
+
+// ---- Vectors, as wide as the processor has them ----
+
+#if defined(__AVX512F__)
+constexpr int kWidth = 16;
+#elif defined(__AVX__)
+constexpr int kWidth = 8;
+#else
+constexpr int kWidth = 4;
+#endif
+
+template <typename T>
+struct VectorOf {
+  typedef T Type __attribute__((vector_size(kWidth * sizeof(T)), aligned(alignof(T)), may_alias));
+};
+template <typename T>
+inline auto LoadAs(const void* from) {
+  return *static_cast<const typename VectorOf<T>::Type*>(from);
+}
+using Vector = VectorOf<float>::Type;
+
+inline Vector Load(const float* from) { return LoadAs<float>(from); }
+inline void Store(float* to, Vector x) { *reinterpret_cast<Vector*>(to) = x; }
+
+#if WEIGHT_BITS == 32
+using Weight = float;
+constexpr auto kWeights = ffi::F32;
+inline float Number(Weight w) { return w; }
+#elif WEIGHT_BITS == 16
+using Weight = uint16_t;  // the upper half of a float32
+constexpr auto kWeights = ffi::BF16;
+inline Vector Load(const Weight* from) {
+  return reinterpret_cast<Vector>(__builtin_convertvector(LoadAs<Weight>(from), VectorOf<uint32_t>::Type) << 16);
+}
+inline float Number(Weight w) {
+  const union {
+    uint32_t bits;
+    float number;
+  } both = {static_cast<uint32_t>(w) << 16};
+  return both.number;
+}
+#else
+using Weight = int8_t;
+constexpr auto kWeights = ffi::S8;
+inline Vector Load(const Weight* from) {
+  return __builtin_convertvector(__builtin_convertvector(LoadAs<Weight>(from), VectorOf<int32_t>::Type), Vector);
+}
+inline float Number(Weight w) { return w; }
+#endif
+
+// ---- Two products that stay in registers ----
+
+constexpr int kStrip = 2 * kWidth;  // columns at once
+constexpr int kRows = 6;            // rows of x at once, so that their sums of a strip stay in registers
+
+// Lines that are fetched into the cache beside the work: the first of those that are left, how far apart they
+// are, and how many steps of work there are for each.
+struct Fetch {
+  const Weight* line = nullptr;
+  int64_t stride = 0;
+  int64_t steps = 1;
+};
+
+// y[M, kStrip] (+)= x[M, depth] * panel[depth, kStrip]. Strides are in elements.
+template <int M, typename T>
+void MultiplyStrip(int64_t depth, const float* x, int64_t x_stride, const T* panel, int64_t panel_stride, float* y,
+                   int64_t y_stride, bool add, Fetch fetch) {
+  Vector sum[M][2];
+  UNROLLED for (int m = 0; m < M; m++)
+    UNROLLED for (int half = 0; half < 2; half++)
+      sum[m][half] = add ? Load(y + m * y_stride + half * kWidth) : Vector{};
+  for (int64_t d = 0; d < depth; fetch.line += fetch.stride) {
+    __builtin_prefetch(fetch.line);
+    for (const int64_t stop = std::min(d + fetch.steps, depth); d < stop; d++) {
+      const Vector left = Load(panel + d * panel_stride), right = Load(panel + d * panel_stride + kWidth);
+      UNROLLED for (int m = 0; m < M; m++) {
+        const Vector factor = x[m * x_stride + d] - Vector{};
+        sum[m][0] += factor * left;
+        sum[m][1] += factor * right;
+      }
+    }
+  }
+  UNROLLED for (int m = 0; m < M; m++)
+    UNROLLED for (int half = 0; half < 2; half++) Store(y + m * y_stride + half * kWidth, sum[m][half]);
+}
+
+// By the number of rows.
+template <typename T>
+constexpr decltype(&MultiplyStrip<1, T>) kMultiplyStrip[] = {
+    nullptr,
+    MultiplyStrip<1, T>, MultiplyStrip<2, T>, MultiplyStrip<3, T>,
+    MultiplyStrip<4, T>, MultiplyStrip<5, T>, MultiplyStrip<6, T>,
+};
+
+inline float Sum(Vector x) {
+  float total = 0;
+  UNROLLED for (int k = 0; k < kWidth; k++) total += x[k];
+  return total;
+}
+
+// y[M, C] = x[M, I] * w[C, I] transposed: the dot products of their rows.
+template <int M, int C>
+void DotProducts(int64_t I, const float* x, int64_t x_stride, const Weight* w, int64_t w_stride, float* y,
+                 int64_t y_stride) {
+  Vector sum[M][C] = {};
+  int64_t i = 0;
+  for (; i + kWidth <= I; i += kWidth) {
+    Vector row[M];
+    UNROLLED for (int m = 0; m < M; m++) row[m] = Load(x + m * x_stride + i);
+    UNROLLED for (int c = 0; c < C; c++) {
+      const Vector column = Load(w + c * w_stride + i);
+      UNROLLED for (int m = 0; m < M; m++) sum[m][c] += row[m] * column;
+    }
+  }
+  UNROLLED for (int m = 0; m < M; m++)
+    UNROLLED for (int c = 0; c < C; c++) {
+      float total = Sum(sum[m][c]);
+      for (int64_t rest = i; rest < I; rest++) total += x[m * x_stride + rest] * Number(w[c * w_stride + rest]);
+      y[m * y_stride + c] = total;
+    }
+}
+
+// The same for any number of rows of x.
+template <int C>
+void DotProductsOf(int64_t rows, int64_t I, const float* x, int64_t x_stride, const Weight* w, int64_t w_stride,
+                   float* y, int64_t y_stride) {
+  int64_t m = 0;
+  for (; m + 3 <= rows; m += 3)
+    DotProducts<3, C>(I, x + m * x_stride, x_stride, w, w_stride, y + m * y_stride, y_stride);
+  if (rows - m == 2) DotProducts<2, C>(I, x + m * x_stride, x_stride, w, w_stride, y + m * y_stride, y_stride);
+  if (rows - m == 1) DotProducts<1, C>(I, x + m * x_stride, x_stride, w, w_stride, y + m * y_stride, y_stride);
+}
+
+// ---- Parts of the work, and all threads ----
+
+struct Range {
+  int64_t first, last;
+  int64_t size() const { return last - first; }
+};
+
+// Part `number` of `parts` nearly equal ones of 0 .. `all`, cut at multiples of `unit`.
+inline Range Part(int64_t all, int64_t number, int64_t parts, int64_t unit = 1) {
+  const int64_t units = (all + unit - 1) / unit;
+  return {std::min(units * number / parts * unit, all), std::min(units * (number + 1) / parts * unit, all)};
+}
+
+// Calls work(0) .. work(pieces - 1) on XLA's threads, this one among them, and returns when all are done. A
+// thread that comes late finds nothing left to do.
+template <typename Work>
+void OnAllThreads(ffi::ThreadPool& pool, int64_t pieces, Work work) {
+  struct Progress {
+    std::atomic<int64_t> taken{0}, done{0};
+  };
+  const auto progress = std::make_shared<Progress>();
+  const auto take = [progress, pieces, work] {
+    for (int64_t piece; (piece = progress->taken.fetch_add(1)) < pieces;) {
+      work(piece);
+      progress->done.fetch_add(1, std::memory_order_release);
+    }
+  };
+  for (int64_t other = 1; other < std::min(pool.num_threads(), pieces); other++) pool.Schedule([take] { take(); });
+  take();
+  while (progress->done.load(std::memory_order_acquire) < pieces) std::this_thread::yield();
+}
+
+}  // namespace

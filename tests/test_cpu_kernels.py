@@ -1,0 +1,151 @@
+"""Kernels for CPUs: against float64, against what XLA computes instead, and without a compiler."""
+
+import logging
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from random_model import random_llama
+from test_engine import byte_tokenizer
+
+from rationalyst_jax.lm.cpu import library, products
+from rationalyst_jax.lm.engine.attention import CHOICE
+from rationalyst_jax.lm.engine.engine import Engine
+from rationalyst_jax.lm.engine.requests import GenerateRequest, ScoreRequest
+from rationalyst_jax.lm.model.config import LlamaConfig
+from rationalyst_jax.lm.model.quantize import QUANTIZED, Scales, quantized
+
+needs_compiler = pytest.mark.skipif(
+    library.kernel("products.cc", "rows_product", "float32") is None, reason="no C++ compiler"
+)
+
+
+@needs_compiler
+@settings(deadline=None, max_examples=60)
+@given(
+    M=st.integers(1, 20) | st.sampled_from([64, 131]),
+    inputs=st.integers(1, 70) | st.sampled_from([256, 257, 600]),
+    outputs=st.integers(1, 140) | st.sampled_from([512, 515]),
+    dtype=st.sampled_from(["float32", "bfloat16", "int8"]),
+    inputs_first=st.booleans(),
+    data=st.data(),
+)
+def test_a_product_is_that_of_float64(M, inputs, outputs, dtype, inputs_first, data):
+    count = data.draw(st.integers(0, M))
+    rng = np.random.default_rng(M * inputs + outputs)
+    x_MI = rng.normal(size=(M, inputs)).astype(np.float32)
+    shape = (3, inputs, outputs) if inputs_first else (3, outputs, inputs)
+    scale = 20 if dtype == "int8" else 1
+    weights = jnp.asarray(np.clip(scale * rng.normal(size=shape), -127, 127), dtype)
+    got = np.asarray(products.product(jnp.asarray(x_MI), weights, 1, count, inputs_first=inputs_first))
+    weight = np.asarray(weights[1].astype(jnp.float32), np.float64)
+    want = x_MI.astype(np.float64) @ (weight if inputs_first else weight.T)
+    bound = np.abs(x_MI) @ np.abs(weight if inputs_first else weight.T)  # what rounding is relative to
+    assert (np.abs(got - want)[:count] <= 1e-6 * bound[:count] + 1e-30).all()
+    assert not got[count:].any()
+
+
+def model_with_whole_strips(dtype="float32", int8=False):
+    """A model whose heads the kernel takes."""
+    model = random_llama(LlamaConfig(257, 96, 136, 2, 4, 2, 32))
+    if int8:
+        scales = {}
+        for name in QUANTIZED:
+            rounded, scales[name] = quantized(name, getattr(model.layers, name))
+            setattr(model.layers, name, rounded)
+        model.scales = Scales(scales)
+    return jax.tree.map(
+        lambda w: w.astype(dtype) if w.dtype == jnp.float32 and dtype != "float32" else w, model
+    )
+
+
+def results(model):
+    """Of some sequences that end at different times, beside scored text, more than one step takes."""
+    rng = np.random.default_rng(0)
+    prompts = [tuple(rng.integers(0, 256, n).tolist()) for n in (40, 3, 70, 41, 1, 9)]
+    prompts.append(prompts[0] + (5, 6))  # begins like another one
+    engine = Engine(model, byte_tokenizer(), max_sequences=4, prefill_chunks=4, chunk_size=16, pages=80)
+    wanted = [
+        *(GenerateRequest(prompt, 3 + 5 * n, temperature=0) for n, prompt in enumerate(prompts)),
+        *(ScoreRequest(prompt, (7, 8, 9)) for prompt in prompts),
+    ]
+    handles = [engine.submit(one) for one in wanted]
+    while engine.step():
+        pass
+    return [handle.result for handle in handles]
+
+
+@needs_compiler
+@pytest.mark.parametrize("int8", [False, True])
+def test_the_engine_gives_what_it_gives_without_kernels(monkeypatch, int8):
+    model = model_with_whole_strips(int8=int8)
+    monkeypatch.setattr(products, "LEAST_BYTES", 0)
+    calls = []
+    real = products.product
+    monkeypatch.setattr(products, "product", lambda *a, **k: calls.append(1) or real(*a, **k))
+    jax.clear_caches()
+    found = results(model)
+    assert calls
+    monkeypatch.setattr(products, "LEAST_BYTES", 2**60)
+    monkeypatch.setitem(CHOICE, "cpu", ("xla",))
+    jax.clear_caches()
+    wanted = results(model)
+    jax.clear_caches()
+    for one, other in zip(found, wanted, strict=True):
+        if isinstance(one[0], np.floating):
+            np.testing.assert_allclose(one, other, atol=2e-5)
+        else:
+            assert [generation.tokens for generation in one] == [generation.tokens for generation in other]
+            for mine, theirs in zip(one, other, strict=True):
+                np.testing.assert_allclose(mine.logprobs, theirs.logprobs, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("compiler", "said"),
+    [("no-such-compiler", "no-such-compiler: no such compiler"), ("false", "false: failed"), ("", "CXX: no")],
+)
+def test_without_a_compiler_xla_computes(monkeypatch, caplog, compiler, said):
+    monkeypatch.setenv("CXX", compiler)
+    library.kernel.cache_clear()
+    with caplog.at_level(logging.INFO):
+        assert library.kernel("products.cc", "rows_product", "float32") is None
+    assert f"products.cc: XLA computes instead: {said}" in caplog.text
+    assert not products.serves([jnp.zeros((1, 4096, 4096))], None)
+    library.kernel.cache_clear()
+
+
+@needs_compiler
+def test_a_kernel_is_compiled_once_by_processes_that_begin_together(tmp_path):
+    compiler = tmp_path / "compiler"
+    compiler.write_text(
+        f'#!/bin/sh\ncase "$*" in *products.cc*) echo once >> {tmp_path}/calls;; esac\nexec c++ "$@"\n'
+    )
+    compiler.chmod(0o755)
+    code = (
+        "import rationalyst_jax.lm.cpu.library as l; print(l.kernel('products.cc', 'rows_product', 'int8'))"
+    )
+    environment = os.environ | {"CXX": str(compiler), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    command = [sys.executable, "-c", code]
+    running = [
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)
+    ]
+    assert [process.communicate()[0].strip() for process in running] == ["rows_product_int8"] * 2
+    assert (tmp_path / "calls").read_text() == "once\n"
+    [kept] = (tmp_path / "cache" / "rationalyst_jax" / "kernels").iterdir()
+    assert kept.suffix == ".so"
+
+
+def test_a_cache_that_cannot_be_written_is_no_fault(monkeypatch, tmp_path, caplog):
+    (tmp_path / "rationalyst_jax").write_text("a file where the folder should be")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    library.kernel.cache_clear()
+    with caplog.at_level(logging.INFO):
+        assert library.kernel("products.cc", "rows_product", "float32") is None
+    assert "XLA computes instead" in caplog.text
+    library.kernel.cache_clear()
