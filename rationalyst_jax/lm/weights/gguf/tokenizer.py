@@ -5,6 +5,7 @@ llama.cpp keeps tokens, their types and the merges, and of the rule that cuts a 
 """
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,9 +89,14 @@ def _made(metadata: Mapping[str, Any]) -> PreTrainedTokenizerFast:
     tokens, types, merges = (_of(metadata, key, list) for key in ("tokens", "token_type", "merges"))
     if len(tokens) != len(types):
         raise ValueError(f"{_GGML}token_type has {len(types)} values for {len(tokens)} tokens")
-    if len(set(tokens)) != len(tokens):
-        twice = next(token for i, token in enumerate(tokens) if token in tokens[:i])
-        raise ValueError(f"{_GGML}tokens has {twice!r} twice")
+    for key, texts in (("tokens", tokens), ("merges", merges)):
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"{_GGML}{key} holds what is no text")
+    if not tokens:
+        raise ValueError(f"{_GGML}tokens is empty")
+    [(token, times)] = Counter(tokens).most_common(1)
+    if times > 1:
+        raise ValueError(f"{_GGML}tokens has {token!r} twice")
     if others := set(types) - {_NORMAL, _CONTROL, _ADDED, _UNUSED}:
         raise ValueError(f"{_GGML}token_type: type {min(others)} is not supported in byte-level BPE")
     special = {
