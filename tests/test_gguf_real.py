@@ -2,17 +2,22 @@
 
 import json
 import os
+import shutil
 import subprocess
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import transformers
 from cli_files import rationalyst
+from random_model import random_llama
 
+from rationalyst_jax.lm.model.config import LlamaConfig, RopeScaling
 from rationalyst_jax.lm.weights.certificate import certify
 from rationalyst_jax.lm.weights.gguf.container import is_gguf
-from rationalyst_jax.lm.weights.hf import load_llama
+from rationalyst_jax.lm.weights.hf import load_llama, save_llama
 from rationalyst_jax.lm.weights.tokenizer import load_tokenizer
 
 torch = pytest.importorskip("torch", reason="torch is the oracle here")
@@ -41,7 +46,6 @@ PROMPTS = [
     "<|im_start|>user\nName a colour.<|im_end|>\n<|im_start|>assistant\n",
     "The three states of matter are",
 ]
-LENGTH = 24
 
 
 @pytest.fixture(scope="module")
@@ -77,13 +81,15 @@ def test_another_way_through_gguf_changes_no_byte(converted, tmp_path):
         assert (tmp_path / "back" / name).read_bytes() == (converted / name).read_bytes(), name
 
 
-def asked_of_llama_cpp(file: Path, prompts: list[list[int]]) -> dict[str, list[list[int]]]:
-    """What tests/llama_cpp.py answers, of `PROMPTS` as texts and these token ids."""
+def asked_of_llama_cpp(
+    file: Path, texts: list[str], prompts: list[list[int]], length: int
+) -> dict[str, list[list[int]]]:
+    """What tests/llama_cpp.py answers."""
     python = os.environ.get("RATIONALYST_LLAMA_CPP")
     if python is None:
         pytest.skip("llama.cpp: name in RATIONALYST_LLAMA_CPP a Python that has llama-cpp-cffi and cffi")
     script = Path(__file__).with_name("llama_cpp.py")
-    request = json.dumps({"texts": PROMPTS, "prompts": prompts, "length": LENGTH})
+    request = json.dumps({"texts": texts, "prompts": prompts, "length": length})
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     run = subprocess.run(
         [python, script, file], input=request, capture_output=True, text=True, env=environment
@@ -92,22 +98,52 @@ def asked_of_llama_cpp(file: Path, prompts: list[list[int]]) -> dict[str, list[l
     return json.loads(run.stdout)
 
 
-def test_llama_cpp_reads_our_file_as_transformers_reads_the_folder(converted, tmp_path):
-    from transformers import AutoModelForCausalLM
+def assert_greedy_text_is_that_of_transformers(
+    folder: Path, prompts: list[list[int]], continuations: list[list[int]], length: int
+) -> None:
+    """llama.cpp has further ends, which it finds by their names: a continuation may be shorter there."""
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    special = load_tokenizer(folder).all_special_ids
+    for ids, theirs in zip(prompts, continuations, strict=True):
+        context = torch.tensor([ids])
+        mask = torch.ones_like(context)
+        with torch.no_grad():
+            written = model.generate(context, attention_mask=mask, max_new_tokens=length, do_sample=False)
+        ours = written[0, len(ids) :].tolist()
+        assert theirs and ours[: len(theirs)] == theirs
+        assert len(theirs) == len(ours) or theirs[-1] in special
 
+
+def test_llama_cpp_reads_our_file_as_transformers_reads_the_folder(converted, tmp_path):
     assert rationalyst(f"convert --source {converted} --target {tmp_path}/back.gguf") == 0
     tokenizer = load_tokenizer(converted)
     prompts = [tokenizer(prompt)["input_ids"] for prompt in PROMPTS]
-    answer = asked_of_llama_cpp(tmp_path / "back.gguf", prompts)
+    answer = asked_of_llama_cpp(tmp_path / "back.gguf", PROMPTS, prompts, 24)
     assert answer["tokens"] == prompts
-    model: Any = AutoModelForCausalLM.from_pretrained(converted, dtype=torch.float32).eval()
-    for ids, theirs in zip(prompts, answer["continuations"], strict=True):
-        context = torch.tensor([ids])
-        # llama.cpp has further ends, which it finds by their names: a continuation may be shorter there.
-        with torch.no_grad():
-            written = model.generate(
-                context, attention_mask=torch.ones_like(context), max_new_tokens=LENGTH, do_sample=False
-            )
-        ours = written[0, len(ids) :].tolist()
-        assert theirs and ours[: len(theirs)] == theirs, tokenizer.decode(ids)
-        assert len(theirs) == len(ours) or theirs[-1] in tokenizer.all_special_ids
+    assert_greedy_text_is_that_of_transformers(converted, prompts, answer["continuations"], 24)
+
+
+def test_llama_cpp_reads_llama_3_1_with_its_tokenizer_and_rope(shared, tmp_path):
+    """A small random model, not tied, whose heads are wide, with a long prompt, as RoPE is stretched."""
+    config = LlamaConfig(
+        *(128256, 64, 96, 2, 4, 2, 32),
+        rope_scaling=RopeScaling(8.0, 1.0, 4.0, 8192),
+        max_position_embeddings=131072,
+        bos_token_id=128000,
+        eos_token_id=(128001, 128009),
+    )
+    save_llama(random_llama(config), tmp_path / "hf")
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copyfile(shared / "llama3_tokenizer" / name, tmp_path / "hf" / name)
+    tokenizer = load_tokenizer(tmp_path / "hf")
+    golden = (shared / "llama3_tokenizer" / "golden_encodings.jsonl").read_text().strip().split("\n")
+    texts = [*PROMPTS, *(json.loads(row)["text"] for row in golden)]
+    ids = [tokenizer(text)["input_ids"] for text in texts]
+    prompts = [*ids[:8], np.resize(np.concatenate(ids), 700).tolist()]
+    for dtype in ("float32", "float16", "bfloat16", "q8_0"):
+        file = tmp_path / f"{dtype}.gguf"
+        assert rationalyst(f"convert --source {tmp_path}/hf --target {file} --dtype {dtype}") == 0
+        answer = asked_of_llama_cpp(file, texts, prompts, 8)
+        assert answer["tokens"] == ids
+        if dtype == "float32":  # with others llama.cpp rounds activations too
+            assert_greedy_text_is_that_of_transformers(tmp_path / "hf", prompts, answer["continuations"], 8)
