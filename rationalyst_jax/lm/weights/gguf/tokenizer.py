@@ -86,19 +86,7 @@ def _made(metadata: Mapping[str, Any]) -> PreTrainedTokenizerFast:
         raise ValueError(f"{_GGML}pre {pre!r} is not supported, only {', '.join(PRE_TOKENIZERS)}")
     if metadata.get(f"{_GGML}add_eos_token"):
         raise ValueError(f"{_GGML}add_eos_token is not supported")
-    tokens, types, merges = (_of(metadata, key, list) for key in ("tokens", "token_type", "merges"))
-    if len(tokens) != len(types):
-        raise ValueError(f"{_GGML}token_type has {len(types)} values for {len(tokens)} tokens")
-    for key, texts in (("tokens", tokens), ("merges", merges)):
-        if not all(isinstance(text, str) for text in texts):
-            raise ValueError(f"{_GGML}{key} holds what is no text")
-    if not tokens:
-        raise ValueError(f"{_GGML}tokens is empty")
-    [(token, times)] = Counter(tokens).most_common(1)
-    if times > 1:
-        raise ValueError(f"{_GGML}tokens has {token!r} twice")
-    if others := set(types) - {_NORMAL, _CONTROL, _ADDED, _UNUSED}:
-        raise ValueError(f"{_GGML}token_type: type {min(others)} is not supported in byte-level BPE")
+    tokens, types, merges = _vocabulary(metadata)
     special = {
         f"{name}_token": _token(metadata, tokens, id_name)
         for name, id_name in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding"))
@@ -128,6 +116,24 @@ def _made(metadata: Mapping[str, Any]) -> PreTrainedTokenizerFast:
         raise ValueError(f"{_TEMPLATE} is no str")
     made.chat_template = template
     return made
+
+
+def _vocabulary(metadata: Mapping[str, Any]) -> tuple[list[str], list[int], list[str]]:
+    """The tokens, their types, and the merges. Raises ValueError naming the key that is no such list."""
+    tokens, types, merges = (_of(metadata, key, list) for key in ("tokens", "token_type", "merges"))
+    if len(tokens) != len(types):
+        raise ValueError(f"{_GGML}token_type has {len(types)} values for {len(tokens)} tokens")
+    for key, texts in (("tokens", tokens), ("merges", merges)):
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"{_GGML}{key} holds what is no text")
+    if not tokens:
+        raise ValueError(f"{_GGML}tokens is empty")
+    [(token, times)] = Counter(tokens).most_common(1)
+    if times > 1:
+        raise ValueError(f"{_GGML}tokens has {token!r} twice")
+    if others := set(types) - {_NORMAL, _CONTROL, _ADDED, _UNUSED}:
+        raise ValueError(f"{_GGML}token_type: type {min(others)} is not supported in byte-level BPE")
+    return tokens, types, merges
 
 
 def _bpe(pre: PreTokenizer, tokens: list[str], types: list[int], merges: list[str]) -> Tokenizer:
