@@ -53,6 +53,7 @@ FEATURES: Mapping[str, Mapping[tuple[str, str], Sequence[str]]] = {
     "reasoning and mining divided among hosts": {("CPU", "run"): ["test_hosts"]},
     "sentence encoder (prefilter)": {("CPU", "run"): ["test_encoder", "test_prefilter"]},
     "export, and back to Hugging Face": {("CPU", "run"): ["test_hf", "test_certificate"]},
+    "GGUF, in and out": {("CPU", "run"): ["test_gguf", "test_gguf_tokenizer"]},
     "notebooks": {("CPU", "run"): ["test_notebooks"]},
 }
 

@@ -57,7 +57,7 @@ COMMANDS = {
     "show": "one question of some traces, step by step, in the terminal",
     "benchmark": "every task with every checkpoint and approach, and the paper's table beside ours",
     "merge": "add LoRA adapters to the model they belong to",
-    "convert": "Hugging Face to Orbax and back, training checkpoints too",
+    "convert": "Hugging Face, Orbax and GGUF into one another, training checkpoints too",
     "choose": "answer multiple-choice questions by the likelihood of their choices",
     "score": "log-likelihoods of continuations given contexts",
     "stats": "what sharing prefixes in token trees saves",

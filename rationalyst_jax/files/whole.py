@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +28,18 @@ def whole(path: Path) -> Iterator[Path]:
         if not unfinished.is_dir():
             unfinished.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """The same for a new folder, which the block makes under the other name."""
+    with whole(path) as unfinished:
+        shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was killed
+        try:
+            yield unfinished
+        except BaseException:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise
 
 
 @contextmanager

@@ -1,14 +1,12 @@
 """The stage `card`: mined rationales become a data set that others can load, with a card that says what it
 is."""
 
-import shutil
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from rationalyst_jax.files.lock import locked
-from rationalyst_jax.files.whole import read_json, whole
+from rationalyst_jax.files.whole import read_json, whole_folder
 from rationalyst_jax.mine.data_set import filtered_files, publish, read_cosines
 from rationalyst_jax.report.card import data_set_card, models_of
 from rationalyst_jax.tasks.benchmarks import TASKS
@@ -43,7 +41,7 @@ def data_set(
     with locked(out):
         if out.exists():
             raise ValueError(f"{out}: exists already; give a new folder")
-        with _staged(out) as unfinished:
+        with whole_folder(out) as unfinished:
             published = [publish(file, unfinished, without_text, cosines) for file in files]
             sources = {triple.source for of_file in published for triple in of_file.triples}
             named = sources | {name for of_file in published for name in models_of(of_file.provenance)}
@@ -75,15 +73,3 @@ def _recorded(path: Path, stage: str) -> dict[str, Any]:
     if missing := [key for key in sorted(wanted) if not isinstance(found.get(key), dict)]:
         raise ValueError(f"{path}: not what {stage} wrote: no {', '.join(missing)}")
     return found
-
-
-@contextmanager
-def _staged(folder: Path) -> Iterator[Path]:
-    """A new folder that becomes `folder` when the block ends without an exception, and is gone otherwise."""
-    with whole(folder) as unfinished:
-        shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was killed
-        try:
-            yield unfinished
-        except BaseException:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            raise

@@ -4,11 +4,9 @@ Hugging Face stores every projection as `[out, in]`, layer by layer; ours are in
 of their own and all layers stacked. Both rotate halves (not interleaved pairs), so no permutation is needed.
 """
 
-import math
 import re
 import shutil
-from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,24 +19,22 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from rationalyst_jax.files.settings import digest
-from rationalyst_jax.files.whole import read_json, whole, write_json
-from rationalyst_jax.lm.devices.distributed import barrier, is_main
+from rationalyst_jax.files.whole import read_json
+from rationalyst_jax.lm.devices.distributed import barrier
 from rationalyst_jax.lm.devices.sharding import shard_weights
 from rationalyst_jax.lm.model.config import LlamaConfig
 from rationalyst_jax.lm.model.llama import Llama
 from rationalyst_jax.lm.model.projections import PROJECTIONS
 from rationalyst_jax.lm.model.quantize import QUANTIZED, Scales, quantized
+from rationalyst_jax.lm.weights.folder import Weights, save_weights
 from rationalyst_jax.lm.weights.generation import GENERATION_CONFIG
 from rationalyst_jax.lm.weights.streaming import Layout, load_parameter, stored_rows
 from rationalyst_jax.lm.weights.tensor_files import (
     DTYPES,
-    INDEX,
-    SINGLE,
     StoredTensor,
     misfits,
     same_values,
     stored_tensors,
-    writing,
 )
 
 # Hugging Face key -> our parameter, and how many of its leading axes (layer axis aside) are inputs of the
@@ -85,7 +81,7 @@ def check_llama(path: str | Path) -> None:
     """
     path = Path(path)
     config = load_config(path)
-    _fitting(path, config, _abstract(config)[1])
+    _fitting(path, config)
 
 
 def stored_dtype(path: str | Path) -> np.dtype:
@@ -125,7 +121,7 @@ def load_llama(
     shardings: dict[Any, Any] = {}
     if mesh is not None:
         shardings = dict(nnx.to_flat_state(shard_weights(nnx.from_flat_state(parameters), mesh)))
-    stored = _fitting(path, config, parameters)
+    stored = _fitting(path, config)
     scales: dict[str, nnx.Param] = {}
     for name, parameter in parameters.items():
         tensors = [tensor for tensor in _tensors(config) if tensor.parameter == name]
@@ -174,6 +170,40 @@ def copy_tokenizer(source: str | Path, target: str | Path) -> int:
     return len(found)
 
 
+def weights_of(model: Llama, dtype: DTypeLike | None = None) -> Weights:
+    """The weights of a model in `dtype` (None: as they are).
+
+    Raises ValueError naming parameters (adapters, say) that a Hugging Face checkpoint has no place for.
+    """
+    arrays = {name: parameter.get_value() for name, parameter in nnx.to_flat_state(nnx.state(model))}
+    tensors = {tensor.key: tensor for tensor in _tensors(model.config)}
+    unknown = arrays.keys() - {tensor.parameter for tensor in tensors.values()}
+    if unknown:
+        names = ", ".join(sorted(".".join(map(str, name)) for name in unknown))
+        raise ValueError(f"a Llama of Hugging Face has no place for {names}")
+    header = {
+        key: (tensor.layout.stored_shape(arrays[tensor.parameter].shape), arrays[tensor.parameter].dtype)
+        for key, tensor in tensors.items()
+    }
+    if dtype is not None:
+        header = {key: (shape, jnp.dtype(dtype)) for key, (shape, _) in header.items()}
+
+    def rows(key: str) -> Iterator[tuple[int, np.ndarray]]:
+        tensor = tensors[key]
+        return stored_rows(arrays[tensor.parameter], tensor.layout, tensor.layer, header[key][1])
+
+    return Weights(model.config, header, rows)
+
+
+def weights_in(path: str | Path) -> Weights:
+    """The weights in the Hugging Face folder `path`, as they are stored. Raises as `load_llama`."""
+    path = Path(path)
+    config = load_config(path)
+    stored = _fitting(path, config)
+    header = {t.key: (stored[t.key].shape, DTYPES[stored[t.key].dtype]) for t in _tensors(config)}
+    return Weights(config, header, lambda key: stored[key].blocks())
+
+
 def save_llama(
     model: Llama, path: str | Path, max_shard_bytes: int = 10**9, dtype: DTypeLike | None = None
 ) -> None:
@@ -188,37 +218,18 @@ def save_llama(
     Raises ValueError for a dtype, or naming parameters (adapters, say), that the format has no place for.
     """
     path = Path(path)
-    arrays = {name: parameter.get_value() for name, parameter in nnx.to_flat_state(nnx.state(model))}
-    tensors = _tensors(model.config)
-    unknown = arrays.keys() - {tensor.parameter for tensor in tensors}
-    if unknown:
-        names = ", ".join(sorted(".".join(map(str, name)) for name in unknown))
-        raise ValueError(f"{path}: a Llama of Hugging Face has no place for {names}")
-    dtypes = {name: jnp.dtype(array.dtype if dtype is None else dtype) for name, array in arrays.items()}
-    if others := {str(found) for found in dtypes.values() if found not in DTYPES.values()}:
-        raise ValueError(f"{path}: weights in {', '.join(sorted(others))}, wanted {', '.join(DTYPES)}")
-    shapes = {t.key: t.layout.stored_shape(arrays[t.parameter].shape) for t in tensors}
-    sizes = {t.key: math.prod(shapes[t.key]) * dtypes[t.parameter].itemsize for t in tensors}
-    shards = _plan_shards(tensors, sizes, max_shard_bytes)
-    count = len(shards)
-    weights = [f"model-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)] if count > 1 else [SINGLE]
-    names = [*weights, INDEX, "config.json"] if count > 1 else [*weights, "config.json"]
-    with ExitStack() as written:  # as it is left, all files get their names, or none does
-        files: dict[str, Path] = {}
-        if is_main():
-            files = {name: written.enter_context(whole(path / name)) for name in reversed(names)}
-        for name, shard in zip(weights, shards, strict=True):
-            _write_shard(files.get(name), shard, arrays, dtypes)
-        if is_main():
-            if count > 1:
-                weight_map = {t.key: name for name, shard in zip(weights, shards, strict=True) for t in shard}
-                index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
-                write_json(files[INDEX], index)
-            write_json(files["config.json"], model.config.to_hf() | {"torch_dtype": str(dtypes["embed_VD",])})
-            # Readers prefer a single file to an index: one left from an earlier save would win over these.
-            for old in {*path.glob("model*.safetensors"), path / INDEX} - {path / name for name in names}:
-                old.unlink(missing_ok=True)
+    try:
+        weights = weights_of(model, dtype)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    save_weights(weights, path, max_shard_bytes)
     barrier(f"save_llama {path}")
+
+
+def tensor_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
+    """The key and shape of every tensor of a checkpoint, in file order."""
+    parameters = _abstract(config)[1]
+    return {t.key: t.layout.stored_shape(parameters[t.parameter].shape) for t in _tensors(config)}
 
 
 @dataclass(frozen=True)
@@ -250,36 +261,12 @@ def _abstract(config: LlamaConfig) -> tuple[Any, dict[Any, nnx.Variable]]:
     return graph, dict(nnx.to_flat_state(state))
 
 
-def _plan_shards(tensors: list[_Tensor], sizes: dict[str, int], limit: int) -> list[list[_Tensor]]:
-    """The tensors cut into runs of at most `limit` bytes (or of one larger tensor)."""
-    shards = [[]]
-    used = 0
-    for tensor in tensors:
-        if shards[-1] and used + sizes[tensor.key] > limit:
-            shards.append([])
-            used = 0
-        shards[-1].append(tensor)
-        used += sizes[tensor.key]
-    return shards
-
-
-def _write_shard(
-    file: Path | None, tensors: list[_Tensor], arrays: dict[Any, jax.Array], dtypes: dict[Any, np.dtype]
-) -> None:
-    """Writes a file of weights; processes that have no file give their parts."""
-    header = {t.key: (t.layout.stored_shape(arrays[t.parameter].shape), dtypes[t.parameter]) for t in tensors}
-    with nullcontext(lambda *_: None) if file is None else writing(file, header) as write:
-        for t in tensors:
-            for first, rows in stored_rows(arrays[t.parameter], t.layout, t.layer, dtypes[t.parameter]):
-                write(t.key, first, rows)
-
-
 def _stored(path: Path) -> dict[str, StoredTensor]:
     """The weights of a checkpoint by their keys, without the buffers that old ones hold beside them."""
     return {key: tensor for key, tensor in stored_tensors(path).items() if not _BUFFER.fullmatch(key)}
 
 
-def _fitting(path: Path, config: LlamaConfig, parameters: dict[Any, nnx.Variable]) -> dict[str, StoredTensor]:
+def _fitting(path: Path, config: LlamaConfig) -> dict[str, StoredTensor]:
     """The stored weights, which are those of `config`: one ValueError says all in which they differ.
 
     A tied checkpoint may repeat the embedding as its head: that copy is left out.
@@ -290,7 +277,7 @@ def _fitting(path: Path, config: LlamaConfig, parameters: dict[Any, nnx.Variable
         embed = stored.get(_EMBED)
         if embed is not None and not same_values(head, embed):
             raise ValueError(f"{path}: config.json ties the embeddings but {_HEAD} differs from {_EMBED}")
-    wanted = {t.key: t.layout.stored_shape(parameters[t.parameter].shape) for t in _tensors(config)}
+    wanted = tensor_shapes(config)
     problems = list(misfits(wanted, {key: tensor.shape for key, tensor in stored.items()}))
     for key in wanted:
         if key in stored and stored[key].dtype not in DTYPES:

@@ -22,7 +22,7 @@ from rationalyst_jax.files.whole import naming, read_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = {"F32": jnp.dtype("float32"), "BF16": jnp.dtype("bfloat16"), "F16": jnp.dtype("float16")}
-_BLOCK = 1 << 22  # values read at a time where a tensor is only looked at
+_BLOCK = 1 << 22  # values read at a time where a tensor is read in order
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 Region = tuple[slice, ...]  # a slice with start and stop for each axis
@@ -42,6 +42,13 @@ class StoredTensor:
         with _opened(self.file) as opened:
             tensor = opened.get_slice(self.key)
             return [tensor[region] for region in regions]
+
+    def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
+        """The tensor in order as `(first row, rows)`, some rows at a time. Raises as `read`."""
+        step = max(1, _BLOCK // math.prod(self.shape[1:]))
+        rest = [slice(0, size) for size in self.shape[1:]]
+        for row in range(0, self.shape[0], step):
+            yield row, self.read([(slice(row, min(row + step, self.shape[0])), *rest)])[0]
 
 
 def stored_tensors(path: Path) -> dict[str, StoredTensor]:
@@ -70,23 +77,17 @@ def same_values(a: StoredTensor, b: StoredTensor) -> bool:
     """Whether two tensors are equal; reads some rows of each at a time."""
     if a.shape != b.shape:
         return False
-    return all(np.array_equal(one, other) for one, other in zip(_blocks(a), _blocks(b), strict=True))
+    return all(
+        np.array_equal(one, other) for (_, one), (_, other) in zip(a.blocks(), b.blocks(), strict=True)
+    )
 
 
 def sha256(tensor: StoredTensor) -> str:
     """The SHA-256 of a tensor's bytes as its file has them, in hexadecimal digits."""
     sha = hashlib.sha256()
-    for rows in _blocks(tensor):
+    for _, rows in tensor.blocks():
         sha.update(np.ascontiguousarray(rows).view(np.uint8).data)
     return sha.hexdigest()
-
-
-def _blocks(tensor: StoredTensor) -> Iterator[np.ndarray]:
-    """A tensor in order, some rows at a time."""
-    step = max(1, _BLOCK // math.prod(tensor.shape[1:]))
-    rest = [slice(0, size) for size in tensor.shape[1:]]
-    for row in range(0, tensor.shape[0], step):
-        yield tensor.read([(slice(row, min(row + step, tensor.shape[0])), *rest)])[0]
 
 
 @contextmanager
