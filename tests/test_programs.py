@@ -1,5 +1,6 @@
 """Programs that are kept on disk and counted (lm/devices/programs.py)."""
 
+import json
 import os
 import subprocess
 import sys
@@ -151,11 +152,18 @@ def run(cache: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_second_command_compiles_nothing(cache: Path, tmp_path: Path):
-    pairs = tmp_path / "pairs.jsonl"
-    pairs.write_text('{"id": "1", "context": "Ann has 3 apples.", "continuation": " Ben has 4."}\n')
+    row = {
+        "id": "1",
+        "question": "Ann has 3 apples. She gets 4 more. How many are there?",
+        "choices": {"text": ["3 apples.", "7 apples."], "label": ["A", "B"]},
+        "answerKey": "B",
+    }
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text(json.dumps(row))
     said = []
     for out in ("first", "second"):
-        done = run(cache, "score", f"--pairs={pairs}", "--model=world", f"--out={tmp_path / out}")
+        files = (f"--questions={questions}", f"--out={tmp_path / out}")
+        done = run(cache, "choose", "--task=arc", "--model=world", *files)
         assert done.returncode == 0, done.stderr
         assert not done.stderr
         said.append(done.stdout.splitlines()[-1])
