@@ -78,14 +78,18 @@ def score(
         done = set(kept_rows(partial, check))
         [role] = models.roles(model)
         engine: Any = role.model
+        progress(len(done), len(rows), engine.tokens)
         for start in range(0, len(rows), BLOCK):
             block = range(start, min(start + BLOCK, len(rows)))
             if done.issuperset(block):
                 continue
-            logprobs = engine.score([requests[number] for number in block])
+            handles = [engine.submit(requests[number]) for number in block]
+            while engine.busy:
+                engine.step()
+                progress(len(done), len(rows), engine.tokens)
             new = []
-            for number, values in zip(block, logprobs, strict=True):
-                scores = _scores(requests[number], values, decay)
+            for number, handle in zip(block, handles, strict=True):
+                scores = _scores(requests[number], handle.result, decay)
                 new.append({"number": number, "pair": rows[number][1], "scores": scores})
             append_rows(partial, new)
             done.update(block)
