@@ -77,7 +77,7 @@ class Scores:
         """
         found: dict[tuple[int, int], np.ndarray] = {}
         for number, computed_SP in enumerate(self._computed, start=1):
-            computed_SP.block_until_ready()
+            jax.block_until_ready(computed_SP)
             working(self.work.nodes * number // len(self._computed))
         for strips, logprob_SP in zip(self._batches, jax.device_get(self._computed), strict=True):
             for strip, logprob_P in zip(strips, logprob_SP, strict=True):
