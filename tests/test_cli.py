@@ -327,11 +327,11 @@ def test_killed_scoring_of_pairs_continues(monkeypatch):
     real = Engine.score
     asked = []
 
-    def dying(self, requests):
+    def dying(self, requests, working):
         asked.append(requests)
         if len(asked) == 2:
             raise Killed
-        return real(self, requests)
+        return real(self, requests, working)
 
     monkeypatch.setattr(Engine, "score", dying)
     with pytest.raises(Killed):
@@ -347,7 +347,7 @@ def test_pairs_repaired_after_a_kill_are_scored_again_and_keep_all_their_keys(mo
     monkeypatch.setattr(scoring, "BLOCK", 1)
     asked = []
 
-    def dying(self, requests):
+    def dying(self, requests, working):
         asked.append(len(requests[0].continuation))
         if len(asked) == 3:
             raise Killed
@@ -374,7 +374,7 @@ def test_pairs_repaired_after_a_kill_are_scored_again_and_keep_all_their_keys(mo
 
 def test_scores_that_were_lost_from_the_disk_are_missed(monkeypatch, capsys):
     monkeypatch.setattr(
-        Engine, "score", lambda self, requests: [np.zeros(len(r.continuation)) for r in requests]
+        Engine, "score", lambda self, requests, working: [np.zeros(len(r.continuation)) for r in requests]
     )
     monkeypatch.setattr(scoring, "append_rows", lambda path, rows: path.write_bytes(b""))
     assert rationalyst("score --model model --pairs pairs.jsonl --out lost/scores.jsonl") == 1

@@ -191,3 +191,13 @@ def test_an_unknown_reduction_is_refused():
 def test_shared_real_rows_are_what_the_tests_believe(shared):
     lines = (shared / "rationalyst" / "extractor_output.jsonl").read_text().splitlines()
     assert len(lines) == 86 and set(json.loads(lines[0])) == {"input", "output"}
+
+
+def test_work_is_told_batch_by_batch_up_to_all_of_it():
+    pairs = [[Pair((15, i % 4), (1, 2, 3))] for i in range(9)]
+    scores = score(TINY_MODEL, pairs, row_length=13, rows_per_batch=2)
+    told: list[int] = []
+    scores.result(told.append)
+    assert len(told) > 1
+    assert told == sorted(told)
+    assert told[-1] == scores.work.nodes

@@ -326,7 +326,7 @@ def test_a_trajectory_ends_with_an_empty_step_the_agents_turn_or_the_last_step(r
 
 def test_an_empty_candidate_is_scored_by_its_line_break(run):
     def mostly_empty(context, seed, place):
-        return ("" if place else "a step"), "stop"
+        return ("", "end") if place else ("a step", "stop")
 
     run("likelihood", QUESTIONS[:1], agent=mostly_empty, max_steps=1)
     scored = [run.scorer.text(request.continuation) for request in run.scorer.requests("score")]

@@ -66,6 +66,11 @@ COMMANDS = {
     "world errors": "write solutions of the embedded world with a known wrong step",
     "world pretrain": "train the embedded world's base model from scratch",
 }
+# What they compile is kept on disk, and counted. (`plan` compiles for machines that are not here.)
+COMPUTING = {
+    *("demo", "ablate", "prefilter", "mine", "mine run", "filter", "inspect", "train", "reason", "serve"),
+    *("locate", "benchmark", "choose", "score", "world pretrain"),
+}
 CONFIGS = Path(__file__).parents[1] / "configs"
 # What makes files of what an address names. Nothing here reads or writes over a network.
 MOUNTS = {
@@ -120,7 +125,10 @@ def _run(name: str, arguments: list[str]) -> int:
     except SystemExit as stop:  # --help or --print_config did all there was to do
         return int(stop.code or 0)
     try:
-        command.run(**options)
+        if name in COMPUTING:
+            _compute(command, options)
+        else:
+            command.run(**options)
     except ArgumentError as error:
         return _fail(name, error, USAGE_ERROR)
     except (ValueError, OSError) as error:
@@ -128,6 +136,17 @@ def _run(name: str, arguments: list[str]) -> int:
     except OthersAtWork as rest:
         print(f"rationalyst {name}: {rest}")
     return 0
+
+
+def _compute(command: ModuleType, options: dict[str, Any]) -> None:
+    """Runs a command that compiles programs, and says how many."""
+    from rationalyst_jax.lm.devices.distributed import is_main
+    from rationalyst_jax.lm.devices.programs import programs_kept
+
+    with programs_kept() as programs:
+        command.run(**options)
+    if str(programs) and is_main():
+        print(programs)
 
 
 class ConfigFile(ActionConfigFile):

@@ -15,7 +15,7 @@ The blank between context and choice is scored, but no part of the choice's leng
 model's choice; of equal ones the first, as argmax has it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Literal, cast
@@ -101,12 +101,13 @@ class Begun:
     unconditional: bool
     scores: Scores
 
-    def result(self) -> dict[str, ChoiceScores]:
-        """The numbers of every choice, by the names of the questions. Waits for the device.
+    def result(self, working: Callable[[int], None] = lambda nodes: None) -> dict[str, ChoiceScores]:
+        """The numbers of every choice, by the names of the questions. Waits for the device, and tells
+        `working` as `Scores.result` does.
 
         Raises ValueError naming a question with a log-likelihood that is not finite (a broken model).
         """
-        logprobs = self.scores.result()
+        logprobs = self.scores.result(working)
         alone = iter(logprobs.pop()) if self.unconditional else None
         found = {}
         for (name, one), of_choices in zip(self.encoded.items(), logprobs, strict=True):

@@ -92,15 +92,19 @@ def score_triples(
     missing = [block for block in blocks if any(document[0].document_id not in rows for document in block)]
     done = len(triples) - sum(len(document) for block in missing for document in block)
     work = Work()
-    progress(done, len(triples), work.nodes)
+
+    def tell(nodes: int = 0) -> None:
+        progress(done, len(triples), work.nodes + nodes)
+
+    tell()
     begun = (_begin(block, model, tokenizer, prompts, config, suppress, mesh) for block in missing)
     for block in one_ahead(begun):
-        new = list(block.rows(config))
+        new = list(block.rows(config, tell))
         append_rows(path, new)
         rows |= {row["document_id"]: row for row in new}
         done += sum(map(len, block.documents))
         work += block.scores.work
-        progress(done, len(triples), work.nodes)
+        tell()
     scored: dict[int, ScoredTriple] = {}
     for name, places in by_document.items():
         for i, of_triple in zip(places, rows[name]["scores"], strict=True):
@@ -136,9 +140,13 @@ class _Block:
     fits: Sequence[Sequence[bool]]
     scores: Scores
 
-    def rows(self, config: FilterConfig) -> Iterator[dict[str, Any]]:
-        """For each document a row of [without, with] for each of its triples, None for one too long."""
-        for document, fits, logprobs in zip(self.documents, self.fits, self.scores.result(), strict=True):
+    def rows(self, config: FilterConfig, working: Callable[[int], None]) -> Iterator[dict[str, Any]]:
+        """For each document a row of [without, with] for each of its triples, None for one too long.
+
+        Waits for the device, and tells `working` as `Scores.result` does.
+        """
+        computed = self.scores.result(working)
+        for document, fits, logprobs in zip(self.documents, self.fits, computed, strict=True):
             reduced = [reduce_logprobs(of_pair, config.reduction, config.decay) for of_pair in logprobs]
             both = iter(zip(reduced[::2], reduced[1::2], strict=True))
             scores = [next(both) if fit else None for fit in fits]

@@ -102,14 +102,19 @@ def choose(
         done = len(names) - sum(map(len, missing))
         work = Work()
         scorer = models.scorer(model, devices)
+
+        def tell(nodes: int = 0) -> None:
+            progress(done, len(names), work.nodes + nodes)
+
         begun = (begin(scorer, {name: encoded[name] for name in block}, config, devices) for block in missing)
+        tell()
         for block in one_ahead(begun):
-            new = {name: headers[name] | _numbers(scores) for name, scores in block.result().items()}
+            new = {name: headers[name] | _numbers(scores) for name, scores in block.result(tell).items()}
             append_rows(file, new.values())
             rows |= new
             done += len(new)
             work += block.scores.work
-            progress(done, len(names), work.nodes)
+            tell()
         return rows, work
 
     partial = out.with_name(f"{out.name}.partial")

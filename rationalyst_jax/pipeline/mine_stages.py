@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from rationalyst_jax.files.rows import Row, write_rows
 from rationalyst_jax.files.settings import digest
 from rationalyst_jax.files.whole import read_json, whole, write_json
+from rationalyst_jax.lm.devices.programs import programs_kept
 from rationalyst_jax.lm.model.flops import forward_flops
 from rationalyst_jax.mine.config import FilterConfig
 from rationalyst_jax.mine.decontaminate import QuestionIndex, contamination, judge
@@ -96,7 +97,7 @@ class Tools:
 @contextmanager
 def open_tools(config: MineRunConfig) -> Iterator[Tools]:
     """Opens no model yet: each is opened when a shard first needs it."""
-    with Models(config.engine, config.endpoint) as models:
+    with programs_kept(), Models(config.engine, config.endpoint) as models:
         yield Tools(config, models, load_prompts(config.prompts))
 
 

@@ -78,18 +78,23 @@ def score(
         done = set(kept_rows(partial, check))
         [role] = models.roles(model)
         engine: Any = role.model
+
+        def tell() -> None:
+            progress(len(done), len(rows), engine.tokens)
+
+        tell()
         for start in range(0, len(rows), BLOCK):
             block = range(start, min(start + BLOCK, len(rows)))
             if done.issuperset(block):
                 continue
-            logprobs = engine.score([requests[number] for number in block])
+            logprobs = engine.score([requests[number] for number in block], tell)
             new = []
             for number, values in zip(block, logprobs, strict=True):
                 scores = _scores(requests[number], values, decay)
                 new.append({"number": number, "pair": rows[number][1], "scores": scores})
             append_rows(partial, new)
             done.update(block)
-            progress(len(done), len(rows), engine.tokens)
+            tell()
         kept = kept_rows(partial, check)
         if len(kept) != len(rows):
             raise ValueError(f"{partial}: holds {len(kept)} of {len(rows)} pairs")

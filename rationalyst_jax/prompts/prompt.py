@@ -62,6 +62,12 @@ class Prompt:
         """The last message up to the target."""
         return self.messages[-1][1].removesuffix(f"{{{self.target}}}{self.closing}")
 
+    def begun(self, text: str) -> "Prompt":
+        """This prompt with the first characters of the target written already; they hold no placeholder."""
+        role, _ = self.messages[-1]
+        content = f"{self.opening}{text}{{{self.target}}}{self.closing}"
+        return replace(self, messages=(*self.messages[:-1], (role, content)))
+
     def inserted(self, name: str, value: str) -> list[_Piece]:
         """What stands between the placeholder before `{name}` in the last message and the target, filled
         in."""

@@ -26,6 +26,7 @@ Extract = Callable[[str, Question], str | None]
 # One for each candidate, the higher the better: reduced log-likelihoods (nats), or ratings.
 Scores = tuple[float, ...]
 
+MOST_LINE_BREAKS = 2  # before a step
 JUDGE_TOKENS = 8  # more than a number needs
 # The whole of what a judge writes: "2", "**3**.", "Rating: 1", "3/3", "2 out of 3".
 RATING = re.compile(
@@ -101,9 +102,11 @@ class Trajectory:
 
     # ---- What can be asked ----
 
-    def to_propose(self, n: int, temperature: float, rationale: str | None = None, sample: int = 0) -> Call:
+    def to_propose(
+        self, n: int, temperature: float, rationale: str | None = None, sample: int = 0, begun: str = ""
+    ) -> Call:
         """Asks the agent for n next steps. A rationale, and those kept with earlier steps, stand in its
-        context."""
+        context; so do the line breaks `begun`, with which the steps begin."""
         config = self.setting.config
         agent = self.setting.roles.agent
         how = Sampling(
@@ -112,12 +115,12 @@ class Trajectory:
             temperature,
             config.top_p,
             stop=config.stop,
-            seed=self.seed("step", sample),
+            seed=self.seed(f"step{begun}", sample),
             suppress=config.suppress,
         )
-        name = "step" if rationale is None else "step_guided"
+        prompt = self.prompts["step" if rationale is None else "step_guided"]
         fields = self._fields(rationale=rationale, with_rationales=config.keep_rationales)
-        return agent.model, agent.to_generate(self.prompts[name], fields, how)
+        return agent.model, agent.to_generate(prompt.begun(begun), fields, how)
 
     def to_rationalize(self, after: str = "", sample: int = 0) -> Call:
         """Asks RATIONALYST for the rationale of what comes next, `after` these words."""
@@ -136,9 +139,9 @@ class Trajectory:
     async def propose(
         self, n: int, temperature: float, rationale: str | None = None, sample: int = 0
     ) -> list[Generation]:
-        """n candidates for the next step."""
+        """Candidates for the next step: n, or fewer where some are nothing but line breaks."""
         [candidates] = await self.ask("agent", [self.to_propose(n, temperature, rationale, sample)])
-        return candidates
+        return await self._past_line_breaks(candidates, temperature, rationale, sample)
 
     async def rationalize(self) -> Generation:
         """RATIONALYST's rationale for what comes next."""
@@ -153,7 +156,29 @@ class Trajectory:
         agent, rationalyst = await ask(*calls)
         self._count("agent", calls[0][0], agent)
         self._count("rationalyst", calls[1][0], rationalyst)
-        return agent.result, rationalyst.result[0]
+        candidates = await self._past_line_breaks(agent.result, temperature, None, sample)
+        return candidates, rationalyst.result[0]
+
+    async def _past_line_breaks(
+        self, candidates: Sequence[Generation], temperature: float, rationale: str | None, sample: int
+    ) -> list[Generation]:
+        """The candidates, each of which began with line breaks replaced by what the agent writes after them.
+
+        A line break ends a step, not one that has not begun: where a model parts its steps by empty lines,
+        each would otherwise be followed by an empty step, which ends the trajectory. A candidate that has not
+        begun after MOST_LINE_BREAKS is left out, but where all are such.
+        """
+        candidates = list(candidates)
+        for number in range(1, MOST_LINE_BREAKS + 1):
+            begun = "\n" * number
+            blank = [place for place, candidate in enumerate(candidates) if self._is_blank(candidate)]
+            samples = [sample * len(candidates) + place for place in blank]
+            calls = [self.to_propose(1, temperature, rationale, one, begun) for one in samples]
+            if not calls:
+                return candidates
+            for place, [candidate] in zip(blank, await self.ask("agent", calls), strict=True):
+                candidates[place] = candidate
+        return [candidate for candidate in candidates if not self._is_blank(candidate)] or candidates
 
     async def score(self, candidates: Sequence[Generation], rationale: str | None) -> Scores:
         """The scorer's reduced log-likelihood (nats) of each candidate, under the rationale if there is one.
@@ -283,6 +308,10 @@ class Trajectory:
         mark = candidate.stop.rstrip()
         gap = candidate.stop[len(mark) :] or (" " if self.setting.config.step_end == "sentence" else "\n")
         return candidate.text + mark, gap
+
+    def _is_blank(self, candidate: Generation) -> bool:
+        """Whether a candidate is nothing but what ends a step; the end of the agent's turn is more."""
+        return candidate.finish == "stop" and not self._ended(candidate)[0].strip()
 
     def _scored(self, candidate: Generation) -> str:
         text, end = self._ended(candidate)

@@ -13,15 +13,19 @@ from rich.progress import TimeRemainingColumn as Remaining
 
 Note = Callable[[str], None]
 _SECONDS_BETWEEN_LINES = 60
+_SECONDS_TO_FIRST_LINE = 10  # and twice as many to the second, and so on
+_SECONDS_OF_SPEED = 5  # in a terminal the speed is that of so many seconds
 
 
 @contextmanager
 def track(console: Console, what: str) -> Iterator[Callable[[int, int, int], None]]:
     """A progress line named `what`; yields what is to be told how many are done, of how many, and how many
-    tokens were computed for them so far.
+    tokens were computed so far, by models that may have computed before: tokens are counted from the first
+    time it is told.
 
     A terminal shows counts, tokens a second and time left while the work goes on; anything else gets a plain
-    line a minute, and one at the end.
+    line after seconds, more and more rarely up to one a minute, and one at the end. The speed is that since
+    the line before.
     """
     what = escape(what)
     columns = (
@@ -34,17 +38,27 @@ def track(console: Console, what: str) -> Iterator[Callable[[int, int, int], Non
     )
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task(what, total=None, speed="")
-        begun = time.monotonic()
-        said = time.monotonic()
+        gap = _SECONDS_OF_SPEED if console.is_terminal else _SECONDS_TO_FIRST_LINE
+        first: int | None = None
+        since, before = time.monotonic(), 0  # when the speed was told last, and the tokens at that time
 
         def progress(done: int, total: int, tokens: int) -> None:
-            nonlocal said
-            now = time.monotonic()
-            speed = f"{tokens / (now - begun):,.0f} tokens/s" if tokens and now > begun else ""
-            bar.update(task, completed=done, total=total, speed=speed)
-            if not console.is_terminal and now - said >= _SECONDS_BETWEEN_LINES:
+            nonlocal first, since, before, gap
+            if first is None:
+                first = before = tokens
+            bar.update(task, completed=done, total=total)
+            seconds = time.monotonic() - since
+            if seconds < gap:
+                return
+            speed = (
+                f"{tokens - first:,} tokens, {(tokens - before) / seconds:,.0f} tokens/s" if tokens else ""
+            )
+            since += seconds
+            before = tokens
+            bar.update(task, speed=speed)
+            if not console.is_terminal:
                 console.print(f"{what}: {done} of {total}{speed and ', '}{speed}", highlight=False)
-                said = now
+                gap = min(2 * gap, _SECONDS_BETWEEN_LINES)
 
         yield progress
         done = bar.tasks[task].completed

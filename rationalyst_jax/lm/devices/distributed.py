@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Literal
 
+from rationalyst_jax.lm.devices.programs import keep_none
+
 # Seconds without a sign of life after which a process counts as dead, and jax aborts the others. jax's own
 # are twice as many: devices that wait for a dead one are paid for.
 HEARTBEAT = 50
@@ -76,6 +78,7 @@ def start(config: DistributedConfig) -> None:
         raise RuntimeError("distributed: start() comes before anything that asks jax for devices or computes")
     try:
         jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=HEARTBEAT)
+        keep_none()
     except (ImportError, OSError, RuntimeError, ValueError) as error:  # as many as there are clusters to ask
         wanted = "give coordinator, processes and process, or mode off"
         if find_spec("libtpu") is None:  # without it jax doesn't ask whether this is a TPU's host

@@ -9,7 +9,7 @@ then, the device knows itself.
 import math
 from bisect import insort
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, cast
@@ -145,20 +145,23 @@ class Engine:
         """The n candidates of each request, in order. Raises ValueError as `submit`."""
         return self._all(requests)
 
-    def score(self, requests: Sequence[ScoreRequest]) -> list[np.ndarray]:
+    def score(
+        self, requests: Sequence[ScoreRequest], working: Callable[[], None] = lambda: None
+    ) -> list[np.ndarray]:
         """Log-probabilities (nats, float32) of each request's continuation, token by token, in order.
 
-        Raises ValueError as `submit`.
+        `working` is called after every step. Raises ValueError as `submit`.
         """
-        return self._all(requests)
+        return self._all(requests, working)
 
-    def _all(self, requests: Sequence[Request]) -> list[Any]:
+    def _all(self, requests: Sequence[Request], working: Callable[[], None] = lambda: None) -> list[Any]:
         for request in requests:
             self._check(request)
         handles = [self.submit(request) for request in requests]
         for handle in handles:
             while not handle.done:
                 self.step()
+                working()
         return [handle.result for handle in handles]
 
     def submit(self, request: Request, *, stream: bool = False) -> Handle:

@@ -7,7 +7,7 @@ batch, the host fills the arrays of the next.
 Natural logarithms throughout: every log-probability is in nats, float32.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass
 from functools import cached_property, partial
 from itertools import pairwise
@@ -70,12 +70,15 @@ class Scores:
         self._batches = packed.batches
         self._computed = computed
 
-    def result(self) -> list[list[np.ndarray]]:
+    def result(self, working: Callable[[int], None] = lambda nodes: None) -> list[list[np.ndarray]]:
         """Of each pair of each group its continuation's log-probabilities (nats, float32, one a token).
 
-        Waits for the device.
+        Waits for the device. `working` is told after each batch about how many nodes are computed.
         """
         found: dict[tuple[int, int], np.ndarray] = {}
+        for number, computed_SP in enumerate(self._computed, start=1):
+            jax.block_until_ready(computed_SP)
+            working(self.work.nodes * number // len(self._computed))
         for strips, logprob_SP in zip(self._batches, jax.device_get(self._computed), strict=True):
             for strip, logprob_P in zip(strips, logprob_SP, strict=True):
                 for pair, places in zip(strip.pairs, strip.places, strict=True):
