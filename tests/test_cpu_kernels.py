@@ -1,6 +1,5 @@
 """Kernels for CPUs: against float64, against what XLA computes instead, and without a compiler."""
 
-import logging
 import os
 import subprocess
 import sys
@@ -51,7 +50,7 @@ def test_a_product_is_that_of_float64(M, inputs, outputs, dtype, inputs_first, d
     assert not got[count:].any()
 
 
-def model_with_whole_strips(dtype="float32", int8=False):
+def model_with_whole_strips(int8):
     """A model whose heads the kernel takes."""
     model = random_llama(LlamaConfig(257, 96, 136, 2, 4, 2, 64))
     if int8:
@@ -60,9 +59,7 @@ def model_with_whole_strips(dtype="float32", int8=False):
             rounded, scales[name] = quantized(name, getattr(model.layers, name))
             setattr(model.layers, name, rounded)
         model.scales = Scales(scales)
-    return jax.tree.map(
-        lambda w: w.astype(dtype) if w.dtype == jnp.float32 and dtype != "float32" else w, model
-    )
+    return model
 
 
 def results(model):
@@ -108,14 +105,21 @@ def test_the_engine_gives_what_it_gives_without_kernels(monkeypatch, int8):
 
 @pytest.mark.parametrize(
     ("compiler", "said"),
-    [("no-such-compiler", "no-such-compiler: no such compiler"), ("false", "false: failed"), ("", "CXX: no")],
+    [
+        ("no-such-compiler", "no-such-compiler: no such compiler"),
+        ("false", "false: failed"),
+        ("", "CXX: no"),
+        ("c++ '", "CXX: No clos"),
+    ],
 )
 def test_without_a_compiler_xla_computes(monkeypatch, caplog, compiler, said):
     monkeypatch.setenv("CXX", compiler)
     library.kernel.cache_clear()
-    with caplog.at_level(logging.INFO):
-        assert library.kernel("products.cc", "rows_product", "float32") is None
-    assert f"products.cc: XLA computes instead: {said}" in caplog.text
+    library._say.cache_clear()
+    assert library.kernel("products.cc", "rows_product", "float32") is None
+    assert library.kernel("attention.cc", "paged_attention", "float32") is None
+    [record] = caplog.records
+    assert f"no kernels for this CPU, XLA computes instead: {said}" in record.getMessage()
     assert not products.serves([jnp.zeros((1, 4096, 4096))], None)
     library.kernel.cache_clear()
 
@@ -145,7 +149,17 @@ def test_a_cache_that_cannot_be_written_is_no_fault(monkeypatch, tmp_path, caplo
     (tmp_path / "rationalyst_jax").write_text("a file where the folder should be")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     library.kernel.cache_clear()
-    with caplog.at_level(logging.INFO):
-        assert library.kernel("products.cc", "rows_product", "float32") is None
+    library._say.cache_clear()
+    assert library.kernel("products.cc", "rows_product", "float32") is None
     assert "XLA computes instead" in caplog.text
+    library.kernel.cache_clear()
+
+
+@needs_compiler
+def test_a_user_without_a_home_has_no_kernels(monkeypatch, caplog):
+    monkeypatch.setenv("XDG_CACHE_HOME", "not/absolute")
+    library.kernel.cache_clear()
+    library._say.cache_clear()
+    assert library.kernel("products.cc", "rows_product", "float32") is None
+    assert "no home" in caplog.text
     library.kernel.cache_clear()

@@ -296,6 +296,7 @@ BAD = {
     "no llama.block_count": drop("llama.block_count"),
     "no llama.attention.layer_norm_rms_epsilon": drop("llama.attention.layer_norm_rms_epsilon"),
     "llama.block_count must be a positive integer, found 'two'": say(llama__block_count="two"),
+    "llama.block_count is 20000, and the file has": say(llama__block_count=20000),
     "llama.attention.head_count must be a positive integer, found 0": say(llama__attention__head_count=0),
     "llama.attention.head_count_kv must be a positive integer": say(llama__attention__head_count_kv=[2, 2]),
     "num_heads 4 is not a multiple": say(llama__attention__head_count_kv=3),

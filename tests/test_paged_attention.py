@@ -42,7 +42,7 @@ def queries_of(rng, count, queries, shared, spare, K, H):
     return Queries(last_R[:, None] - np.arange(queries)[::-1], page_RP, in_prefix_R)
 
 
-@pytest.mark.parametrize("implementation", ["cpu", "gpu", "tpu", "kernel"])
+@pytest.mark.parametrize("implementation", ["cpu", "gpu", "tpu", "kernel", "kernel in bfloat16"])
 @pytest.mark.parametrize(("decoding", "chunks", "shared"), [(1, 0, 0), (5, 2, 3), (11, 3, 7), (8, 1, 0)])
 def test_every_query_sees_its_own_tokens_and_those_before(
     decoding, chunks, shared, implementation, monkeypatch
@@ -52,11 +52,13 @@ def test_every_query_sees_its_own_tokens_and_those_before(
     rng = np.random.default_rng(decoding)
     K = 2
     N = 6
-    H = {"tpu": 128, "kernel": 64}.get(implementation, 8)
-    if implementation == "kernel" and not cpu.serves(H, jnp.float32):
+    H = {"tpu": 128, "kernel": 64, "kernel in bfloat16": 64}.get(implementation, 8)
+    if implementation.startswith("kernel") and not cpu.serves(H, jnp.float32):
         pytest.skip("no C++ compiler")
     count = (decoding + chunks) * P
     cache = rng.normal(size=(count + 1, SIZE, 2 * K, H)).astype(np.float32)
+    if implementation == "kernel in bfloat16":
+        cache = cache.astype(jnp.bfloat16)
     spare = rng.permutation(count) + 1
     queries = [queries_of(rng, decoding, 1, shared, spare, K, H)]
     if chunks:
@@ -73,7 +75,7 @@ def test_every_query_sees_its_own_tokens_and_those_before(
         monkeypatch.setattr(ragged, "TABLE", 4 * (P + 1))  # four rows a call
         got = np.asarray(ragged.attention(*inputs, on_device, "tpu"))
     else:
-        module = cpu if implementation == "kernel" else xla
+        module = cpu if implementation.startswith("kernel") else xla
         attention = jax.jit(module.attention, static_argnames="platform")
         got = np.asarray(attention(*inputs, on_device, platform=implementation))
     start = 0

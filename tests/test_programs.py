@@ -120,6 +120,14 @@ def test_a_folder_that_cannot_be_written_is_named_once(cache: Path):
     assert str(programs).endswith(f"s; none could be kept in {cache}")
 
 
+def test_a_folder_that_cannot_be_read_is_no_fault(cache: Path, monkeypatch: pytest.MonkeyPatch):
+    def iterdir(path: Path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    assert compute().compiled == 1
+
+
 def test_a_user_without_a_home_keeps_nothing(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr(Path, "expanduser", lambda path: (_ for _ in ()).throw(RuntimeError("no home")))

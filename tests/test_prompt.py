@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import transformers
@@ -17,6 +18,7 @@ from rationalyst_jax.prompts.prompt import (
     check_prompts,
     load_demonstrations,
     load_prompts,
+    messages,
     opening_ids,
     render,
 )
@@ -189,6 +191,20 @@ def test_messages_are_stripped_as_the_template_strips_them(llama3):
     prompt = Prompt("step", (("user", " {question} "), ("assistant", " {steps}{step}")))
     tidy = render(llama3, prompt, {"question": "Why?", "steps": ""}, "So.", True)
     assert render(llama3, prompt, {"question": "\n Why?\t ", "steps": " \n"}, " So.", True) == tidy
+
+
+@pytest.mark.parametrize("steps", ["", "A first step.\n"])
+def test_what_is_written_already_ends_the_context_whatever_stands_before_it(steps):
+    prompt = load_prompts("llama3")["step"]
+    fields = {name: "x" for name in ("instruction", "shot_question", "shot_solution", "question")}
+    fields["steps"] = steps
+    context, _ = render(MARKERS, prompt, fields, None, close=False)
+    begun = replace(prompt, begins="\n\n")
+    assert (
+        MARKERS.decode(render(MARKERS, begun, fields, None, close=False)[0])
+        == f"{MARKERS.decode(context)}\n\n"
+    )
+    assert messages(begun, fields)[-1] == ("assistant", f"{steps}\n\n")
 
 
 def test_a_missing_field_is_named(llama3):

@@ -46,11 +46,13 @@ class Prompt:
     """Chat messages `(role, content)` with `{placeholders}`; the last one is the assistant's.
 
     given: values of placeholders that are the same whatever is asked: a task's instruction and shots.
+    begins: the first characters of what the model writes, which are written already; white space stays.
     """
 
     name: str
     messages: tuple[tuple[str, str], ...]
     given: Mapping[str, str] = field(default_factory=dict)
+    begins: str = ""
 
     @property
     def target(self) -> str:
@@ -61,12 +63,6 @@ class Prompt:
     def opening(self) -> str:
         """The last message up to the target."""
         return self.messages[-1][1].removesuffix(f"{{{self.target}}}{self.closing}")
-
-    def begun(self, text: str) -> "Prompt":
-        """This prompt with the first characters of the target written already; they hold no placeholder."""
-        role, _ = self.messages[-1]
-        content = f"{self.opening}{text}{{{self.target}}}{self.closing}"
-        return replace(self, messages=(*self.messages[:-1], (role, content)))
 
     def inserted(self, name: str, value: str) -> list[_Piece]:
         """What stands between the placeholder before `{name}` in the last message and the target, filled
@@ -197,7 +193,7 @@ def render(
     for frame, (_, content) in zip(frames, prompt.messages[:-1], strict=False):
         context += [(frame, True), *_strip(_fill(prompt, content, fields))]
     *last, (target_text, _) = _lstrip([*_fill(prompt, prompt.opening, fields), (target or "", False)])
-    context += [(frames[-1], True), *last]
+    context += [(frames[-1], True), *last, (prompt.begins, True)]
     rest = [] if target is None else [(target_text, False)]
     if target is not None and close:
         rest += [(prompt.closing, True), (end_of_turn, True)]
@@ -243,7 +239,7 @@ def messages(prompt: Prompt, fields: Mapping[str, Field]) -> tuple[tuple[str, st
     chat = []
     for role, content in prompt.messages[:-1]:
         chat.append((role, "".join(text for text, _ in _fill(prompt, content, fields)).strip()))
-    opening = "".join(text for text, _ in _fill(prompt, prompt.opening, fields)).lstrip()
+    opening = "".join(text for text, _ in _fill(prompt, prompt.opening, fields)).lstrip() + prompt.begins
     return (*chat, (prompt.messages[-1][0], opening)) if opening else tuple(chat)
 
 

@@ -120,7 +120,7 @@ class Trajectory:
         )
         prompt = self.prompts["step" if rationale is None else "step_guided"]
         fields = self._fields(rationale=rationale, with_rationales=config.keep_rationales)
-        return agent.model, agent.to_generate(prompt.begun(begun), fields, how)
+        return agent.model, agent.to_generate(replace(prompt, begins=begun), fields, how)
 
     def to_rationalize(self, after: str = "", sample: int = 0) -> Call:
         """Asks RATIONALYST for the rationale of what comes next, `after` these words."""

@@ -18,7 +18,8 @@ import jax
 import numpy as np
 
 from rationalyst_jax.files.lock import locked
-from rationalyst_jax.files.whole import in_words, whole
+from rationalyst_jax.files.user_cache import user_cache
+from rationalyst_jax.files.whole import in_words
 
 _FLAGS = ("-std=gnu++20", "-O2", "-march=native", "-fPIC", "-shared", "-w")
 _SECONDS = 300  # a compiler that takes longer hangs
@@ -38,11 +39,17 @@ def kernel(source: str, symbol: str, dtype: Any) -> str | None:
     try:
         library = compiled(Path(__file__).with_name(source), f"-DWEIGHT_BITS={_BITS[name]}")
     except NoKernel as reason:
-        logging.getLogger(__name__).info("%s: XLA computes instead: %s", source, reason)
+        _say(str(reason))
         return None
     target = f"{symbol}_{name}"
     jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(library[symbol]), platform="cpu")
     return target
+
+
+@cache
+def _say(reason: str) -> None:
+    """Once, for it takes longer, and the last bits are others than with a kernel."""
+    logging.getLogger(__name__).warning("no kernels for this CPU, XLA computes instead: %s", reason)
 
 
 def compiled(source: Path, *options: str) -> ctypes.CDLL:
@@ -52,29 +59,33 @@ def compiled(source: Path, *options: str) -> ctypes.CDLL:
     that decides it: the file and its headers, the options, the compiler, the version of jaxlib and the
     processor. Raises NoKernel.
     """
-    command = shlex.split(os.environ.get("CXX", "c++"))
+    try:
+        command = shlex.split(os.environ.get("CXX", "c++"))
+    except ValueError as error:
+        raise NoKernel(f"CXX: {error}") from None
     if not command or shutil.which(command[0]) is None:
         raise NoKernel(f"{' '.join(command) or 'CXX'}: no such compiler")
-    said = _run([command[0], "--version"])
+    said = _run([*command, "--version"])
     texts = [file.read_text(encoding="utf-8") for file in (source, *sorted(source.parent.glob("*.h")))]
     parts = (*texts, *command, *_FLAGS, *options, said, version("jaxlib"), _processor())
     name = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
-    library = cache_folder() / f"{source.stem}-{name}.so"
+    if (folder := user_cache("kernels")) is None:
+        raise NoKernel("there is no home to keep it in")
+    library = folder / f"{source.stem}-{name}.so"
     try:
         if not library.exists():
             with locked(library, wait=True):
                 if not library.exists():  # another process may have made it meanwhile
                     headers = f"-I{jax.ffi.include_dir()}"
-                    with whole(library) as unfinished:
-                        _run([*command, *_FLAGS, *options, headers, str(source), "-o", str(unfinished)])
+                    own = library.with_suffix(f".{os.getpid()}")  # some file systems know no locks
+                    try:
+                        _run([*command, *_FLAGS, *options, headers, str(source), "-o", str(own)])
+                        os.replace(own, library)
+                    finally:
+                        own.unlink(missing_ok=True)
         return ctypes.CDLL(str(library))
     except OSError as error:
         raise NoKernel(f"{library}: {in_words(error)}") from None
-
-
-def cache_folder() -> Path:
-    """Where compiled kernels are kept."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rationalyst_jax" / "kernels"
 
 
 def _run(command: Sequence[str]) -> str:

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 from warnings import catch_warnings, filterwarnings
 
+from rationalyst_jax.files.user_cache import user_cache
+
 # jax is imported in functions: the command line must not wait for it.
 
 MOST_BYTES = 2**30  # of all programs on disk; a GPU's or TPU's may have tens of MiB
@@ -84,13 +86,11 @@ def programs_kept() -> Iterator[Programs]:
 
     programs = Programs()
     free = _read(_ENABLED) and not _read(_FOLDER)
-    folder = _user_folder() if free else None
+    folder = user_cache("programs") if free else None
     jax.monitoring.register_event_listener(programs._event)
     jax.monitoring.register_event_duration_secs_listener(programs._duration)
     try:
-        with catch_warnings(), nullcontext() if folder is None else _kept_in(folder, programs):
-            # JAX would say of each program that it is compiled again. `unkept` says it once.
-            filterwarnings("ignore", "Error (reading|writing) persistent compilation cache entry")
+        with nullcontext() if folder is None else _kept_in(folder, programs):
             yield programs
     finally:
         jax.monitoring.unregister_event_listener(programs._event)
@@ -119,7 +119,10 @@ def _kept_in(folder: Path, programs: Programs) -> Iterator[None]:
     _set(settings)
     reset_cache()  # JAX looks at its settings once
     try:
-        yield
+        with catch_warnings():
+            # JAX would say of each program that it is compiled again. `unkept` says it once.
+            filterwarnings("ignore", "Error (reading|writing) persistent compilation cache entry")
+            yield
     finally:
         ours = _read(_FOLDER) == str(folder)  # not after `keep_none`
         if ours and programs.compiled:
@@ -143,18 +146,12 @@ def _set(settings: Mapping[str, Any]) -> None:
         jax.config.update(name, value)
 
 
-def _user_folder() -> Path | None:
-    """Where this user's programs are kept; None for a user without a home."""
-    try:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    except RuntimeError:
-        return None
-    return cache / "rationalyst_jax" / "programs" if cache.is_absolute() else None
-
-
 def _entries(folder: Path) -> dict[Path, re.Match[str]]:
-    """The files of programs in a folder, by their names."""
-    files = folder.iterdir() if folder.is_dir() else ()
+    """The files of programs in a folder, by their names; none of one that is not there or can't be read."""
+    try:
+        files = list(folder.iterdir())
+    except OSError:
+        return {}
     return {file: entry for file in files if (entry := _ENTRY.fullmatch(file.name))}
 
 

@@ -21,6 +21,8 @@ from rationalyst_jax.lm.weights.streaming import CHUNK
 from rationalyst_jax.lm.weights.tensor_files import misfits
 from rationalyst_jax.lm.weights.tokenizer import save_tokenizer
 
+MOST_SHOWN = 8  # tensors that an error names
+
 
 def gguf_to_hf(source: Path, target: Path, dtype: str = "float32") -> Weights:
     """Writes the model in a GGUF file as a Hugging Face checkpoint; gives what was written.
@@ -45,12 +47,16 @@ def gguf_to_hf(source: Path, target: Path, dtype: str = "float32") -> Weights:
 
 
 def weights_of_gguf(gguf: Gguf, config: LlamaConfig, dtype: str) -> Weights:
-    """The weights in a file, in `dtype`. Raises ValueError listing missing, extra and misshaped tensors."""
+    """The weights in a file, in `dtype`. Raises ValueError naming missing, extra and misshaped tensors."""
+    if config.num_layers > len(gguf.tensors):
+        counts = f"llama.block_count is {config.num_layers}, and the file has {len(gguf.tensors)} tensors"
+        raise ValueError(f"{gguf.path}: {counts}")
     shapes = tensor_shapes(config)
     wanted = {gguf_name(key): shape for key, shape in shapes.items()}
     found = {name: tensor.shape for name, tensor in gguf.tensors.items() if name != ROPE_FACTORS}
     if problems := list(misfits(wanted, found)):
-        raise ValueError(f"{gguf.path}: the tensors do not fit the metadata: {'; '.join(problems)}")
+        shown = "; ".join(problems[:MOST_SHOWN]) + ("; …" if len(problems) > MOST_SHOWN else "")
+        raise ValueError(f"{gguf.path}: the tensors do not fit the metadata: {shown}")
     if any(TYPES[tensor.kind].block > 1 for tensor in gguf.tensors.values()):
         quantization()
     to = jnp.dtype(dtype)
