@@ -201,8 +201,8 @@ def test_what_is_written_already_ends_the_context_whatever_stands_before_it(step
     context, _ = render(MARKERS, prompt, fields, None, close=False)
     begun = replace(prompt, begins="\n\n")
     assert (
-        MARKERS.decode(render(MARKERS, begun, fields, None, close=False)[0])
-        == f"{MARKERS.decode(context)}\n\n"
+        MARKERS.decode([*render(MARKERS, begun, fields, None, close=False)[0]])
+        == f"{MARKERS.decode([*context])}\n\n"
     )
     assert messages(begun, fields)[-1] == ("assistant", f"{steps}\n\n")
 
