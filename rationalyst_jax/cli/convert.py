@@ -72,23 +72,20 @@ def _check_usage(source: Path, target: Path, dtype: str | None, tokenizer: Path 
 
 def _from_gguf(source: Path, target: Path, dtype: str) -> dict[str, Any]:
     """Writes a GGUF file as a Hugging Face checkpoint; gives what the table says."""
-    from rationalyst_jax.lm.weights.gguf.container import read_header
     from rationalyst_jax.lm.weights.gguf.reading import gguf_to_hf
 
     weights = gguf_to_hf(source, target, dtype)
-    kinds = Counter(tensor.kind for tensor in read_header(source).tensors.values())
     return {
         "from": f"GGUF: {source}",
         "to": f"Hugging Face: {target}",
         "parameters": weights.size,
-        "tensors in the file": ", ".join(f"{count} {kind}" for kind, count in kinds.most_common()),
+        "tensors in the file": _tensor_types(source),
         "dtype": dtype,
     }
 
 
 def _to_gguf(source: Path, target: Path, dtype: str | None, tokenizer: Path) -> dict[str, Any]:
     """Writes a checkpoint as a GGUF file; gives what the table says."""
-    from rationalyst_jax.lm.weights.gguf.container import read_header
     from rationalyst_jax.lm.weights.gguf.writing import save_gguf
     from rationalyst_jax.lm.weights.hf import weights_in, weights_of
     from rationalyst_jax.lm.weights.open import model_name
@@ -98,13 +95,20 @@ def _to_gguf(source: Path, target: Path, dtype: str | None, tokenizer: Path) -> 
     kind, model = _loaded(source)
     weights = weights_in(source) if model is None else weights_of(model)
     save_gguf(weights, tokenizer, target, model_name(source), dtype)
-    kinds = Counter(tensor.kind for tensor in read_header(target).tensors.values())
     return {
         "from": f"{kind}: {source}",
         "to": f"GGUF: {target}",
         "parameters": weights.size,
-        "tensors in the file": ", ".join(f"{count} {name}" for name, count in kinds.most_common()),
+        "tensors in the file": _tensor_types(target),
     }
+
+
+def _tensor_types(file: Path) -> str:
+    """How many tensors of a GGUF file have which type."""
+    from rationalyst_jax.lm.weights.gguf.container import read_header
+
+    kinds = Counter(tensor.kind for tensor in read_header(file).tensors.values())
+    return ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
 
 
 def _loaded(source: Path) -> tuple[str, Any]:

@@ -1,7 +1,7 @@
 """Products of rows with a matrix of weights, on a CPU, by code of our own (`products.cc`).
 
-Where rows are few XLA reads the weights at a half to a quarter of the memory's speed, and it knows no rows
-that don't matter (docs/performance.md).
+Where rows are few XLA's own do not come near the memory's speed, and they know no rows that don't matter
+(docs/performance.md).
 
 M rows, I inputs, O outputs, L matrices of which one is taken.
 """
