@@ -5,6 +5,9 @@ drawn by lot; a phrase that says nothing; and the last sentence before the place
 filter's: how much likelier the text that follows becomes, as a decayed sum of log-probabilities (nats), under
 the filter's own prompts. What a control gains is due to the marker, the prompt and the length.
 
+Rationales are those of a file, or the explanations that a task's questions have (ECQA, MMLU-Pro), cut into
+sentences: then each sentence is a rationale for the next one, and the last for the statement of the answer.
+
 Intervals are 95 %; whole documents are resampled.
 """
 
@@ -19,13 +22,40 @@ from rationalyst_jax.evaluate.statistics import Interval, mean_interval, proport
 from rationalyst_jax.lm.weights.open import open_checkpoint
 from rationalyst_jax.mine.config import FilterConfig
 from rationalyst_jax.mine.likelihood_filter import score_triples
+from rationalyst_jax.mine.places import find_places
 from rationalyst_jax.mine.triple_files import read_triple_files
 from rationalyst_jax.mine.triples import Triple
 from rationalyst_jax.prompts.prompt import load_prompts
 from rationalyst_jax.report.progress import track
+from rationalyst_jax.tasks.benchmarks import task_named
+from rationalyst_jax.tasks.sources import read_questions
+from rationalyst_jax.tasks.task import Task
 
 PHRASE = "Let us see how this goes on."
+EXPLAINED = ("ecqa", "mmlu_pro")
 KINDS = ("its own", "another document's", "a phrase", "the sentence before it")
+
+
+def explained(task: Task, path: Path) -> list[Triple]:
+    """The sentences of explanations, each with the text before it and the sentence that it leads to."""
+    made = []
+    for question in read_questions(task, path):
+        solution = " ".join(question.solution.split())
+        opening = f"Question: {question.asked}\nAnswer: "
+        text = f"{opening}{solution} The answer is {question.gold}."
+        closing = len(opening) + len(solution) + 1
+        starts = [
+            len(opening),
+            *(place for place in find_places(text, "sentence") if len(opening) < place < closing),
+        ]
+        ends = [*starts[1:], closing, len(text)]
+        for index, start in enumerate(starts if solution else ()):
+            written, following = text[start : ends[index]], text[ends[index] : ends[index + 1]]
+            spot = ends[index], ends[index + 1]
+            made.append(
+                Triple(question.id, task.name, index, *spot, text[:start], written.strip(), following)
+            )
+    return made
 
 
 def controls(triples: list[Triple], seed: int) -> list[Triple]:
@@ -58,9 +88,10 @@ def shown(interval: Interval, scale: float = 1) -> str:
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--model", type=Path, required=True, help="folder of a Hugging Face checkpoint")
-    parser.add_argument(
-        "--rationales", type=Path, required=True, help="JSONL: preceding, rationale, following"
-    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--rationales", type=Path, help="Parquet or JSONL: preceding, rationale, following")
+    for name in EXPLAINED:
+        what.add_argument(f"--{name}", type=Path, help="the task's questions with explanations")
     parser.add_argument(
         "--out", type=Path, required=True, help="JSONL file of scores; a killed run goes on there"
     )
@@ -71,7 +102,12 @@ def main() -> None:
 
     checkpoint = open_checkpoint(options.model)
     model = checkpoint.load_for_inference()
-    triples = read_triple_files(options.rationales)[: options.limit]
+    if options.rationales is not None:
+        triples = read_triple_files(options.rationales)
+    else:
+        [name] = [name for name in EXPLAINED if getattr(options, name) is not None]
+        triples = explained(task_named(name), getattr(options, name))
+    triples = triples[: options.limit]
     config = FilterConfig(row_length=2048, rows_per_batch=1, block=8)
     with track(Console(), "rationales scored") as tell:
         scored, work = score_triples(

@@ -18,7 +18,7 @@ import yaml
 from random_model import random_llama
 
 from rationalyst_jax.cli.main import main
-from rationalyst_jax.evaluate.choice_likelihood import begin, choice_scores, encode_clozes
+from rationalyst_jax.evaluate.choice_likelihood import begin, check_lengths, choice_scores, encode_clozes
 from rationalyst_jax.evaluate.config import ChooseConfig
 from rationalyst_jax.files.rows import Row, read_table
 from rationalyst_jax.lm.engine.config import EngineConfig
@@ -257,6 +257,26 @@ def test_without_the_unconditional_rule_the_others_are_the_same(world):
             np.testing.assert_allclose(numbers, every[name].values[rule], atol=1e-4)
 
 
+def test_under_a_rationale_choices_have_the_numbers_of_a_context_that_has_it(world):
+    model, tokenizer = world
+    rationales = {name: ("Add them.", " Ben has more.\n", " ") for name in WORLD}
+    config = ChooseConfig(row_length=256)
+    found = begin(model, encode_clozes(tokenizer, WORLD, rationales), config).result()
+    plain = begin(model, encode_clozes(tokenizer, WORLD), config).result()
+    for number, text in enumerate((" Add them.", " Ben has more.", "")):
+        written = {name: replace(cloze, context=cloze.context + text) for name, cloze in WORLD.items()}
+        apart = begin(model, encode_clozes(tokenizer, written), config).result()
+        for name, scores in found.items():
+            assert scores.tokens == plain[name].tokens
+            for rule, numbers in scores.guided[number].values.items():
+                np.testing.assert_allclose(numbers, apart[name].values[rule], atol=1e-4)
+                np.testing.assert_allclose(scores.values[rule], plain[name].values[rule], atol=1e-4)
+    [first, second, blank] = found["q3"].guided
+    assert first.values != second.values != blank.values
+    with pytest.raises(ValueError, match="question 'q3': 62 tokens with its longest choice, a row is 50"):
+        check_lengths(encode_clozes(tokenizer, WORLD, {"q3": ("Add them. " * 5,)}), 50, "a row is")
+
+
 @pytest.mark.parametrize("context", ["A man sits. He", "A man sits. ", "A man\n\n", "né 中文 🙂", "12 3"])
 def test_a_choice_is_what_its_text_has_beyond_the_context(llama3_tokenizer, context):
     """By the definition: two texts are encoded, each with its BOS; blanks at the end of one are not its."""
@@ -404,6 +424,49 @@ def test_a_question_that_changed_after_a_kill_is_scored_again(questions, monkeyp
     assert [len(row["choices"]) for _, row in read_table(Path("out.jsonl"))] == [2, 5, 5, 5, 5, 5]
 
 
+GUIDED = f"{COMMAND} {{}} --rationalyst world --prompts world --choose.max_rationale_tokens 8"
+
+
+def test_choices_are_scored_with_the_rationale_of_their_question_and_of_another(questions, capsys):
+    assert rationalyst(GUIDED.format("out.jsonl")) == 0
+    rows = [row for _, row in read_table(Path("out.jsonl"))]
+    written = {row["id"]: row for _, row in read_table(Path("out.jsonl.rationales.jsonl"))}
+    own = {name: row["rationales"][0]["text"] for name, row in written.items()}
+    assert [*own] == [row["id"] for row in rows] == [*WORLD]
+    for row in rows:
+        assert row["rationales"]["own"] == own[row["id"]]
+        assert row["rationales"]["stranger"] in [own[name] for name in own if name != row["id"]]
+        assert [*row["guided"]] == ["own", "stranger"]
+        assert all(
+            len(of["sum"]) == 5 and of["picked"].keys() == row["picked"].keys()
+            for of in row["guided"].values()
+        )
+    assert len({text for text in own.values() if text.strip()}) > 1
+    shown = " ".join(capsys.readouterr().out.split())
+    for rule in ("sum", "unconditional"):
+        for whose in ("own", "stranger"):
+            right = sum(row["guided"][whose]["picked"][rule] == "A" for row in rows)
+            assert f"{100 * right / 6:.1f} [" in shown
+    # Without a RATIONALYST numbers are the same, and the settings are others.
+    assert rationalyst(f"{COMMAND} plain.jsonl") == 0
+    for (_, plain), row in zip(read_table(Path("plain.jsonl")), rows, strict=True):
+        np.testing.assert_allclose(plain["sum"], row["sum"], atol=1e-4)
+
+
+def test_a_killed_run_with_rationales_continues_to_the_same_bytes(questions, monkeypatch):
+    blocks = f"{GUIDED} --choose.block 2"
+    assert rationalyst(blocks.format("whole.jsonl")) == 0
+    begun = dying_at(monkeypatch, 3)
+    with pytest.raises(Killed):
+        rationalyst(blocks.format("killed.jsonl"))
+    other = blocks.format("killed.jsonl").replace("_tokens 8", "_tokens 4")
+    assert rationalyst(other) == 1
+    assert rationalyst(blocks.format("killed.jsonl")) == 0
+    assert [names[0] for names in begun] == ["q3", "q5", "q7", "q5", "q7"]
+    for end in ("", ".rationales.jsonl", ".config.json"):
+        assert Path(f"killed.jsonl{end}").read_bytes() == Path(f"whole.jsonl{end}").read_bytes()
+
+
 @pytest.mark.parametrize(
     ("options", "named"),
     [
@@ -413,10 +476,14 @@ def test_a_question_that_changed_after_a_kill_is_scored_again(questions, monkeyp
         ("--choose.rows_per_batch 6 --mesh.fsdp -1", "rows_per_batch must be a multiple of the mesh's 8"),
         ("--model nowhere", "nowhere: no such checkpoint folder"),
         ("--questions nowhere.jsonl", "nowhere.jsonl"),
+        ("--rationalyst nowhere", "nowhere: no such checkpoint folder"),
+        ("--rationalyst world --prompts world --choose.row_length 20", "choose.row_length is 20"),
+        ("--rationalyst world --prompts world --limit 1", "give two or more"),
     ],
 )
 def test_a_mistake_is_named_before_weights_are_read(questions, monkeypatch, capsys, options, named):
     monkeypatch.setattr(Models, "scorer", lambda *_: pytest.fail("weights are read"))
+    monkeypatch.setattr(Models, "roles", lambda *_: pytest.fail("weights are read"))
     assert rationalyst(f"{COMMAND} out.jsonl {options}") in (1, 2)
     assert named in capsys.readouterr().err
     assert not Path("out.jsonl").exists()

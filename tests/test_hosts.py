@@ -408,6 +408,8 @@ COMMANDS = {
     "reason": "reason --config random.yaml --questions questions.jsonl --agent model --reason.block 2 "
     "--reason.max_steps 2 --reason.max_step_tokens 8 --out {}/x.jsonl",
     "choose": "choose --task arc --questions choices.jsonl --model model --choose.block 2 --out {}/x.jsonl",
+    "choose, guided": "choose --task arc --questions choices.jsonl --model model --choose.block 2 "
+    "--rationalyst model --prompts world --choose.max_rationale_tokens 4 --out {}/x.jsonl",
     "filter": "filter --triples several.parquet --model model --prompts world --filter.block 2 "
     "--filter.row_length 256 --out {}/x.parquet",
     "mine": "mine --documents documents.jsonl --model model --prompts world --annotate.block 2 "
@@ -443,11 +445,11 @@ def test_two_shards_of_a_command_make_the_files_of_one_process(name, inputs, tmp
     command = COMMANDS[name]
     assert rationalyst(command.format(tmp_path / "alone")) == 0
     other = f"{command.format(tmp_path / 'two')} --shard 1/2"
-    # `locate` waits once for what the other one writes.
+    # Who needs all rationales waits once for what the other one writes.
     monkeypatch.setattr("rationalyst_jax.files.parts.time.sleep", lambda seconds: rationalyst(other))
     capsys.readouterr()
     assert rationalyst(f"{command.format(tmp_path / 'two')} --shard 0/2") == 0
-    if name == "locate":
+    if name in ("locate", "choose, guided"):
         assert "shard 0/2 waits for 1/2 to finish" in capsys.readouterr().out
     else:
         assert "shard 0/2 is done, 1/2 not yet" in capsys.readouterr().out

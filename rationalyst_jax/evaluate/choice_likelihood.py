@@ -13,10 +13,12 @@ tokens as in lm-evaluation-harness' transformers backend (0.4.13), and so its ru
 
 The blank between context and choice is scored, but no part of the choice's length. The greatest number is the
 model's choice; of equal ones the first, as argmax has it.
+
+A rationale may stand between the context and the choices, after a blank. The tree then has both ways.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, Literal, cast
 
@@ -25,6 +27,7 @@ from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
 
 from rationalyst_jax.evaluate.config import ChooseConfig
+from rationalyst_jax.evaluate.statistics import Interval
 from rationalyst_jax.lm.model.llama import Llama
 from rationalyst_jax.lm.trees.likelihood import Pair, Scores, score
 from rationalyst_jax.lm.trees.reduction import reduce_logprobs
@@ -36,28 +39,54 @@ Rule = Literal["sum", "per_character", "per_byte", "per_token", "unconditional"]
 
 @dataclass(frozen=True)
 class Encoded:
-    """A cloze and, for each of its choices, the tokens that are scored: after the context, and after BOS."""
+    """A cloze and, for each of its choices, the tokens that are scored: after the context, and after BOS.
+
+    guided: for each rationale, the choices' tokens after the context with it.
+    """
 
     cloze: Cloze
     conditional: tuple[Pair, ...]
     unconditional: tuple[Pair, ...]
+    guided: tuple[tuple[Pair, ...], ...] = ()
+
+    @property
+    def of_question(self) -> tuple[Pair, ...]:
+        """All that follows the question, with and without rationales."""
+        return (*self.conditional, *chain.from_iterable(self.guided))
 
 
 @dataclass(frozen=True)
 class ChoiceScores:
     """tokens: of each choice, how many; values: under each rule (module docstring) the number of each choice,
-    in nats, or nats a character, byte or token."""
+    in nats, or nats a character, byte or token; guided: the same under each rationale."""
 
     tokens: tuple[int, ...]
     values: Mapping[Rule, tuple[float, ...]]
+    guided: tuple["ChoiceScores", ...] = ()
 
     def picked(self, rule: Rule) -> int:
         """The number of the choice that a rule takes: the greatest, and of equal ones the first."""
         return int(np.argmax(self.values[rule]))
 
 
-def encode_clozes(tokenizer: PreTrainedTokenizerBase, clozes: Mapping[str, Cloze]) -> dict[str, Encoded]:
-    """The tokens of clozes, by the names of their questions.
+@dataclass(frozen=True)
+class GuidedAccuracy:
+    """Under one rule: the accuracy with each question's own rationale and with another question's, and how
+    much more often the own one is right than none, and than the other's."""
+
+    own: Interval
+    stranger: Interval
+    own_less_none: Interval
+    own_less_stranger: Interval
+
+
+def encode_clozes(
+    tokenizer: PreTrainedTokenizerBase,
+    clozes: Mapping[str, Cloze],
+    rationales: Mapping[str, Sequence[str]] | None = None,
+) -> dict[str, Encoded]:
+    """The tokens of clozes, and of each with every rationale that is given to it, by the names of their
+    questions. A blank rationale changes nothing.
 
     The context alone and the context with a choice are encoded, each as the tokenizer opens a text; what the
     second has beyond the length of the first is the choice. White space that ends a context belongs to the
@@ -68,28 +97,42 @@ def encode_clozes(tokenizer: PreTrainedTokenizerBase, clozes: Mapping[str, Cloze
     for name, cloze in clozes.items():
         if not all(cloze.choices) or not cloze.choices:
             raise ValueError(f"question {name!r}: {'a choice is empty' if cloze.choices else 'no choices'}")
-    contexts = _ids(tokenizer, [cloze.context.rstrip() for cloze in clozes.values()])
-    wholes = iter(_ids(tokenizer, [f"{c.context} {choice}" for c in clozes.values() for choice in c.choices]))
+    asked = {name: [cloze] for name, cloze in clozes.items()}
+    for name, of_question in (rationales or {}).items():
+        asked[name] += [guided_by(clozes[name], rationale) for rationale in of_question]
+    every = [cloze for of_question in asked.values() for cloze in of_question]
+    contexts = iter(_ids(tokenizer, [cloze.context.rstrip() for cloze in every]))
+    wholes = iter(
+        _ids(tokenizer, [f"{cloze.context} {choice}" for cloze in every for choice in cloze.choices])
+    )
     alone = sorted({choice for cloze in clozes.values() for choice in cloze.choices})
     after_nothing = dict(zip(alone, _ids(tokenizer, [f" {choice}" for choice in alone], False), strict=True))
     opening = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
 
     encoded = {}
-    for (name, cloze), context in zip(clozes.items(), contexts, strict=True):
-        continuations = [next(wholes)[len(context) :] for _ in cloze.choices]
-        if not context or not all(continuations):
-            raise ValueError(f"question {name!r}: its context or a choice has no token of its own")
-        conditional = tuple(Pair(context, continuation) for continuation in continuations)
+    for name, (cloze, *guided) in asked.items():
+        pairs = []
+        for one in (cloze, *guided):
+            context = next(contexts)
+            continuations = [next(wholes)[len(context) :] for _ in one.choices]
+            if not context or not all(continuations):
+                raise ValueError(f"question {name!r}: its context or a choice has no token of its own")
+            pairs.append(tuple(Pair(context, continuation) for continuation in continuations))
         before = (cast(int, opening),)
         unconditional = tuple(Pair(before, after_nothing[choice]) for choice in cloze.choices)
-        encoded[name] = Encoded(cloze, conditional, unconditional)
+        encoded[name] = Encoded(cloze, pairs[0], unconditional, tuple(pairs[1:]))
     return encoded
+
+
+def guided_by(cloze: Cloze, rationale: str) -> Cloze:
+    """The cloze with a rationale between its context and its choices."""
+    return replace(cloze, context=" ".join(filter(None, (cloze.context.rstrip(), rationale.strip()))))
 
 
 def check_lengths(encoded: Mapping[str, Encoded], longest: int, what: str) -> None:
     """Raises ValueError naming the first question of which a choice with its context is longer."""
     for name, one in encoded.items():
-        if (length := max(map(len, one.conditional))) > longest:
+        if (length := max(map(len, one.of_question))) > longest:
             raise ValueError(f"question {name!r}: {length} tokens with its longest choice, {what} {longest}")
 
 
@@ -110,11 +153,17 @@ class Begun:
         logprobs = self.scores.result(working)
         alone = iter(logprobs.pop()) if self.unconditional else None
         found = {}
-        for (name, one), of_choices in zip(self.encoded.items(), logprobs, strict=True):
-            of_alone = None if alone is None else [next(alone) for _ in of_choices]
-            found[name] = choice_scores(one.cloze, of_choices, of_alone)
-            if not np.isfinite([*chain(*found[name].values.values())]).all():
-                raise ValueError(f"question {name!r}: the log-likelihood of a choice is not finite")
+        for (name, one), of_question in zip(self.encoded.items(), logprobs, strict=True):
+            choices = len(one.cloze.choices)
+            of_alone = None if alone is None else [next(alone) for _ in range(choices)]
+            starts = range(0, len(of_question), choices)
+            plain, *guided = (
+                choice_scores(one.cloze, of_question[start : start + choices], of_alone) for start in starts
+            )
+            for scores in (plain, *guided):
+                if not np.isfinite([*chain(*scores.values.values())]).all():
+                    raise ValueError(f"question {name!r}: the log-likelihood of a choice is not finite")
+            found[name] = replace(plain, guided=tuple(guided))
         return found
 
 
@@ -126,7 +175,7 @@ def begin(
     Each question is one token tree. Choices without their question are one more, of all questions together:
     a letter that answers many of them is computed once. Raises as `score`.
     """
-    groups = [one.conditional for one in encoded.values()]
+    groups = [one.of_question for one in encoded.values()]
     if config.unconditional:
         groups.append(tuple(pair for one in encoded.values() for pair in one.unconditional))
     rows: Any = {"row_length": config.row_length, "rows_per_batch": config.rows_per_batch, "mesh": mesh}

@@ -2,23 +2,27 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from string import ascii_uppercase
 from typing import get_args
 
 import jax
+import numpy as np
 
 from rationalyst_jax.evaluate.choice_likelihood import (
     ChoiceScores,
+    GuidedAccuracy,
     Rule,
     begin,
     check_lengths,
     encode_clozes,
 )
 from rationalyst_jax.evaluate.config import ChooseConfig
-from rationalyst_jax.evaluate.statistics import Interval, proportion_interval
-from rationalyst_jax.files.parts import ALONE, DividedFile, HostShard
+from rationalyst_jax.evaluate.statistics import Interval, difference_interval, proportion_interval
+from rationalyst_jax.files.parts import ALONE, DividedFile, HostShard, Waiting
 from rationalyst_jax.files.rows import Row, append_rows, kept_rows, write_rows
 from rationalyst_jax.files.settings import digest, file_digest
 from rationalyst_jax.files.whole import check_file, read_json, write_json
@@ -26,20 +30,36 @@ from rationalyst_jax.lm.devices.mesh import MeshShape
 from rationalyst_jax.lm.devices.sharding import mesh_of, row_shards
 from rationalyst_jax.lm.trees.likelihood import Work, one_ahead
 from rationalyst_jax.pipeline.models import Models, Place
+from rationalyst_jax.prompts.prompt import PromptSet
+from rationalyst_jax.reason.config import LocateConfig
+from rationalyst_jax.reason.locate import digests, rationalize
+from rationalyst_jax.reason.trajectory import Roles
 from rationalyst_jax.tasks.cloze import Cloze
+from rationalyst_jax.tasks.process_bench import GivenSolution
 from rationalyst_jax.tasks.question import Question
 from rationalyst_jax.tasks.sources import Source, read_questions
 from rationalyst_jax.tasks.task import Task
+
+WHOSE = ("own", "stranger")  # whose rationales a question is asked under
+
+
+@dataclass(frozen=True)
+class Guide:
+    """Who writes a rationale for each question, and with which prompts."""
+
+    rationalyst: Place
+    prompts: PromptSet
 
 
 @dataclass(frozen=True)
 class ChooseSummary:
     """questions: how many; graded: those with a known answer. accuracy: under each rule that was computed, of
-    the graded ones; empty where there are none. work: of this call."""
+    the graded ones; empty where there are none. guided: the same with rationales. work: of this call."""
 
     questions: int
     graded: int
     accuracy: Mapping[Rule, Interval]
+    guided: Mapping[Rule, GuidedAccuracy]
     work: Work
 
 
@@ -51,10 +71,12 @@ def choose(
     config: ChooseConfig,
     out: Path,
     *,
+    guide: Guide | None = None,
     limit: int | None = None,
     mesh: MeshShape | None = None,
     shard: HostShard = ALONE,
     progress: Callable[[int, int, int], None] = lambda done, total, tokens: None,
+    note: Callable[[str], None] = print,
 ) -> ChooseSummary:
     """Scores all choices of the first `limit` questions of a task's file (None: all).
 
@@ -65,6 +87,11 @@ def choose(
     have changed since. What was asked stays in `<out>.config.json`. mesh: divides all devices of
     this host; by default one is used. shard: the part of the questions that is this process's
     (`files/parts.py`); where others are still at work, or `out` is there as asked, it raises OthersAtWork.
+
+    guide: RATIONALYST writes a rationale for each context first, greedily, into `<out>.rationales.jsonl`.
+    Choices are then scored three times: after the context alone, with its own rationale, and with that of
+    another question (of another passage), drawn by lot. `progress` counts the writing as one more pass over
+    the questions. A process that is not alone waits for all rationales, and tells `note` so.
 
     Raises ValueError for a task whose choices are not scored, a malformed file, a question that is longer
     than a row or than the model's positions (before the model is loaded), for rows that the mesh does not
@@ -82,12 +109,22 @@ def choose(
         )
     checkpoint = models.checkpoint(model)
     clozes = {name: task.cloze(question) for name, question in asked.items()}
-    encoded = encode_clozes(checkpoint.tokenizer, clozes)
+    settings: Row = {"task": task.name, "model": checkpoint.fingerprint, "choose": asdict(config)}
+    guides: dict[str, tuple[str, str]] = {}
+    if guide is not None:
+        settings |= {"rationalyst": models.known(guide.rationalyst).name, "prompts": guide.prompts.version}
+        models.check(guide.rationalyst, guide.prompts, ("rationale",))
+        others = _strangers(asked, config.seed)
+        plain = encode_clozes(checkpoint.tokenizer, clozes)  # what is wrong is told before any work
+        check_lengths(plain, config.row_length, "choose.row_length is")
+        written = _rationalize(clozes, guide, models, config, out, shard, progress, note)
+        guides = {name: (written[name], written[others[name]]) for name in asked}
+    encoded = encode_clozes(checkpoint.tokenizer, clozes, guides)
     check_lengths(encoded, config.row_length, "choose.row_length is")
     check_lengths(encoded, checkpoint.config.max_position_embeddings, "the positions of the model are")
     graded = {name: question.gold for name, question in asked.items() if question.gold}
     clusters = [asked[name].cluster for name in graded]
-    headers = {name: _header(question, clozes[name]) for name, question in asked.items()}
+    headers = {name: _header(question, clozes[name], guides.get(name)) for name, question in asked.items()}
 
     def name_of(row: Row) -> str | None:
         header = headers.get(str(row.get("id")), {})
@@ -104,7 +141,8 @@ def choose(
         scorer = models.scorer(model, devices)
 
         def tell(nodes: int = 0) -> None:
-            progress(done, len(names), work.nodes + nodes)
+            before = len(names) if guides else 0
+            progress(before + done, before + len(names), work.nodes + nodes)
 
         begun = (begin(scorer, {name: encoded[name] for name in block}, config, devices) for block in missing)
         tell()
@@ -119,7 +157,6 @@ def choose(
 
     partial = out.with_name(f"{out.name}.partial")
     record = out.with_name(f"{out.name}.config.json")
-    settings = {"task": task.name, "model": checkpoint.fingerprint, "choose": asdict(config)}
     names = list(headers)
 
     def made() -> Row:
@@ -143,23 +180,104 @@ def choose(
         partial.unlink()
         write_json(record, made())
     rules = [rule for rule in get_args(Rule) if rule in rows[names[0]]["picked"]]
-    right = {rule: [rows[name]["picked"][rule] == gold for name, gold in graded.items()] for rule in rules}
-    accuracy = {rule: proportion_interval(of_rule, clusters) for rule, of_rule in right.items() if graded}
-    return ChooseSummary(len(names), len(graded), accuracy, work + rest)
+
+    def right(rule: Rule, *under: str) -> list[bool]:
+        """Of each graded question, whether the rule picks its answer, `under` a rationale if there is one."""
+        scored = ((reduce(getitem, under, rows[name]), gold) for name, gold in graded.items())
+        return [numbers["picked"][rule] == gold for numbers, gold in scored]
+
+    accuracy: dict[Rule, Interval] = {}
+    guided: dict[Rule, GuidedAccuracy] = {}
+    for rule in rules if graded else ():
+        plain = right(rule)
+        accuracy[rule] = proportion_interval(plain, clusters)
+        if guide is not None:
+            own, stranger = (right(rule, "guided", whose) for whose in WHOSE)
+            guided[rule] = GuidedAccuracy(
+                proportion_interval(own, clusters),
+                proportion_interval(stranger, clusters),
+                difference_interval(own, plain, clusters),
+                difference_interval(own, stranger, clusters),
+            )
+    return ChooseSummary(len(names), len(graded), accuracy, guided, work + rest)
 
 
-def _header(question: Question, cloze: Cloze) -> Row:
-    """What a row says of the question."""
-    return {
+def _header(question: Question, cloze: Cloze, guides: Sequence[str] | None) -> Row:
+    """What a row says of the question, and of the rationales under which it is asked."""
+    header = {
         "id": question.id,
         "gold": question.gold or None,
         "context": cloze.context,
         "choices": list(cloze.choices),
     }
+    return header if guides is None else header | {"rationales": dict(zip(WHOSE, guides, strict=True))}
 
 
 def _numbers(scores: ChoiceScores) -> Row:
-    """What a row says of the choices: tokens, the numbers under each rule, and the letters picked."""
+    """What a row says of the choices: tokens, the numbers under each rule, and the letters picked; then the
+    same under each rationale."""
     picked = {rule: ascii_uppercase[scores.picked(rule)] for rule in scores.values}
     numbers = {rule: list(of_rule) for rule, of_rule in scores.values.items()}
-    return {"tokens": list(scores.tokens), **numbers, "picked": picked}
+    row = {"tokens": list(scores.tokens), **numbers, "picked": picked}
+    if scores.guided:
+        row["guided"] = dict(zip(WHOSE, map(_numbers, scores.guided), strict=True))
+    return row
+
+
+def _rationalize(
+    clozes: Mapping[str, Cloze],
+    guide: Guide,
+    models: Models,
+    config: ChooseConfig,
+    out: Path,
+    shard: HostShard,
+    progress: Callable[[int, int, int], None],
+    note: Callable[[str], None],
+) -> dict[str, str]:
+    """What RATIONALYST writes for each context: a solution that has no step yet."""
+    how = LocateConfig(max_rationale_tokens=config.max_rationale_tokens, block=config.block)
+    given = [GivenSolution(name, cloze.context.rstrip(), (), None) for name, cloze in clozes.items()]
+    # The context stands as it is, and the blank before a choice before the rationale.
+    prompts = replace(guide.prompts, document="{question} ")
+    texts = digests(given)
+
+    def name_of(row: Row) -> str | None:
+        name = str(row.get("id"))
+        return name if name in texts and row.get("asked") == texts[name] else None
+
+    def written(solutions: Sequence[GivenSolution], file: Path) -> dict[str, str]:
+        [role] = models.roles(guide.rationalyst)
+
+        def tell(done: set[str]) -> None:
+            progress(len(done), 2 * len(solutions), role.model.tokens)
+
+        found = rationalize(solutions, Roles(role, role, role), prompts, how, file, tell)
+        return {one.id: rationale.text for one, [rationale] in zip(solutions, found, strict=True)}
+
+    settings = {
+        "rationalyst": models.known(guide.rationalyst).name,
+        "prompts": guide.prompts.version,
+        "max_rationale_tokens": how.max_rationale_tokens,
+        "block": how.block,
+    }
+    file = out.with_name(f"{out.name}.rationales.jsonl")
+    record = file.with_name(f"{file.name}.config.json")
+    divided = DividedFile(file, record, settings, list(texts), how.block, name_of)
+    if shard != ALONE:
+        with divided.part(shard) as (part, numbers):
+            written([given[number] for number in numbers], part)
+    with divided.whole(shard, Waiting(note)) as whole:
+        return written(given, whole)
+
+
+def _strangers(questions: Mapping[str, Question], seed: int) -> dict[str, str]:
+    """For each question another one, of another passage, whose rationale stands in."""
+    clusters = {name: question.cluster for name, question in questions.items()}
+    if len(set(clusters.values())) < 2:
+        raise ValueError("choose: rationales are compared with those of other questions: give two or more")
+    drawn = {}
+    for name in questions:
+        rng = np.random.default_rng([seed, int(digest([name.encode()]), 16)])
+        others = [other for other in questions if clusters[other] != clusters[name]]
+        drawn[name] = str(rng.choice(others))
+    return drawn

@@ -9,7 +9,7 @@ from rich.table import Table
 from rationalyst_jax.report.style import p_value, percent, plain_table, points
 
 if TYPE_CHECKING:  # they import scipy, and help comes before that
-    from rationalyst_jax.evaluate.choice_likelihood import Rule
+    from rationalyst_jax.evaluate.choice_likelihood import GuidedAccuracy, Rule
     from rationalyst_jax.evaluate.grade import Comparison, Summary
     from rationalyst_jax.evaluate.statistics import Interval
     from rationalyst_jax.tasks.task import Task
@@ -63,6 +63,24 @@ def choices_table(task: "Task", questions: int, accuracy: "Mapping[Rule, Interva
     for rule, of_rule in accuracy.items():
         table.add_row(rule, HARNESS.get(rule, "–"), percent(of_rule.mean, of_rule.low, of_rule.high))
     table.caption = f"n = {_of_split(questions, task)}"
+    return table
+
+
+def guided_choices_table(task: "Task", questions: int, guided: "Mapping[Rule, GuidedAccuracy]") -> Table:
+    """What rationales before the choices do to the accuracy under each rule."""
+    table = plain_table(f"{task.title}: with a rationale before the choices", "rule")
+    for heading in ("its own", "another question's", "own − none", "own − another's"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for rule, of_rule in guided.items():
+        table.add_row(
+            rule,
+            *(percent(one.mean, one.low, one.high) for one in (of_rule.own, of_rule.stranger)),
+            *(
+                points(one.mean, one.low, one.high)
+                for one in (of_rule.own_less_none, of_rule.own_less_stranger)
+            ),
+        )
+    table.caption = f"n = {_of_split(questions, task)}; differences on the same questions, in points"
     return table
 
 

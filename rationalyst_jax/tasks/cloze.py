@@ -2,7 +2,8 @@
 
 The forms are those of lm-evaluation-harness (0.4.13), whose tasks of these names define the usual figures:
 hellaswag, arc_challenge, commonsense_qa and leaderboard_mmlu_pro, without demonstrations. Blanks around a
-question's text and its options were taken off as the rows were read, which it does not do in MMLU-Pro.
+question's text and its options were taken off as the rows were read, which it does not do in MMLU-Pro. It has
+no ProofWriter; that is asked as ARC is.
 """
 
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ def ending(question: Question) -> Cloze:
 
 
 def answer_text(question: Question) -> Cloze:
-    """The text as a question, its options as answers that the context does not show (ARC)."""
+    """The text as a question, its options as answers that the context does not show (ARC, ProofWriter)."""
     return Cloze(f"Question: {question.text}\nAnswer:", question.choices)
 
 

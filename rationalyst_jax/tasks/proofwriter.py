@@ -4,7 +4,7 @@ al. 2023): does a statement follow from facts and rules?"""
 import re
 
 from rationalyst_jax.files.rows import Row, filled_field, id_field
-from rationalyst_jax.tasks import choices
+from rationalyst_jax.tasks import choices, cloze
 from rationalyst_jax.tasks.options import labeled_options
 from rationalyst_jax.tasks.question import Question
 from rationalyst_jax.tasks.task import Paper, Task, grade_each
@@ -46,4 +46,5 @@ TASK = Task(
     license="MIT",
     demonstrations="proofwriter",
     paper=Paper(base=86.4, rationalyst=90.7, shots=3),
+    cloze=cloze.answer_text,
 )
