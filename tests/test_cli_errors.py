@@ -78,7 +78,7 @@ BAD_INPUT = {
     f"{PREFILTER} gsm8k=train.jsonl --documents folder": "folder/something: a folder of rows holds",
     f"{PREFILTER} gsm8k=train.jsonl --out text.jsonl": "text.jsonl: File exists",
     "card --rationales nowhere.parquet --out x": "nowhere.parquet: no such file of rationales",
-    "card --rationales text.jsonl --out x": "text.jsonl: not Parquet",
+    "card --rationales text.jsonl --out x": "text.jsonl:1: not JSON",
     "card --rationales folder --out x": "folder: no Parquet file in this folder",
     "card --rationales filtered.parquet --out folder": "folder: exists already; give a new folder",
     "card --rationales filtered.parquet --out x --dedup folder": "folder/dedup.json: no such file",

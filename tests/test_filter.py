@@ -13,6 +13,8 @@ from random_model import random_llama
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from rationalyst_jax.cli.main import main
+from rationalyst_jax.files.rows import write_rows
 from rationalyst_jax.lm.model.config import LlamaConfig
 from rationalyst_jax.lm.model.llama import Llama, tree_attend
 from rationalyst_jax.lm.trees.likelihood import score
@@ -23,8 +25,10 @@ from rationalyst_jax.mine.documents import Document, read_annotations
 from rationalyst_jax.mine.likelihood_filter import ScoredTriple, decide, score_triples
 from rationalyst_jax.mine.parse import parse
 from rationalyst_jax.mine.sharing import measure
+from rationalyst_jax.mine.triple_files import read_triple_files
 from rationalyst_jax.mine.triples import cut_triples, extract
 from rationalyst_jax.prompts.prompt import Prompt, PromptSet, load_prompts, render
+from rationalyst_jax.train.rationales import kept_rationales
 
 PROMPTS = PromptSet(
     "1",
@@ -362,3 +366,33 @@ def test_real_triples_are_scored_with_the_real_tokenizer(shared, tmp_path):
     expected = [separate_gain(model, tokenizer, prompts, triple, weights, length=1024) for triple in triples]
     assert gains(scored) == pytest.approx(expected, abs=1e-3)
     assert len(scored) == len(triples) == 3
+
+
+def test_rationales_from_elsewhere_are_filtered_and_trained_on(tmp_path, monkeypatch):
+    """The authors' spelling, white space on both sides of a place, no ids; seen through the commands."""
+    monkeypatch.chdir(tmp_path)
+    rows = [
+        {"preceeding": "Ann has 3 apples. ", "rationale": "add both", "following": " Ben has 2 more. So 5."},
+        {"preceeding": "Ann has 3 apples. Ben has 2 more. ", "rationale": "sum", "following": " So 5."},
+        {"preceeding": "At first Dee has 4 pens. ", "rationale": "halve them", "following": "So 2."},
+    ]
+    write_rows(tmp_path / "theirs.jsonl", rows)
+    settings = "--model world --prompts world --filter.row_length 256 --filter.keep all"
+    assert main(f"filter --triples theirs.jsonl --out kept.parquet {settings}".split()) == 0
+    found = read_triple_files(tmp_path / "kept.parquet")
+    assert [(t.document_id, t.index, t.source) for t in found] == [
+        ("theirs-1", 0, "theirs"),
+        ("theirs-1", 1, "theirs"),
+        ("theirs-3", 0, "theirs"),
+    ]
+    assert [t.following for t in found] == ["Ben has 2 more. So 5.", "So 5.", "So 2."]
+    kept = [(row["document_id"], row["rationale"]) for row in kept_rationales(tmp_path / "kept.parquet")]
+    assert kept == [(t.document_id, t.rationale) for t in found]
+
+
+def test_training_says_what_makes_its_rows_of_rationales_from_elsewhere(tmp_path):
+    write_rows(tmp_path / "theirs.jsonl", [{"preceeding": "a ", "rationale": "b", "following": "c"}])
+    with pytest.raises(
+        ValueError, match=r"theirs.jsonl:1: no document_id, preceding \(rationalyst filter makes"
+    ):
+        list(kept_rationales(tmp_path / "theirs.jsonl"))

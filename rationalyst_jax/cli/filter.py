@@ -23,7 +23,8 @@ def run(
     """Keep the rationales that make the text after them more likely.
 
     Args:
-        triples: Parquet file of triples that `rationalyst mine` wrote.
+        triples: Parquet file of triples that `rationalyst mine` wrote; or a JSONL file of rationales from
+            elsewhere, with preceding (preceeding, as the authors' files spell it), rationale and following.
         model: Checkpoint folder of the scoring model, or "world" for the shipped one.
         prompts: Prompt set: the name of a shipped one (llama3, world), or a YAML file.
         out: Parquet file to write. Each row has both log-likelihoods, the gain, and why the rationale was

@@ -22,8 +22,8 @@ def run(
     """Look for faults of rationales, and compare their gains with those of others at the same places.
 
     Each rationale's place is scored with the rationale itself, a human explanation, the rationale of another
-    document, and an empty phrase. Without a model only the words are judged: whether a rationale copies the
-    following text, leaks its result, says nothing, or repeats the preceding text.
+    document, the sentence before it, and an empty phrase. Without a model only the words are judged: whether
+    a rationale copies the following text, leaks its result, says nothing, or repeats the preceding text.
 
     Args:
         rationales: Parquet file that `rationalyst mine` or `rationalyst filter` wrote, a folder of such

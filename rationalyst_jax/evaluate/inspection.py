@@ -7,11 +7,12 @@ from typing import Literal
 from rationalyst_jax.evaluate.rationale_faults import FAULTS, Faults
 from rationalyst_jax.evaluate.statistics import Interval, mean_interval, proportion_interval
 
-Alternative = Literal["mined", "human", "shuffled", "empty"]
+Alternative = Literal["mined", "human", "shuffled", "repeated", "empty"]
 ALTERNATIVES: Mapping[Alternative, str] = {
     "mined": "the mined rationale",
     "human": "a human explanation",
     "shuffled": "a rationale of another document",
+    "repeated": "the sentence before it",
     "empty": "an empty phrase",
 }
 NOT_ABOVE_EMPTY = "not_above_empty"

@@ -10,6 +10,7 @@ import jax
 from jax.sharding import Mesh
 
 from rationalyst_jax.files.parts import ALONE, DividedFile, HostShard
+from rationalyst_jax.files.rows import table_format
 from rationalyst_jax.files.whole import check_file
 from rationalyst_jax.lm.devices.mesh import MeshShape
 from rationalyst_jax.lm.devices.sharding import mesh_of, row_shards
@@ -31,6 +32,7 @@ from rationalyst_jax.mine.store import (
     write_filtered,
 )
 from rationalyst_jax.mine.summary import FilterSummary, summarize_filtered
+from rationalyst_jax.mine.triple_files import read_triple_files
 from rationalyst_jax.mine.triples import Triple
 from rationalyst_jax.pipeline.models import Models, Place
 from rationalyst_jax.prompts.prompt import PromptSet, check_prompts
@@ -49,8 +51,8 @@ def filter_rationales(
     progress: Callable[[int, int, int], None] = lambda done, total, tokens: None,
     note: Callable[[str], None] = print,
 ) -> tuple[FilterSummary, Work]:
-    """Scores every triple of a Parquet file, decides which are kept, and writes all to the Parquet file
-    `out`.
+    """Scores every triple of a Parquet file, or of a JSONL file as `read_triple_files` reads it, decides
+    which are kept, and writes all to the Parquet file `out`.
 
     Until that is written, scores go to `<out>.scores.jsonl`, where a killed run continues. The second value
     is the work of this call. mesh: divides all devices of this host; by default one is used. shard: the part
@@ -61,8 +63,7 @@ def filter_rationales(
     divide, work begun with other settings, and while another process is at this work.
     """
     check_file(out)
-    found = read_triples(triples)
-    origin = read_provenance(triples)
+    found, origin = _read(triples)
     if unused := unused_taus(found, config, triples):
         note(f"{triples} has no source {', '.join(unused)}, which tau_by_source names")
     checkpoint = models.checkpoint(scorer)
@@ -112,6 +113,13 @@ def filter_rationales(
         scores.unlink()
         record.unlink()
     return summary, work + rest
+
+
+def _read(file: Path) -> tuple[list[Triple], Provenance]:
+    """The triples, and what made them: of rationales from elsewhere nobody says."""
+    if table_format(file) == ".jsonl":
+        return read_triple_files(file), Provenance("unknown", "unknown", {})
+    return read_triples(file), read_provenance(file)
 
 
 def mesh_for(config: FilterConfig, shape: MeshShape | None) -> Mesh | None:

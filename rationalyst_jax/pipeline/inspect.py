@@ -19,6 +19,7 @@ from rationalyst_jax.lm.weights.tokenizer import marker_ids
 from rationalyst_jax.mine.config import FilterConfig
 from rationalyst_jax.mine.explanations import explanation_at, read_explanations
 from rationalyst_jax.mine.likelihood_filter import FilteredTriple, decide, score_triples
+from rationalyst_jax.mine.places import find_places
 from rationalyst_jax.mine.triple_files import read_triple_files
 from rationalyst_jax.mine.triples import Triple
 from rationalyst_jax.pipeline.filter import mesh_for, unused_taus
@@ -52,8 +53,8 @@ def inspect_rationales(
     note: Callable[[str], None] = print,
 ) -> tuple[Inspection, list[Inspected]]:
     """Measures every rationale of a file by its words and, with a scorer, by its gain beside the gains of
-    three others at its place: a human explanation (`human`: a file of them), the rationale of another
-    document of its source, drawn with config.seed, and `EMPTY_PHRASE`.
+    others at its place: a human explanation (`human`: a file of them), the rationale of another document of
+    its source, drawn with config.seed, the sentence before the place once more, and `EMPTY_PHRASE`.
 
     Gains are those of `filter` with the same config: the alternatives of a place are triples like any other,
     so all of a document share its token tree. Writes a row per rationale to the JSONL file `out` and, with a
@@ -118,8 +119,8 @@ def _score_and_write(
 def alternatives(
     triples: Sequence[Triple], human: Sequence[str | None], seed: int
 ) -> list[dict[Alternative, str]]:
-    """What is put at the place of each triple: the human explanation where there is one, and the rationale of
-    another document where its source has another."""
+    """What is put at the place of each triple: the human explanation where there is one, the rationale of
+    another document where its source has another, and the sentence before where something stands there."""
     others = _of_other_documents(triples, seed)
     found: list[dict[Alternative, str]] = []
     for triple, explanation, other in zip(triples, human, others, strict=True):
@@ -127,10 +128,16 @@ def alternatives(
             "mined": triple.rationale,
             "human": explanation,
             "shuffled": other,
+            "repeated": _sentence_before(triple) or None,
             "empty": EMPTY_PHRASE,
         }
         found.append({name: text for name, text in texts.items() if text is not None})
     return found
+
+
+def _sentence_before(triple: Triple) -> str:
+    start = [0, *find_places(triple.preceding, "sentence")][-1]
+    return triple.preceding[start:].strip()
 
 
 def _of_other_documents(triples: Sequence[Triple], seed: int) -> list[str | None]:

@@ -196,7 +196,10 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
 def _jsonl_rows(path: Path) -> Iterator[Row]:
     for place, row in read_table(path):
         if missing := [name for name in _WANTED if name not in (*row, "kept")]:
-            raise ValueError(f"{place}: no {', '.join(missing)}")
+            raise ValueError(
+                f"{place}: no {', '.join(missing)} (rationalyst filter makes such rows of rationales from "
+                "elsewhere)"
+            )
         yield _checked({name: row[name] for name in _WANTED if name in row}, f"{place}: ")
 
 
