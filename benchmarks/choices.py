@@ -7,6 +7,8 @@ Sides take turns, so that a busy machine is as busy for both; seconds are median
 The limit: 2 FLOPs per weight of the layers for every node of the trees, and per weight of the output layer
 for every token of a choice. The peer computes the context anew for each choice, and logits at every place.
 FLOP/s counts what the trees need, whoever computes.
+
+Random weights will do for speed. With a real checkpoint (--model) accuracies are worth a look, too.
 """
 
 import os
@@ -14,7 +16,9 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
+from string import ascii_uppercase
 from typing import Any
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
@@ -31,17 +35,22 @@ from transformers import PreTrainedTokenizerBase
 
 from rationalyst_jax.evaluate.choice_likelihood import ChoiceScores, begin, encode_clozes
 from rationalyst_jax.evaluate.config import ChooseConfig
+from rationalyst_jax.evaluate.statistics import proportion_interval
 from rationalyst_jax.lm.model.config import LlamaConfig
 from rationalyst_jax.lm.model.llama import Llama
 from rationalyst_jax.lm.trees.likelihood import Work
 from rationalyst_jax.lm.weights.hf import save_llama
+from rationalyst_jax.lm.weights.open import open_checkpoint
 from rationalyst_jax.lm.weights.tokenizer import load_tokenizer
+from rationalyst_jax.report.style import percent
 from rationalyst_jax.tasks.benchmarks import task_named
 from rationalyst_jax.tasks.cloze import Cloze
+from rationalyst_jax.tasks.question import Question
 
 MODEL = LlamaConfig(128256, 160, 640, 12, 5, 1, 32, tie_embeddings=True)  # 25M weights
 BATCHES = (4, 8, 16)  # sizes that the peer may choose from
 TOLERANCE = 1e-3  # nats, in a sum
+Sums = Sequence[Sequence[float]]  # of each question, those of its choices
 HEADINGS = (
     *("input", "by", "seconds", "questions/s", "tokens/s", "computed", "GFLOP/s", "of matmul"),
     *("peak MiB", "", "ratio"),
@@ -81,7 +90,7 @@ def theirs(peer: HFLM, clozes: Mapping[str, Cloze], unconditional: bool, batch: 
     return [[next(sums)[0] for _ in range(each * len(c.choices))] for c in clozes.values()]
 
 
-def check(found: Mapping[str, ChoiceScores], sums: Sequence[Sequence[float]]) -> float:
+def check(found: Mapping[str, ChoiceScores], sums: Sums) -> float:
     """The largest difference of two sums (nats); ends the program where it, or a pick, is not right."""
     furthest = 0.0
     for (name, scores), of_question in zip(found.items(), sums, strict=True):
@@ -107,8 +116,8 @@ def measure(
     clozes: Mapping[str, Cloze],
     config: ChooseConfig,
     turns: int,
-) -> tuple[Side, Side, Work, float]:
-    """Both sides in turns; the work of ours, and how far the numbers are apart."""
+) -> tuple[Side, Side, Work, float, dict[str, Sums]]:
+    """Both sides in turns; the work of ours, how far the numbers are apart, and the sums of each side."""
     with compilations() as compiled:
         found, work = ours(model, tokenizer, clozes, config)
     memory = peak_memory()
@@ -122,6 +131,7 @@ def measure(
     our_seconds = []
     their_seconds = []
     furthest = 0.0
+    sums: list[list[float]] = []
     for _ in range(turns):
         start = time.perf_counter()
         found, work = ours(model, tokenizer, clozes, config)
@@ -131,7 +141,23 @@ def measure(
         our_seconds.append(between - start)
         furthest = max(furthest, check(found, sums))
     us = Side(our_seconds, memory, f"{len(compiled)} compiled")
-    return us, Side(their_seconds, peak_memory(), f"batch {batch}"), work, furthest
+    of_sides = {"ours": [scores.values["sum"] for scores in found.values()], "lm-eval": sums}
+    return us, Side(their_seconds, peak_memory(), f"batch {batch}"), work, furthest, of_sides
+
+
+def accuracies(questions: Sequence[Question], clozes: Mapping[str, Cloze], sums: Sums) -> list[str]:
+    """The shares of right picks (%) by sums and by sums for each character: acc and acc_norm."""
+    found = []
+    for by_length in (False, True):
+        right = []
+        for question, of_question in zip(questions, sums, strict=True):
+            choices = clozes[question.id].choices
+            numbers = np.array(of_question[: len(choices)])
+            numbers = numbers / [len(choice) for choice in choices] if by_length else numbers
+            right.append(ascii_uppercase[int(numbers.argmax())] == question.gold)
+        share = proportion_interval(right, [question.cluster for question in questions])
+        found.append(percent(share.mean, share.low, share.high))
+    return found
 
 
 def asked_for(encoded: Mapping[str, Any], unconditional: bool) -> int:
@@ -149,27 +175,35 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--questions", type=int, default=100)
     parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--task", default="hellaswag", help="a task that lm-evaluation-harness has, too")
+    parser.add_argument("--file", type=Path, help="the task's questions; by default HellaSwag's of ../shared")
+    parser.add_argument("--model", type=Path, help="checkpoint folder; by default random weights")
     options = parser.parse_args()
-    shared = shared_data()
-    task = task_named("hellaswag")
+    task = task_named(options.task)
     assert task.cloze is not None
-    rows = task.read(shared / "hellaswag" / "val_1000.jsonl")[: options.questions]
+    rows = task.read(options.file or shared_data() / "hellaswag" / "val_1000.jsonl")[: options.questions]
     clozes = {question.id: task.cloze(question) for question in rows}
-    tokenizer = load_tokenizer(shared / "llama3_tokenizer")
+    tokenizer = load_tokenizer(options.model or shared_data() / "llama3_tokenizer")
     encoded = encode_clozes(tokenizer, clozes)
     peak = matmul_peak("float32", 2048)
-    model = Llama(MODEL, rngs=nnx.Rngs(0))
-    with tempfile.TemporaryDirectory() as folder:
-        save_llama(model, folder)
-        tokenizer.save_pretrained(folder)
-        peer = HFLM(pretrained=folder, dtype="float32", device="cpu", batch_size=BATCHES[0])
+    peer_options: Any = {"dtype": "float32", "device": "cpu", "batch_size": BATCHES[0]}
+    if options.model is None:
+        model = Llama(MODEL, rngs=nnx.Rngs(0))
+        with tempfile.TemporaryDirectory() as folder:
+            save_llama(model, folder)
+            tokenizer.save_pretrained(folder)
+            peer = HFLM(pretrained=folder, **peer_options)
+    else:
+        model = open_checkpoint(options.model).load_for_inference()
+        peer = HFLM(pretrained=str(options.model), **peer_options)
     body = sum(weight.size for weight in jax.tree.leaves(nnx.state(model.layers)))
-    head = MODEL.vocab_size * MODEL.hidden_size
+    head = model.config.vocab_size * model.config.hidden_size
     table = []
     machine = {}
+    sums: dict[str, Sums] = {}
     for unconditional in (False, True):
         config = ChooseConfig(unconditional=unconditional)
-        us, them, work, furthest = measure(model, peer, tokenizer, clozes, config, options.turns)
+        us, them, work, furthest, sums = measure(model, peer, tokenizer, clozes, config, options.turns)
         flops = 2 * (body * work.nodes + head * asked_for(encoded, unconditional))
         what = "with unconditional" if unconditional else "sums alone"
         machine[what] = {"ours": us.seconds, "lm-eval": them.seconds}
@@ -190,7 +224,12 @@ def main() -> None:
             table.append(cells)
         table.append(None)
     print_table(
-        f"{len(clozes)} questions of HellaSwag, {torch.get_num_threads()} threads, load "
+        f"right, %, of {len(clozes)} questions of {task.title}, 95 % intervals",
+        ("by", "acc", "acc_norm"),
+        [(by, *accuracies(rows, clozes, of_side)) for by, of_side in sums.items()],
+    )
+    print_table(
+        f"{len(clozes)} questions of {task.title}, {torch.get_num_threads()} threads, load "
         f"{os.getloadavg()[0]:.0f}; a matrix product of 2,048 reaches {peak / 1e9:,.0f} GFLOP/s",
         HEADINGS,
         table,
