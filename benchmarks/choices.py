@@ -8,6 +8,9 @@ The limit: 2 FLOPs per weight of the layers for every node of the trees, and per
 for every token of a choice. The peer computes the context anew for each choice, and logits at every place.
 FLOP/s counts what the trees need, whoever computes.
 
+Levanter's harness packs a sequence for each choice, with its context, into rows of one length. Its places are
+counted for the same questions and rows, not run.
+
 Random weights will do for speed. With a real checkpoint (--model) accuracies are worth a look, too.
 """
 
@@ -28,12 +31,13 @@ import numpy as np
 import torch
 from documents import shared_data
 from flax import nnx
+from likelihood import packed_sizes
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from measure import arguments, compilations, matmul_peak, peak_memory, print_json, print_table
 from transformers import PreTrainedTokenizerBase
 
-from rationalyst_jax.evaluate.choice_likelihood import ChoiceScores, begin, encode_clozes
+from rationalyst_jax.evaluate.choice_likelihood import ChoiceScores, Encoded, begin, encode_clozes
 from rationalyst_jax.evaluate.config import ChooseConfig
 from rationalyst_jax.evaluate.statistics import proportion_interval
 from rationalyst_jax.lm.model.config import LlamaConfig
@@ -171,6 +175,16 @@ def asked_for(encoded: Mapping[str, Any], unconditional: bool) -> int:
     return len(asked)
 
 
+def packed(encoded: Mapping[str, Encoded], config: ChooseConfig) -> str:
+    """The places that are computed: of our trees, and of a sequence for each choice, packed."""
+    trees = [list(one.conditional) for one in encoded.values()]
+    if config.unconditional:
+        trees.append([pair for one in encoded.values() for pair in one.unconditional])
+    apart = [[pair] for group in trees for pair in group]
+    ours, levanters = (packed_sizes(groups, config.row_length).size for groups in (trees, apart))
+    return f"{ours:,} places in trees, {levanters:,} as Levanter packs ({levanters / ours:.2f} times)"
+
+
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--questions", type=int, default=100)
@@ -223,6 +237,7 @@ def main() -> None:
             )
             table.append(cells)
         table.append(None)
+        print(f"{what}, rows of {config.row_length}: {packed(encoded, config)}")
     print_table(
         f"right, %, of {len(clozes)} questions of {task.title}, 95 % intervals",
         ("by", "acc", "acc_norm"),

@@ -6,7 +6,6 @@ limit: at each step every weight comes from memory once, and each sequence takes
 """
 
 import os
-import tempfile
 from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
@@ -26,6 +25,7 @@ from measure import (
     print_json,
     print_table,
 )
+from peers import ctranslate2_generator
 from transformers import AutoModelForCausalLM
 
 from rationalyst_jax.lm.cpu import products
@@ -82,13 +82,7 @@ def by_ctranslate2(
     checkpoint: Checkpoint, prompts: Prompts, new: int, ends: tuple[int, ...]
 ) -> Callable[[], float]:
     """Measures tokens/s as `decoding.by_transformers` does."""
-    import ctranslate2
-
-    with tempfile.TemporaryDirectory() as place:
-        converter: Any = ctranslate2.converters.TransformersConverter(str(checkpoint.path))
-        converter.convert(place, force=True)
-        threads = torch.get_num_threads()
-        generator: Any = ctranslate2.Generator(place, "cpu", compute_type="float32", intra_threads=threads)
+    generator = ctranslate2_generator(checkpoint)
     spelled = checkpoint.tokenizer.convert_ids_to_tokens
     texts = [spelled(list(prompt)) for prompt in prompts]
     never = [spelled([end]) for end in ends]

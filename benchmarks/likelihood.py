@@ -8,14 +8,20 @@ fastest on a part of the input.
 The limit: 2 FLOPs per weight for every token, the output head only where a probability is asked for. FLOP/s
 counts what the *trees* need of these (for the peer and apart: what their tokens need, without padding) and
 stands beside what one large matrix product reaches on this machine.
+
+With --model a real checkpoint scores the real documents, and CTranslate2, where it is installed, is a second
+peer: a CPU's user would choose it.
 """
 
+import math
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -32,6 +38,7 @@ from measure import (
     print_table,
     visited,
 )
+from peers import ctranslate2_generator
 from transformers import AutoModelForCausalLM
 
 from rationalyst_jax.lm.model.config import LlamaConfig
@@ -40,6 +47,7 @@ from rationalyst_jax.lm.trees.likelihood import Pair, Work, score
 from rationalyst_jax.lm.trees.reduction import reduce_logprobs
 from rationalyst_jax.lm.trees.tree import build_trees, pack
 from rationalyst_jax.lm.weights.hf import save_llama
+from rationalyst_jax.lm.weights.open import Checkpoint, open_checkpoint
 from rationalyst_jax.lm.weights.tokenizer import load_tokenizer
 from rationalyst_jax.prompts.prompt import load_prompts
 
@@ -52,6 +60,7 @@ MODELS = {
 }
 BATCHES = (4, 8, 16)  # sizes that the peer may choose from
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.5}  # nats, in a decayed sum of some ten log-probabilities
+PEERS = {"transformers", "CTranslate2"}
 decayed_sum = partial(reduce_logprobs, reduction="decayed_sum")
 
 
@@ -88,17 +97,17 @@ class Run:
 # ---- Inputs ----
 
 
-def inputs(sizes: Sizes) -> dict[str, Groups]:
-    """Real documents, and long ones with few and many rationales, as the filter renders them."""
+def inputs(sizes: Sizes, checkpoint: Checkpoint | None) -> dict[str, Groups]:
+    """Real documents, and long ones with few and many rationales, as the filter renders them; with a
+    checkpoint the real ones alone."""
     # Not for who takes only the sides from here: these need all that mining needs.
     from documents import filter_groups, long_documents, real_documents, shared_data
 
     shared = shared_data()
-    render = partial(
-        filter_groups, tokenizer=load_tokenizer(shared / "llama3_tokenizer"), prompts=load_prompts("llama3")
-    )
+    tokenizer = checkpoint.tokenizer if checkpoint else load_tokenizer(shared / "llama3_tokenizer")
+    render = partial(filter_groups, tokenizer=tokenizer, prompts=load_prompts("llama3"))
     found = {"real": render(real_documents(shared))}
-    for rationales in (2, 8, 32):
+    for rationales in () if checkpoint else (2, 8, 32):
         found[f"long, {rationales} rationales"] = render(
             long_documents(shared, rationales, sizes.documents, sizes.characters)
         )
@@ -155,6 +164,17 @@ def in_torch(peer: Any, pairs: Sequence[Pair], batch: int) -> np.ndarray:
     return sums
 
 
+def in_ctranslate2(generator: Any, spelled: Callable[..., Any], pairs: Sequence[Pair]) -> np.ndarray:
+    """Sorted and padded by itself, in batches of so many tokens as were fastest of those tried."""
+    results = generator.score_batch(
+        [spelled(list(pair.context + pair.continuation)) for pair in pairs],
+        max_batch_size=1024,
+        batch_type="tokens",
+    )
+    found = zip(pairs, results, strict=True)
+    return np.array([decayed_sum(np.array(r.log_probs)[-len(pair.continuation) :]) for pair, r in found])
+
+
 def same_model_in_torch(model: Llama) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         save_llama(model, folder)
@@ -197,13 +217,28 @@ def theirs(peer: Any, groups: Groups, batches: Sequence[int] = BATCHES) -> tuple
     return Run(seconds, tokens, tokens / places, peak_memory()), sums
 
 
-def measure(name: str, groups: Groups, model: Llama, peer: Any, sizes: Sizes) -> dict[str, Run]:
+def theirs_in_ctranslate2(checkpoint: Checkpoint, groups: Groups) -> tuple[Run, np.ndarray]:
+    pairs = [pair for group in groups for pair in group]
+    generator = ctranslate2_generator(checkpoint)
+    score = partial(in_ctranslate2, generator, checkpoint.tokenizer.convert_ids_to_tokens)
+    score(pairs[:8])
+    start = time.perf_counter()
+    sums = score(pairs)
+    seconds = time.perf_counter() - start
+    return Run(seconds, sum(map(len, pairs)), math.nan, peak_memory()), sums
+
+
+def measure(
+    name: str, groups: Groups, model: Llama, peer: Any, sizes: Sizes, checkpoint: Checkpoint | None
+) -> dict[str, Run]:
     """One input through all sides; ends the program where they disagree."""
     runs, sums = {}, {}
     runs["trees"], sums["trees"] = ours(model, groups, sizes)
     runs["apart"], sums["apart"] = ours(model, [[pair] for group in groups for pair in group], sizes)
     runs["transformers"], sums["transformers"] = theirs(peer, groups)
-    for by in ("apart", "transformers"):
+    if checkpoint is not None and find_spec("ctranslate2"):
+        runs["CTranslate2"], sums["CTranslate2"] = theirs_in_ctranslate2(checkpoint, groups)
+    for by in [by for by in runs if by != "trees"]:
         difference = np.abs(sums["trees"] - sums[by]).max()
         if not difference <= TOLERANCE[sizes.dtype]:
             raise SystemExit(f"{name}: trees and {by} differ by {difference:.2g} nats")
@@ -228,13 +263,13 @@ def lines(name: str, groups: Groups, runs: dict[str, Run], model: Llama, peak: f
             f"{tokens / run.seconds:,.0f}",
             f"{tokens:,}",
             f"{run.computed:,}",
-            f"{run.filled:.0%}",
+            "–" if math.isnan(run.filled) else f"{run.filled:.0%}",
             "–" if run.visited is None else f"{run.visited:.0%}",
             f"{rate / 1e9:,.0f}",
             f"{rate / peak:.0%}",
             f"{run.peak_mib:,.0f}",
             "–" if run.compilations is None else str(run.compilations),
-            f"{runs['transformers'].seconds / run.seconds:.2f}",
+            f"{min(runs[peer].seconds for peer in runs.keys() & PEERS) / run.seconds:.2f}",
         ]
 
 
@@ -247,19 +282,24 @@ HEADINGS = (
 def main() -> None:
     # torch needs memory on a GPU as well: JAX must not take it all. Read when JAX first looks for devices.
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.5")
-    options = arguments(__doc__).parse_args()
+    parser = arguments(__doc__)
+    parser.add_argument("--model", type=Path, help="folder of a Hugging Face checkpoint")
+    options = parser.parse_args()
     sizes = SIZES[jax.default_backend()]
-    given = inputs(sizes)
+    checkpoint = None if options.model is None else open_checkpoint(options.model)
+    given = inputs(sizes, checkpoint)
     peak = matmul_peak(sizes.dtype, sizes.matmul)
     machine: dict[str, Any] = {}
-    for name in sizes.models:
-        config = MODELS[name]
-        model = Llama(config, rngs=nnx.Rngs(0), dtype=sizes.dtype)
+    for name in sizes.models if checkpoint is None else (checkpoint.path.name,):
+        if checkpoint is None:
+            model = Llama(MODELS[name], rngs=nnx.Rngs(0), dtype=sizes.dtype)
+        else:
+            model = checkpoint.load_for_inference()
         peer = same_model_in_torch(model)
         table = []
         for what, groups in given.items():
-            groups = renumbered(groups, config.vocab_size)
-            runs = measure(f"{name}, {what}", groups, model, peer, sizes)
+            groups = renumbered(groups, model.config.vocab_size) if checkpoint is None else groups
+            runs = measure(f"{name}, {what}", groups, model, peer, sizes, checkpoint)
             table += [*lines(what, groups, runs, model, peak), None]
             machine[f"{name}, {what}"] = {by: asdict(run) for by, run in runs.items()} | {
                 "triples": sum(map(len, groups)) // 2
@@ -269,7 +309,8 @@ def main() -> None:
             HEADINGS,
             table,
             "computed: nodes of the trees, or tokens; filled: of the places computed; blocks: visited, of\n"
-            "those under the diagonal; GFLOP/s: of the weights alone; peak: of the process so far",
+            "those under the diagonal; GFLOP/s: of the weights alone; peak: of the process so far;\n"
+            "ratio: to the faster peer",
         )
     if options.json:
         first = next(iter(machine.values()))
