@@ -5,8 +5,8 @@ eight few-shot examples before every question. Both sides run the package's own 
 the same texts in the same order; they differ in the model behind it. transformers gets its strongest plain
 form: requests that wait together in batches, sorted by length and left-padded, `generate` with n sequences, a
 forward pass that computes logits for the scored places alone; every call sends its whole prompt. *Apart* is
-our engine with nothing to share: the first token of each request is one of its own. Nobody stops early: a
-random model of the real tokenizer never finds an answer, and no step ends before its last token.
+our engine with nothing to share: the first token of each request is one of its own. Nobody stops early: what
+could end a text is suppressed, and no answer is ever found. The weights are random, or with --model real.
 
 Then decoding alone, tokens/s at batch 1, 8 and 64.
 
@@ -17,6 +17,7 @@ import json
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,19 +35,19 @@ from rationalyst_jax.lm.engine.requests import Generation, Handle, ScoreRequest
 from rationalyst_jax.lm.model.config import LlamaConfig
 from rationalyst_jax.lm.model.llama import Llama
 from rationalyst_jax.lm.weights.hf import save_llama
-from rationalyst_jax.lm.weights.tokenizer import load_tokenizer
-from rationalyst_jax.prompts.prompt import PromptSet, load_prompts
+from rationalyst_jax.lm.weights.open import open_checkpoint
+from rationalyst_jax.lm.weights.tokenizer import load_tokenizer, marker_ids
+from rationalyst_jax.prompts.prompt import Field, Prompt, PromptSet, load_prompts
 from rationalyst_jax.reason.config import ReasonConfig
 from rationalyst_jax.reason.solve import solve
 from rationalyst_jax.reason.traces import mean_ledger
 from rationalyst_jax.reason.trajectory import Roles
-from rationalyst_jax.roles.role import Role
+from rationalyst_jax.roles.role import Role, Sampling
 from rationalyst_jax.tasks.question import Question
 
 EXAMPLES, CANDIDATES, STEPS, TOKENS = 8, 3, 6, 24
 BATCH = 16  # of the peer: prompts, or sequences to be scored, at once
 PROMPT, NEW = 128, 64  # of decoding alone
-ENDS = 128001, 128009  # tokens that end a text
 
 # 24 million weights, 20.5 of them the tied embedding of the real vocabulary.
 SHAPE = LlamaConfig(
@@ -185,6 +186,23 @@ class Apart:
         return self._engine.submit(type(request)(**fields))
 
 
+class Endless(Role):
+    """Writes on to the last token that it may."""
+
+    def to_generate(self, prompt: Prompt, fields: Mapping[str, Field], how: Sampling) -> Any:
+        return super().to_generate(prompt, fields, replace(how, suppress=ends_of(self.tokenizer)))
+
+
+def ends_of(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    """What ends a text: of Llama 3's tokenizer the end of a turn, too."""
+    known = tokenizer.get_vocab()
+    return tuple(
+        dict.fromkeys(
+            end for end in (str(tokenizer.eos_token), "<|end_of_text|>", "<|eot_id|>") if end in known
+        )
+    )
+
+
 def few_shot(rows: Sequence[Mapping[str, str]], folder: Path) -> PromptSet:
     """The shipped prompts, with solved questions before each question."""
     prompts = load_prompts("llama3")
@@ -210,7 +228,7 @@ def guided(role: Role, questions: list[Question], prompts: PromptSet) -> tuple[f
         max_step_tokens=TOKENS,
         max_rationale_tokens=TOKENS,
         step_end="turn",
-        suppress=("<|end_of_text|>", "<|eot_id|>"),
+        suppress=ends_of(role.tokenizer),
         block=len(questions),
     )
     with tempfile.TemporaryDirectory() as folder:
@@ -230,21 +248,24 @@ def random_prompts(batch: int) -> list[tuple[int, ...]]:
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--questions", type=int, default=16)
+    parser.add_argument("--model", type=Path, help="folder of a Hugging Face checkpoint")
     options = parser.parse_args()
     from documents import shared_data  # not for who takes only the two sides from here
 
     shared = shared_data()
-    tokenizer = load_tokenizer(shared / "llama3_tokenizer")
+    checkpoint = None if options.model is None else open_checkpoint(options.model)
+    tokenizer = load_tokenizer(shared / "llama3_tokenizer") if checkpoint is None else checkpoint.tokenizer
     solved = (shared / "gsm8k/train.jsonl").read_text().splitlines()[:EXAMPLES]
     lines = (shared / "gsm8k/test.jsonl").read_text().splitlines()[: options.questions]
     questions = [Question(str(i), json.loads(line)["question"]) for i, line in enumerate(lines)]
-    model = Llama(SHAPE, rngs=nnx.Rngs(0))
+    model = Llama(SHAPE, rngs=nnx.Rngs(0)) if checkpoint is None else checkpoint.load_for_inference()
     weights = sum(w.size for w in jax.tree.leaves(nnx.state(model)))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prompts = few_shot([json.loads(line) for line in solved], folder)
-        save_llama(model, folder)
-        peer = Transformers(folder, tokenizer)
+        if checkpoint is None:
+            save_llama(model, folder)
+        peer = Transformers(folder if checkpoint is None else checkpoint.path, tokenizer)
         engine = Engine(model, tokenizer, max_sequences=(CANDIDATES + 1) * options.questions)
         engine.warm_up()
         rows = []
@@ -252,7 +273,7 @@ def main() -> None:
         peak = matmul_peak("float32", 2048)
         for label, side in (("ours", engine), ("ours, apart", Apart(engine)), ("transformers", peer)):
             with compilations() as compiled:
-                seconds, used = guided(Role(side, tokenizer), questions, prompts)
+                seconds, used = guided(Endless(side, tokenizer), questions, prompts)
             rates[label] = len(questions) / seconds
             sent = used["prefilled"] + used["cached"]
             flops = used["flops"] * len(questions) / seconds
@@ -278,10 +299,11 @@ def main() -> None:
         )
         print(f"ours / transformers: {rates['ours'] / rates['transformers']:.2f}")
         print(f"ours / ours, apart: {rates['ours'] / rates['ours, apart']:.2f}")
+        ends = tuple(map(int, marker_ids(tokenizer, ends_of(tokenizer))))
         alone = {
             batch: (
-                decoding.ours(engine, random_prompts(batch), NEW, ENDS),
-                decoding.by_transformers(peer.model, random_prompts(batch), NEW, ENDS[0]),
+                decoding.ours(engine, random_prompts(batch), NEW, ends),
+                decoding.by_transformers(peer.model, random_prompts(batch), NEW, ends[0]),
             )
             for batch in (1, 8, 64)
         }
