@@ -1,11 +1,14 @@
-"""Decoding with a real model on a CPU, against what a user would choose there: transformers and CTranslate2.
+"""Decoding with a real model on a CPU, against what a user would choose there: transformers, CTranslate2 and
+llama.cpp (docs/performance.md says how it is named).
 
 All have the same float32 weights, prompts and threads, by turns, several rounds; the best of each counts.
 *XLA* is our engine without the kernels of `lm/cpu`. Greedily, nobody stops early, prompts are left out. The
 limit: at each step every weight comes from memory once, and each sequence takes two FLOPs for each.
 """
 
+import json
 import os
+import subprocess
 from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
@@ -43,7 +46,7 @@ SETTINGS: dict[str, tuple[int, tuple[str, ...]]] = {
 
 
 def contest(
-    checkpoint: Checkpoint, prompts: Prompts, new: int, rounds: int
+    checkpoint: Checkpoint, prompts: Prompts, new: int, rounds: int, llama_cpp: tuple[str, Path] | None
 ) -> tuple[dict[str, float], list[list[float]]]:
     """Tokens/s of each contestant, and the seconds of our compilations under each of the SETTINGS."""
     model = checkpoint.load_for_inference()
@@ -64,6 +67,8 @@ def contest(
     contestants["transformers"] = lambda: decoding.by_transformers(peer, prompts, new, ends[0])
     if find_spec("ctranslate2"):
         contestants["CTranslate2"] = by_ctranslate2(checkpoint, prompts, new, ends)
+    if llama_cpp is not None:
+        contestants["llama.cpp"] = partial(by_llama_cpp, *llama_cpp, prompts, new)
     best = dict.fromkeys(contestants, 0.0)
     for _ in range(rounds):
         for name, run in contestants.items():
@@ -106,6 +111,14 @@ def by_ctranslate2(
     return rate
 
 
+def by_llama_cpp(python: str, gguf: Path, prompts: Prompts, new: int) -> float:
+    """Tokens/s, as the program llama_cpp.py measures them."""
+    program = Path(__file__).with_name("llama_cpp.py")
+    command = [python, str(program), str(gguf), str(torch.get_num_threads()), str(new)]
+    done = subprocess.run(command, input=json.dumps(prompts), capture_output=True, text=True, check=True)
+    return float(done.stdout)
+
+
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--model", type=Path, required=True, help="folder of a Hugging Face checkpoint")
@@ -113,23 +126,29 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=64, help="tokens of a prompt")
     parser.add_argument("--new", type=int, default=32, help="tokens that are written")
     parser.add_argument("--rounds", type=int, default=3, help="how often each has its turn")
+    parser.add_argument("--llama_cpp", help="a Python with llama-cpp-cffi and cffi, for llama.cpp")
+    parser.add_argument("--gguf", type=Path, help="the checkpoint in float32 as GGUF, for llama.cpp")
     options = parser.parse_args()
+    if (options.llama_cpp is None) != (options.gguf is None):
+        parser.error("--llama_cpp and --gguf belong together")
+    llama_cpp = None if options.gguf is None else (options.llama_cpp, options.gguf)
 
     checkpoint = open_checkpoint(options.model)
     weights = forward_flops(checkpoint.config, 1, 0) / 2
     rng = np.random.default_rng(0)
-    shown = ["ours", "XLA", "transformers", "CTranslate2"]
+    shown = ["ours", "XLA", "transformers", "CTranslate2", "llama.cpp"]
     rows = []
     for batch in options.batches:
         ids = rng.integers(20, checkpoint.config.vocab_size // 2, (batch, options.prompt))
-        best, compiled = contest(checkpoint, list(map(tuple, ids.tolist())), options.new, options.rounds)
+        prompts = list(map(tuple, ids.tolist()))
+        best, compiled = contest(checkpoint, prompts, options.new, options.rounds, llama_cpp)
         bandwidth, flops = read_bytes_per_second(), matmul_peak("float32", 2048)
         limit = min(bandwidth / (4 * weights) * batch, flops / (2 * weights))
         strongest = max(rate for name, rate in best.items() if name not in SETTINGS)
         rows.append(
             [
                 str(batch),
-                *(f"{best[name]:.1f}" if name in best else "not installed" for name in shown),
+                *(f"{best[name]:.1f}" if name in best else "–" for name in shown),
                 f"{limit:.0f}",
                 f"{best['ours'] / limit:.0%}",
                 f"{best['ours'] / strongest:.2f}",
