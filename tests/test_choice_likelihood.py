@@ -26,8 +26,9 @@ from rationalyst_jax.lm.model.config import LlamaConfig
 from rationalyst_jax.lm.weights.hf import load_llama, save_llama
 from rationalyst_jax.lm.weights.tokenizer import load_tokenizer
 from rationalyst_jax.pipeline import choose as choosing
-from rationalyst_jax.pipeline.choose import choose
+from rationalyst_jax.pipeline.choose import Guide, choose
 from rationalyst_jax.pipeline.models import Models
+from rationalyst_jax.prompts.prompt import load_prompts
 from rationalyst_jax.tasks import benchmarks
 from rationalyst_jax.tasks.benchmarks import task_named
 from rationalyst_jax.tasks.cloze import Cloze
@@ -451,6 +452,38 @@ def test_choices_are_scored_with_the_rationale_of_their_question_and_of_another(
     assert rationalyst(f"{COMMAND} plain.jsonl") == 0
     for (_, plain), row in zip(read_table(Path("plain.jsonl")), rows, strict=True):
         np.testing.assert_allclose(plain["sum"], row["sum"], atol=1e-4)
+
+
+def test_progress_of_both_passes_never_goes_back(questions):
+    told: list[tuple[int, int, int]] = []
+    guide = Guide("world", load_prompts("world"))
+    config = ChooseConfig(row_length=256, block=2, max_rationale_tokens=4)
+    with Models(EngineConfig()) as models:
+        choose(
+            task_named("hellaswag"),
+            questions,
+            "world",
+            models,
+            config,
+            Path("out.jsonl"),
+            guide=guide,
+            progress=lambda *numbers: told.append(numbers),
+        )
+    assert {total for _, total, _ in told} == {12} and told[-1][0] == 12
+    for numbers in zip(*told, strict=True):
+        assert list(numbers) == sorted(numbers)
+    assert told[0][2] == 0 < told[-1][2]
+
+
+def test_the_stranger_is_of_another_passage_and_drawn_by_the_seed():
+    asked = {f"q{i}": Question(f"q{i}", "", passage=f"p{i // 2}") for i in range(6)}
+    drawn = [choosing._strangers(asked, seed) for seed in range(60)]
+    for of_seed in drawn:
+        assert all(asked[name].passage != asked[other].passage for name, other in of_seed.items())
+    assert {of_seed["q0"] for of_seed in drawn} == {"q2", "q3", "q4", "q5"}
+    assert drawn[3] == choosing._strangers(asked, 3) != drawn[4]
+    with pytest.raises(ValueError, match="give two or more"):
+        choosing._strangers({name: asked[name] for name in ("q0", "q1")}, 0)
 
 
 def test_a_killed_run_with_rationales_continues_to_the_same_bytes(questions, monkeypatch):

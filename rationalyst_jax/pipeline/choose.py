@@ -111,13 +111,14 @@ def choose(
     clozes = {name: task.cloze(question) for name, question in asked.items()}
     settings: Row = {"task": task.name, "model": checkpoint.fingerprint, "choose": asdict(config)}
     guides: dict[str, tuple[str, str]] = {}
+    tokens = 0  # computed until choices are scored
     if guide is not None:
         settings |= {"rationalyst": models.known(guide.rationalyst).name, "prompts": guide.prompts.version}
         models.check(guide.rationalyst, guide.prompts, ("rationale",))
         others = _strangers(asked, config.seed)
         plain = encode_clozes(checkpoint.tokenizer, clozes)  # what is wrong is told before any work
         check_lengths(plain, config.row_length, "choose.row_length is")
-        written = _rationalize(clozes, guide, models, config, out, shard, progress, note)
+        written, tokens = _rationalize(clozes, guide, models, config, out, shard, progress, note)
         guides = {name: (written[name], written[others[name]]) for name in asked}
     encoded = encode_clozes(checkpoint.tokenizer, clozes, guides)
     check_lengths(encoded, config.row_length, "choose.row_length is")
@@ -142,7 +143,7 @@ def choose(
 
         def tell(nodes: int = 0) -> None:
             before = len(names) if guides else 0
-            progress(before + done, before + len(names), work.nodes + nodes)
+            progress(before + done, before + len(names), tokens + work.nodes + nodes)
 
         begun = (begin(scorer, {name: encoded[name] for name in block}, config, devices) for block in missing)
         tell()
@@ -233,8 +234,8 @@ def _rationalize(
     shard: HostShard,
     progress: Callable[[int, int, int], None],
     note: Callable[[str], None],
-) -> dict[str, str]:
-    """What RATIONALYST writes for each context: a solution that has no step yet."""
+) -> tuple[dict[str, str], int]:
+    """What RATIONALYST writes for each context, which is a solution without a step; the tokens that took."""
     how = LocateConfig(max_rationale_tokens=config.max_rationale_tokens, block=config.block)
     given = [GivenSolution(name, cloze.context.rstrip(), (), None) for name, cloze in clozes.items()]
     # The context stands as it is, and the blank before a choice before the rationale.
@@ -245,14 +246,15 @@ def _rationalize(
         name = str(row.get("id"))
         return name if name in texts and row.get("asked") == texts[name] else None
 
-    def written(solutions: Sequence[GivenSolution], file: Path) -> dict[str, str]:
+    def written(solutions: Sequence[GivenSolution], file: Path) -> tuple[dict[str, str], int]:
         [role] = models.roles(guide.rationalyst)
 
         def tell(done: set[str]) -> None:
             progress(len(done), 2 * len(solutions), role.model.tokens)
 
         found = rationalize(solutions, Roles(role, role, role), prompts, how, file, tell)
-        return {one.id: rationale.text for one, [rationale] in zip(solutions, found, strict=True)}
+        said = {one.id: rationale.text for one, [rationale] in zip(solutions, found, strict=True)}
+        return said, role.model.tokens
 
     settings = {
         "rationalyst": models.known(guide.rationalyst).name,
@@ -275,9 +277,11 @@ def _strangers(questions: Mapping[str, Question], seed: int) -> dict[str, str]:
     clusters = {name: question.cluster for name, question in questions.items()}
     if len(set(clusters.values())) < 2:
         raise ValueError("choose: rationales are compared with those of other questions: give two or more")
+    names = list(questions)
     drawn = {}
-    for name in questions:
+    for name in names:
         rng = np.random.default_rng([seed, int(digest([name.encode()]), 16)])
-        others = [other for other in questions if clusters[other] != clusters[name]]
-        drawn[name] = str(rng.choice(others))
+        drawn[name] = name
+        while clusters[drawn[name]] == clusters[name]:
+            drawn[name] = names[rng.integers(len(names))]
     return drawn
