@@ -26,7 +26,7 @@ from rationalyst_jax.lm.model.config import LlamaConfig
 from rationalyst_jax.lm.weights.hf import load_llama, save_llama
 from rationalyst_jax.lm.weights.tokenizer import load_tokenizer
 from rationalyst_jax.pipeline import choose as choosing
-from rationalyst_jax.pipeline.choose import Guide, choose
+from rationalyst_jax.pipeline.choose import WHOSE, Guide, choose
 from rationalyst_jax.pipeline.models import Models
 from rationalyst_jax.prompts.prompt import load_prompts
 from rationalyst_jax.tasks import benchmarks
@@ -443,11 +443,15 @@ def test_choices_are_scored_with_the_rationale_of_their_question_and_of_another(
             for of in row["guided"].values()
         )
     assert len({text for text in own.values() if text.strip()}) > 1
-    shown = " ".join(capsys.readouterr().out.split())
+    shown = capsys.readouterr().out.split("with a rationale before the choices")
     for rule in ("sum", "unconditional"):
-        for whose in ("own", "stranger"):
-            right = sum(row["guided"][whose]["picked"][rule] == "A" for row in rows)
-            assert f"{100 * right / 6:.1f} [" in shown
+        counts = [sum(row["guided"][whose]["picked"][rule] == "A" for row in rows) for whose in WHOSE]
+        alone = sum(row["picked"][rule] == "A" for row in rows)
+        own = counts[0]
+        line = next(line for line in shown[1].splitlines() if rule in line)
+        assert f"{100 * own / 6:.1f} [" in line
+        assert f"{100 * (own - alone) / 6:+.1f} [" in line and f"{100 * (own - counts[1]) / 6:+.1f} [" in line
+        assert all(len(line) <= 80 for line in shown[1].splitlines())
     # Without a RATIONALYST numbers are the same, and the settings are others.
     assert rationalyst(f"{COMMAND} plain.jsonl") == 0
     for (_, plain), row in zip(read_table(Path("plain.jsonl")), rows, strict=True):

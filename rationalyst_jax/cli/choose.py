@@ -90,6 +90,6 @@ def run(
     if found.accuracy:
         console.print(choices_table(benchmark, found.graded, found.accuracy))
     if found.guided:
-        console.print(guided_choices_table(benchmark, found.graded, found.guided))
+        console.print(guided_choices_table(benchmark, found.guided))
     if not found.graded:
         console.print(f"{found.questions} questions scored, none with an answer")

@@ -71,11 +71,10 @@ class ChoiceScores:
 
 @dataclass(frozen=True)
 class GuidedAccuracy:
-    """Under one rule: the accuracy with each question's own rationale and with another question's, and how
-    much more often the own one is right than none, and than the other's."""
+    """Under one rule: the accuracy with each question's own rationale, and how much more often that is right
+    than none is, and than another question's."""
 
     own: Interval
-    stranger: Interval
     own_less_none: Interval
     own_less_stranger: Interval
 

@@ -196,7 +196,6 @@ def choose(
             own, stranger = (right(rule, "guided", whose) for whose in WHOSE)
             guided[rule] = GuidedAccuracy(
                 proportion_interval(own, clusters),
-                proportion_interval(stranger, clusters),
                 difference_interval(own, plain, clusters),
                 difference_interval(own, stranger, clusters),
             )

@@ -66,21 +66,21 @@ def choices_table(task: "Task", questions: int, accuracy: "Mapping[Rule, Interva
     return table
 
 
-def guided_choices_table(task: "Task", questions: int, guided: "Mapping[Rule, GuidedAccuracy]") -> Table:
-    """What rationales before the choices do to the accuracy under each rule."""
+def guided_choices_table(task: "Task", guided: "Mapping[Rule, GuidedAccuracy]") -> Table:
+    """The accuracy under each rule with a rationale before the choices, and what it does."""
     table = plain_table(f"{task.title}: with a rationale before the choices", "rule")
-    for heading in ("its own", "another question's", "own − none", "own − another's"):
+    for heading in ("accuracy", "− without", "− with another's"):
         table.add_column(heading, justify="right", no_wrap=True)
     for rule, of_rule in guided.items():
+        differences = of_rule.own_less_none, of_rule.own_less_stranger
         table.add_row(
             rule,
-            *(percent(one.mean, one.low, one.high) for one in (of_rule.own, of_rule.stranger)),
-            *(
-                points(one.mean, one.low, one.high)
-                for one in (of_rule.own_less_none, of_rule.own_less_stranger)
-            ),
+            percent(of_rule.own.mean, of_rule.own.low, of_rule.own.high),
+            *(points(one.mean, one.low, one.high) for one in differences),
         )
-    table.caption = f"n = {_of_split(questions, task)}; differences on the same questions, in points"
+    table.caption = (
+        "differences on the same questions, in points: to none,\nand to the rationale of another question"
+    )
     return table
 
 
