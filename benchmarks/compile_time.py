@@ -12,9 +12,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from argparse import ArgumentParser
 from pathlib import Path
 
-from measure import arguments, print_table
+from measure import print_table
+
+from rationalyst_jax.files.rows import write_rows
 
 SETTINGS = {
     "mine": "--documents documents.jsonl --prompts llama3 --annotate.method insert --annotate.places line "
@@ -25,7 +28,7 @@ SETTINGS = {
     "reason": "--task gsm8k --questions questions.jsonl --prompts llama3 --reason.strategy implicit "
     "--reason.max_steps 2 --reason.max_step_tokens 16 --reason.max_rationale_tokens 16",
 }
-TEXT = "Question: Ann has {n} apples and buys 2 more. How many has she?\nAnswer: "
+TEXT = "Question: Ann has 3 apples and buys 2 more. How many has she?\nAnswer: "
 
 
 def prepare(folder: Path) -> None:
@@ -37,11 +40,8 @@ def prepare(folder: Path) -> None:
             check=True,
             capture_output=True,
         )
-    rows = (
-        f'{{"document_id": "{n}", "preceding": "{TEXT.format(n=n)}", "rationale": "Add both numbers."}}\n'
-        for n in range(4)
-    )
-    (folder / "rationales.jsonl").write_text("".join(rows).replace("\nAnswer", "\\nAnswer"))
+    row = {"preceding": TEXT, "rationale": "Add both numbers."}
+    write_rows(folder / "rationales.jsonl", ({"document_id": str(n), **row} for n in range(4)))
 
 
 def run(command: str, model: Path, folder: Path, turn: int) -> tuple[str, ...]:
@@ -74,12 +74,12 @@ def run(command: str, model: Path, folder: Path, turn: int) -> tuple[str, ...]:
         raise SystemExit(f"{command}: {done.stderr[-2000:]}")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    [said] = re.findall(r"programs: .*", done.stdout + done.stderr)
-    return command, ("first", "second")[turn], f"{seconds:.1f}", f"{cpu:.1f}", said.removeprefix("programs: ")
+    said = re.findall(r"programs: (.*)", done.stdout + done.stderr)
+    return command, ("first", "second")[turn], f"{seconds:.1f}", f"{cpu:.1f}", *said
 
 
 def main() -> None:
-    parser = arguments(__doc__)
+    parser = ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, required=True, help="folder of a Hugging Face checkpoint")
     options = parser.parse_args()
     rows = []

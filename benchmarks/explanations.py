@@ -18,20 +18,19 @@ from rationalyst_jax.tasks.benchmarks import task_named
 from rationalyst_jax.tasks.names import TaskName
 from rationalyst_jax.tasks.question import Question
 from rationalyst_jax.tasks.sources import read_questions
+from rationalyst_jax.tasks.task import Task
 
 
-def explained(question: Question, source: str) -> Iterator[Triple]:
+def explained(task: Task, question: Question) -> Iterator[Triple]:
     """The sentences of a question's explanation, each with the text before it and the sentence after it."""
     opening = f"Question: {question.asked}\nAnswer: "
-    solution = " ".join(question.solution.split())
-    text = f"{opening}{solution} The answer is {question.gold}."
-    last = len(opening) + len(solution) + 1
-    inner = [place for place in find_places(text, "sentence") if len(opening) < place < last]
-    ends = [*inner, last, len(text)] if solution else []
+    text = opening + " ".join(task.worked(question).split())
+    inner = [place for place in find_places(text, "sentence") if place > len(opening)]
+    ends = [*inner, len(text)] if question.solution else []
     start = len(opening)
     for index, (end, next_end) in enumerate(pairwise(ends)):
         written = text[start:end].strip()
-        yield Triple(question.id, source, index, end, next_end, text[:start], written, text[end:next_end])
+        yield Triple(question.id, task.name, index, end, next_end, text[:start], written, text[end:next_end])
         start = end
 
 
@@ -42,8 +41,9 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="so many questions, the first ones")
     parser.add_argument("--out", type=Path, required=True, help="JSONL file to write")
     options = parser.parse_args()
-    questions = read_questions(task_named(options.task), options.questions)[: options.limit]
-    triples = [triple for question in questions for triple in explained(question, options.task)]
+    task = task_named(options.task)
+    questions = read_questions(task, options.questions)[: options.limit]
+    triples = [triple for question in questions for triple in explained(task, question)]
     write_rows(options.out, map(asdict, triples))
     print(f"{len(triples)} sentences of {len(questions)} questions are in {options.out}")
 

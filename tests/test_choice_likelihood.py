@@ -10,6 +10,7 @@ import sys
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,20 @@ import yaml
 from random_model import random_llama
 
 from rationalyst_jax.cli.main import main
-from rationalyst_jax.evaluate.choice_likelihood import begin, check_lengths, choice_scores, encode_clozes
+from rationalyst_jax.evaluate.choice_likelihood import (
+    ChoiceScores,
+    GuidedAccuracy,
+    begin,
+    check_lengths,
+    choice_scores,
+    encode_clozes,
+)
 from rationalyst_jax.evaluate.config import ChooseConfig
+from rationalyst_jax.evaluate.statistics import difference_interval, proportion_interval
 from rationalyst_jax.files.rows import Row, read_table
 from rationalyst_jax.lm.engine.config import EngineConfig
 from rationalyst_jax.lm.model.config import LlamaConfig
+from rationalyst_jax.lm.trees.likelihood import Work
 from rationalyst_jax.lm.weights.hf import load_llama, save_llama
 from rationalyst_jax.lm.weights.tokenizer import load_tokenizer
 from rationalyst_jax.pipeline import choose as choosing
@@ -274,8 +284,13 @@ def test_under_a_rationale_choices_have_the_numbers_of_a_context_that_has_it(wor
                 np.testing.assert_allclose(scores.values[rule], plain[name].values[rule], atol=1e-4)
     [first, second, blank] = found["q3"].guided
     assert first.values != second.values != blank.values
-    with pytest.raises(ValueError, match="question 'q3': 62 tokens with its longest choice, a row is 50"):
-        check_lengths(encode_clozes(tokenizer, WORLD, {"q3": ("Add them. " * 5,)}), 50, "a row is")
+    long = encode_clozes(tokenizer, WORLD, {"q3": ("Add them. " * 5,)})
+    with pytest.raises(
+        ValueError, match="'q3': 62 tokens with a rationale and its longest choice, a row is 50"
+    ):
+        check_lengths(long, {"positions are": 100, "a row is": 50})
+    with pytest.raises(ValueError, match="'q3': 62 tokens with its longest choice, a row is 20"):
+        check_lengths(long, {"a row is": 20})
 
 
 @pytest.mark.parametrize("context", ["A man sits. He", "A man sits. ", "A man\n\n", "né 中文 🙂", "12 3"])
@@ -432,7 +447,7 @@ def test_choices_are_scored_with_the_rationale_of_their_question_and_of_another(
     assert rationalyst(GUIDED.format("out.jsonl")) == 0
     rows = [row for _, row in read_table(Path("out.jsonl"))]
     written = {row["id"]: row for _, row in read_table(Path("out.jsonl.rationales.jsonl"))}
-    own = {name: row["rationales"][0]["text"] for name, row in written.items()}
+    own = {name: row["rationale"] for name, row in written.items()}
     assert [*own] == [row["id"] for row in rows] == [*WORLD]
     for row in rows:
         assert row["rationales"]["own"] == own[row["id"]]
@@ -456,6 +471,63 @@ def test_choices_are_scored_with_the_rationale_of_their_question_and_of_another(
     assert rationalyst(f"{COMMAND} plain.jsonl") == 0
     for (_, plain), row in zip(read_table(Path("plain.jsonl")), rows, strict=True):
         np.testing.assert_allclose(plain["sum"], row["sum"], atol=1e-4)
+
+
+def test_figures_with_rationales_are_those_of_the_rows(questions, monkeypatch):
+    # Of each question what is picked without a rationale, with its own, and with a stranger's.
+    picks = dict(zip(WORLD, ("BAB", "BAB", "AAB", "AAA", "BBB", "BAA"), strict=True))
+
+    def scores(letter: str) -> ChoiceScores:
+        return ChoiceScores((1, 1), {"sum": (0.0, -1.0) if letter == "A" else (-1.0, 0.0)})
+
+    def begin(model: Any, encoded: dict[str, Any], *options: Any) -> Any:
+        found = {}
+        for name in encoded:
+            plain, *guided = map(scores, picks[name])
+            found[name] = replace(plain, guided=tuple(guided))
+        return SimpleNamespace(scores=SimpleNamespace(work=Work()), result=lambda tell: found)
+
+    monkeypatch.setattr(choosing, "begin", begin)
+    guide = Guide("world", load_prompts("world"))
+    config = ChooseConfig(row_length=256, max_rationale_tokens=2)
+    with Models(EngineConfig()) as models:
+        task = task_named("hellaswag")
+        found = choose(task, questions, "world", models, config, Path("out.jsonl"), guide=guide)
+    none, own, stranger = ([of[i] == "A" for of in picks.values()] for i in range(3))
+    assert found.accuracy == {"sum": proportion_interval(none)}
+    assert found.guided == {
+        "sum": GuidedAccuracy(
+            proportion_interval(own), difference_interval(own, none), difference_interval(own, stranger)
+        )
+    }
+    assert found.guided["sum"].own_less_none.mean == found.guided["sum"].own_less_stranger.mean == 0.5
+
+
+def test_written_rationales_are_used_without_opening_rationalyst(questions, monkeypatch, capsys):
+    assert rationalyst(GUIDED.format("out.jsonl")) == 0
+    Path("out.jsonl").rename("first.jsonl")
+    with monkeypatch.context() as patched:
+        patched.setattr(Models, "roles", lambda *_: pytest.fail("RATIONALYST is opened"))
+        assert rationalyst(GUIDED.format("out.jsonl")) == 0
+    assert Path("out.jsonl").read_bytes() == Path("first.jsonl").read_bytes()
+    write_questions(questions, {f"{name}-other": cloze for name, cloze in WORLD.items()})
+    assert rationalyst(GUIDED.format("out.jsonl")) == 1
+    assert "out.jsonl.rationales.jsonl: holds other questions alone" in capsys.readouterr().err
+
+
+def test_a_question_beyond_the_positions_is_named_before_rationales_are_written(
+    questions, monkeypatch, capsys
+):
+    real = Models.checkpoint
+
+    def short(models: Models, place: Any) -> Any:
+        checkpoint = real(models, place)
+        return replace(checkpoint, config=replace(checkpoint.config, max_position_embeddings=20))
+
+    monkeypatch.setattr(Models, "checkpoint", short)
+    monkeypatch.setattr(Models, "roles", lambda *_: pytest.fail("RATIONALYST is opened"))
+    assert rationalyst(GUIDED.format("out.jsonl")) == 1
+    assert "with its longest choice, the positions of the model are 20" in capsys.readouterr().err
 
 
 def test_progress_of_both_passes_never_goes_back(questions):

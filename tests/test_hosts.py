@@ -408,8 +408,6 @@ COMMANDS = {
     "reason": "reason --config random.yaml --questions questions.jsonl --agent model --reason.block 2 "
     "--reason.max_steps 2 --reason.max_step_tokens 8 --out {}/x.jsonl",
     "choose": "choose --task arc --questions choices.jsonl --model model --choose.block 2 --out {}/x.jsonl",
-    "choose, guided": "choose --task arc --questions choices.jsonl --model model --choose.block 2 "
-    "--rationalyst model --prompts world --choose.max_rationale_tokens 4 --out {}/x.jsonl",
     "filter": "filter --triples several.parquet --model model --prompts world --filter.block 2 "
     "--filter.row_length 256 --out {}/x.parquet",
     "mine": "mine --documents documents.jsonl --model model --prompts world --annotate.block 2 "
@@ -417,6 +415,10 @@ COMMANDS = {
     "locate": "locate --solutions few.jsonl --scorer model --rationalyst model --prompts world "
     "--locate.block 2 --locate.max_rationale_tokens 4 --out {}/x.jsonl",
 }
+
+# Who needs all rationales waits for what the other one writes.
+GUIDED = f"{COMMANDS['choose']} --rationalyst model --prompts world --choose.max_rationale_tokens 4"
+WAITING = {"locate": COMMANDS["locate"], "choose, guided": GUIDED}
 
 
 @pytest.fixture(scope="module")
@@ -439,17 +441,16 @@ def without_seconds(files: dict[str, bytes]) -> dict[str, bytes]:
     return {name: re.sub(rb'"seconds": [\d.]+', b"", found) for name, found in files.items()}
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", [*COMMANDS, "choose, guided"])
 def test_two_shards_of_a_command_make_the_files_of_one_process(name, inputs, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(inputs)
-    command = COMMANDS[name]
+    command = (COMMANDS | WAITING)[name]
     assert rationalyst(command.format(tmp_path / "alone")) == 0
     other = f"{command.format(tmp_path / 'two')} --shard 1/2"
-    # Who needs all rationales waits once for what the other one writes.
     monkeypatch.setattr("rationalyst_jax.files.parts.time.sleep", lambda seconds: rationalyst(other))
     capsys.readouterr()
     assert rationalyst(f"{command.format(tmp_path / 'two')} --shard 0/2") == 0
-    if name in ("locate", "choose, guided"):
+    if name in WAITING:
         assert "shard 0/2 waits for 1/2 to finish" in capsys.readouterr().out
     else:
         assert "shard 0/2 is done, 1/2 not yet" in capsys.readouterr().out

@@ -203,7 +203,17 @@ def test_an_infinite_interval_is_not_printed_as_one(here, files, capsys):
     assert "one document" in out and "inf" not in out
 
 
+def test_a_blank_text_is_continued_by_none(here):
+    rows = [
+        {"preceding": text, "rationale": "add", "following": "c"} for text in ("", "A b. ", " ", "A b. C ")
+    ]
+    _write_rows(here / "some.jsonl", rows)
+    found = read_triple_files(here / "some.jsonl")
+    assert [t.document_id for t in found] == ["some-1", "some-2", "some-3", "some-2"]
+
+
 BAD_ROWS = {
+    '{"preceding": "a ", "rationale": "b", "following": "c", "index": 2147483648}': "from 0 to 2**31 - 1",
     "{}": "bad.jsonl:1: no 'preceding'",
     '{"preceding": "a ", "rationale": " ", "following": "c"}': "bad.jsonl:1: 'rationale' is empty",
     '{"preceding": "a ", "rationale": "b", "following": ""}': "bad.jsonl:1: 'following' is empty",

@@ -19,6 +19,7 @@ from rationalyst_jax.lm.weights.tokenizer import marker_ids
 from rationalyst_jax.pipeline.locate import locate
 from rationalyst_jax.pipeline.models import Known, Models
 from rationalyst_jax.prompts.prompt import load_prompts, render
+from rationalyst_jax.reason import blocks
 from rationalyst_jax.reason import locate as locating
 from rationalyst_jax.reason.config import LocateConfig
 from rationalyst_jax.reason.locate import strangers
@@ -153,7 +154,7 @@ def test_strangers_are_drawn_from_all_that_have_the_step():
 def test_a_killed_run_goes_on_to_the_same_bytes(appended, solutions, finished, tmp_path, world, monkeypatch):
     """It dies while rationales are written (6) or steps are scored (13)."""
     out = tmp_path / "located.jsonl"
-    append = locating.append_rows
+    append = blocks.append_rows
     left = iter(range(appended))
 
     def dying(path, new):
@@ -161,10 +162,10 @@ def test_a_killed_run_goes_on_to_the_same_bytes(appended, solutions, finished, t
             raise KeyboardInterrupt
         append(path, new)
 
-    monkeypatch.setattr(locating, "append_rows", dying)
+    monkeypatch.setattr(blocks, "append_rows", dying)
     with pytest.raises(KeyboardInterrupt):
         locate(solutions, "world", "world", world, PROMPTS, CONFIG, out)
-    monkeypatch.setattr(locating, "append_rows", append)
+    monkeypatch.setattr(blocks, "append_rows", append)
     written = tmp_path.glob("*.jsonl")
     assert sum(path.read_bytes().count(b"\n") for path in written) == appended
     with out.open("ab") as file:
@@ -177,14 +178,14 @@ def test_a_killed_run_goes_on_to_the_same_bytes(appended, solutions, finished, t
 DYING = """
 import os, signal, sys
 from rationalyst_jax.cli.main import main
-from rationalyst_jax.reason import locate
-append = locate.append_rows
+from rationalyst_jax.reason import blocks
+append = blocks.append_rows
 left = iter(range(int(sys.argv[1])))
 def dying(path, new):
     if next(left, None) is None:
         os.kill(os.getpid(), signal.SIGKILL)
     append(path, new)
-locate.append_rows = dying
+blocks.append_rows = dying
 main(sys.argv[2:])
 """
 
@@ -216,7 +217,7 @@ def test_the_command_killed_with_kill_9_ends_the_same(solutions, tmp_path):
 def test_a_finished_run_asks_nothing_and_says_the_same(solutions, finished, world, monkeypatch):
     told = []
     before = finished.read_bytes()
-    monkeypatch.setattr(locating, "append_rows", None)
+    monkeypatch.setattr(blocks, "append_rows", None)
     first = locate(
         solutions, "world", "world", world, PROMPTS, CONFIG, finished, progress=lambda *c: told.append(c)
     )

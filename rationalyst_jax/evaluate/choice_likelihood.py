@@ -124,15 +124,21 @@ def encode_clozes(
 
 
 def guided_by(cloze: Cloze, rationale: str) -> Cloze:
-    """The cloze with a rationale between its context and its choices."""
+    """The cloze with a rationale between its context and its choices; itself where the rationale is blank."""
+    if not rationale.strip():
+        return cloze
     return replace(cloze, context=" ".join(filter(None, (cloze.context.rstrip(), rationale.strip()))))
 
 
-def check_lengths(encoded: Mapping[str, Encoded], longest: int, what: str) -> None:
-    """Raises ValueError naming the first question of which a choice with its context is longer."""
+def check_lengths(encoded: Mapping[str, Encoded], limits: Mapping[str, int]) -> None:
+    """Raises ValueError naming the first question of which a choice with its context is longer than a limit,
+    which is named too."""
     for name, one in encoded.items():
-        if (length := max(map(len, one.of_question))) > longest:
-            raise ValueError(f"question {name!r}: {length} tokens with its longest choice, {what} {longest}")
+        length, guided = max(map(len, one.conditional)), max(map(len, one.of_question))
+        for what, longest in limits.items():
+            if guided > longest:
+                with_it = "its longest choice" if length > longest else "a rationale and its longest choice"
+                raise ValueError(f"question {name!r}: {guided} tokens with {with_it}, {what} {longest}")
 
 
 @dataclass(frozen=True)
@@ -153,11 +159,11 @@ class Begun:
         alone = iter(logprobs.pop()) if self.unconditional else None
         found = {}
         for (name, one), of_question in zip(self.encoded.items(), logprobs, strict=True):
-            choices = len(one.cloze.choices)
-            of_alone = None if alone is None else [next(alone) for _ in range(choices)]
-            starts = range(0, len(of_question), choices)
+            count = len(one.cloze.choices)
+            of_alone = None if alone is None else [next(alone) for _ in range(count)]
+            starts = range(0, len(of_question), count)
             plain, *guided = (
-                choice_scores(one.cloze, of_question[start : start + choices], of_alone) for start in starts
+                choice_scores(one.cloze, of_question[start : start + count], of_alone) for start in starts
             )
             for scores in (plain, *guided):
                 if not np.isfinite([*chain(*scores.values.values())]).all():

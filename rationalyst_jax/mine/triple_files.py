@@ -14,9 +14,9 @@ def read_triple_files(path: Path) -> list[Triple]:
     A JSONL row has preceding (or preceeding, as the authors of arXiv 2410.01044 spell it), rationale and
     following; it may have document_id, index, and source, which is else the file's stem. Rows without a
     document_id are of one document where their preceding texts continue each other: the shortest, at line n,
-    names it "<file stem>-<n>". Rows without an index are numbered by the length of what precedes them. White
-    space on both sides of a place, as in the authors' rows, counts once: that of the following text is left
-    out.
+    names it "<file stem>-<n>"; a blank text is continued by none. Rows without an index are numbered by the
+    length of what precedes them. White space on both sides of a place, as in the authors' rows, counts once:
+    that of the following text is left out.
 
     Raises FileNotFoundError for a missing file, and ValueError naming file and row for a malformed or empty
     text, two rows that are the same rationale, and where there is none at all.
@@ -84,17 +84,19 @@ def _preceding(row: Row, place: str) -> str:
 
 def _index(row: Row, place: str, default: int) -> int:
     index = row.get("index", default)
-    if not isinstance(index, int) or isinstance(index, bool) or index < 0:
-        raise ValueError(f"{place}: 'index' must be an integer of at least 0, found {index!r:.60}")
+    if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < 2**31:
+        raise ValueError(f"{place}: 'index' must be an integer from 0 to 2**31 - 1, found {index!r:.60}")
     return index
 
 
 def _documents(preceding: Sequence[str], stem: str, places: Sequence[str]) -> list[str]:
-    """A name for the document of each text: sorted, those that continue a text come right after it."""
+    """A name for the document of each text: sorted, those that continue a text come right after it. A blank
+    text says nothing of its document, and is one of its own."""
     names = [""] * len(preceding)
     first = None
     for i in sorted(range(len(preceding)), key=lambda i: preceding[i]):
-        if first is None or not preceding[i].startswith(preceding[first]):
+        known = first is not None and preceding[first].strip()
+        if not known or not preceding[i].startswith(preceding[first]):
             first = i
         names[i] = f"{stem}-{places[first].rpartition(':')[2]}"
     return names

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import reduce
 from operator import getitem
 from pathlib import Path
@@ -31,11 +31,8 @@ from rationalyst_jax.lm.devices.sharding import mesh_of, row_shards
 from rationalyst_jax.lm.trees.likelihood import Work, one_ahead
 from rationalyst_jax.pipeline.models import Models, Place
 from rationalyst_jax.prompts.prompt import PromptSet
-from rationalyst_jax.reason.config import LocateConfig
-from rationalyst_jax.reason.locate import digests, rationalize
-from rationalyst_jax.reason.trajectory import Roles
+from rationalyst_jax.reason.rationales import rationalize_texts, text_digests
 from rationalyst_jax.tasks.cloze import Cloze
-from rationalyst_jax.tasks.process_bench import GivenSolution
 from rationalyst_jax.tasks.question import Question
 from rationalyst_jax.tasks.sources import Source, read_questions
 from rationalyst_jax.tasks.task import Task
@@ -110,19 +107,25 @@ def choose(
     checkpoint = models.checkpoint(model)
     clozes = {name: task.cloze(question) for name, question in asked.items()}
     settings: Row = {"task": task.name, "model": checkpoint.fingerprint, "choose": asdict(config)}
+    limits = {
+        "choose.row_length is": config.row_length,
+        "the positions of the model are": checkpoint.config.max_position_embeddings,
+    }
+    encoded = encode_clozes(checkpoint.tokenizer, clozes)
+    check_lengths(encoded, limits)
     guides: dict[str, tuple[str, str]] = {}
     tokens = 0  # computed until choices are scored
-    if guide is not None:
+    if guide is None:
+        for key in ("max_rationale_tokens", "seed"):  # decide nothing here
+            del settings["choose"][key]
+    else:
         settings |= {"rationalyst": models.known(guide.rationalyst).name, "prompts": guide.prompts.version}
         models.check(guide.rationalyst, guide.prompts, ("rationale",))
         others = _strangers(asked, config.seed)
-        plain = encode_clozes(checkpoint.tokenizer, clozes)  # what is wrong is told before any work
-        check_lengths(plain, config.row_length, "choose.row_length is")
-        written, tokens = _rationalize(clozes, guide, models, config, out, shard, progress, note)
-        guides = {name: (written[name], written[others[name]]) for name in asked}
-    encoded = encode_clozes(checkpoint.tokenizer, clozes, guides)
-    check_lengths(encoded, config.row_length, "choose.row_length is")
-    check_lengths(encoded, checkpoint.config.max_position_embeddings, "the positions of the model are")
+        said, tokens = _rationalize(task, clozes, guide, models, config, out, shard, progress, note)
+        guides = {name: (said[name], said[others[name]]) for name in asked}
+        encoded = encode_clozes(checkpoint.tokenizer, clozes, guides)
+        check_lengths(encoded, limits)
     graded = {name: question.gold for name, question in asked.items() if question.gold}
     clusters = [asked[name].cluster for name in graded]
     headers = {name: _header(question, clozes[name], guides.get(name)) for name, question in asked.items()}
@@ -162,8 +165,8 @@ def choose(
 
     def made() -> Row:
         """What is recorded of a file that is whole."""
-        asked = digest(json.dumps(header).encode() for header in headers.values())
-        return json.loads(json.dumps(settings)) | {"questions": asked, "out": file_digest(out)}
+        given = digest(json.dumps(header).encode() for header in headers.values())
+        return json.loads(json.dumps(settings)) | {"questions": given, "out": file_digest(out)}
 
     def is_made() -> bool:
         return out.exists() and record.exists() and read_json(record) == made()
@@ -225,6 +228,7 @@ def _numbers(scores: ChoiceScores) -> Row:
 
 
 def _rationalize(
+    task: Task,
     clozes: Mapping[str, Cloze],
     guide: Guide,
     models: Models,
@@ -234,41 +238,57 @@ def _rationalize(
     progress: Callable[[int, int, int], None],
     note: Callable[[str], None],
 ) -> tuple[dict[str, str], int]:
-    """What RATIONALYST writes for each context, which is a solution without a step; the tokens that took."""
-    how = LocateConfig(max_rationale_tokens=config.max_rationale_tokens, block=config.block)
-    given = [GivenSolution(name, cloze.context.rstrip(), (), None) for name, cloze in clozes.items()]
-    # The context stands as it is, and the blank before a choice before the rationale.
-    prompts = replace(guide.prompts, document="{question} ")
-    texts = digests(given)
+    """What RATIONALYST writes for each context, and the tokens that took."""
+    # A blank before the rationale, as before a choice.
+    contexts = {name: f"{cloze.context.rstrip()} " for name, cloze in clozes.items()}
+    texts = text_digests(contexts)
 
     def name_of(row: Row) -> str | None:
         name = str(row.get("id"))
         return name if name in texts and row.get("asked") == texts[name] else None
 
-    def written(solutions: Sequence[GivenSolution], file: Path) -> tuple[dict[str, str], int]:
+    def written(names: Sequence[str], file: Path) -> tuple[dict[str, str], int]:
+        kept = kept_rows(file, lambda place, row: name_of(row))
+        if [*kept] == [*names]:  # no model needs to be opened
+            return {name: str(row["rationale"]) for name, row in kept.items()}, 0
         [role] = models.roles(guide.rationalyst)
 
         def tell(done: set[str]) -> None:
-            progress(len(done), 2 * len(solutions), role.model.tokens)
+            progress(len(done), 2 * len(names), role.model.tokens)
 
-        found = rationalize(solutions, Roles(role, role, role), prompts, how, file, tell)
-        said = {one.id: rationale.text for one, [rationale] in zip(solutions, found, strict=True)}
-        return said, role.model.tokens
+        found = rationalize_texts(
+            {name: contexts[name] for name in names},
+            role,
+            guide.prompts["rationale"],
+            config.max_rationale_tokens,
+            config.block,
+            file,
+            tell,
+            stage="choose",
+            what="question",
+        )
+        return found, role.model.tokens
 
-    settings = {
-        "rationalyst": models.known(guide.rationalyst).name,
-        "prompts": guide.prompts.version,
-        "max_rationale_tokens": how.max_rationale_tokens,
-        "block": how.block,
-    }
+    def check(path: Path, rows: Sequence[tuple[str, Row]]) -> None:
+        if rows and not any(str(row.get("id")) in texts for _, row in rows):
+            raise ValueError(f"{path}: holds other questions alone; remove it or write elsewhere")
+
     file = out.with_name(f"{out.name}.rationales.jsonl")
     record = file.with_name(f"{file.name}.config.json")
-    divided = DividedFile(file, record, settings, list(texts), how.block, name_of)
+    settings = {
+        "task": task.name,
+        "rationalyst": models.known(guide.rationalyst).name,
+        "prompts": guide.prompts.version,
+        "max_rationale_tokens": config.max_rationale_tokens,
+        "block": config.block,
+    }
+    names = list(texts)
+    divided = DividedFile(file, record, settings, names, config.block, name_of, check=check)
     if shard != ALONE:
         with divided.part(shard) as (part, numbers):
-            written([given[number] for number in numbers], part)
+            written([names[number] for number in numbers], part)
     with divided.whole(shard, Waiting(note)) as whole:
-        return written(given, whole)
+        return written(names, whole)
 
 
 def _strangers(questions: Mapping[str, Question], seed: int) -> dict[str, str]:

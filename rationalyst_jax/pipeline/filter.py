@@ -118,7 +118,7 @@ def filter_rationales(
 def _read(file: Path) -> tuple[list[Triple], Provenance]:
     """The triples, and what made them: of rationales from elsewhere nobody says."""
     if table_format(file) == ".jsonl":
-        return read_triple_files(file), Provenance("unknown", "unknown", {})
+        return read_triple_files(file), Provenance("", "", {})
     return read_triples(file), read_provenance(file)
 
 
@@ -164,7 +164,7 @@ def unused_taus(triples: Sequence[Triple], config: FilterConfig, file: Path) -> 
     if triples and unused and len(unused) == len(config.tau_by_source):
         raise ValueError(
             f"filter: tau_by_source names {', '.join(unused)}, but the sources in {file} are "
-            f"{', '.join(sources)}: name these (mine --source gives imported rows one), or take tau for all "
-            "with --filter.tau_by_source {}"
+            f"{', '.join(sources)}: name these (mine --source, or a key source in lines of JSON gives rows "
+            "one), or take tau for all with --filter.tau_by_source {}"
         )
     return unused

@@ -1,12 +1,15 @@
 """Blocks: how much is at work at once, and how a killed run gets the same bytes."""
 
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rationalyst_jax.files.rows import Row, append_rows, kept_rows, write_rows
 from rationalyst_jax.roles.drive import drive
 from rationalyst_jax.roles.role import Model
+
+Tell = Callable[[set[str]], None]  # told the names that are done
 
 
 def in_blocks(
@@ -36,6 +39,52 @@ def in_blocks(
         if missing:
             _work(numbers if repeatable else missing, names, begin, models, done, keep, failures, tell)
     return failures
+
+
+def rows_in_blocks(
+    asked: Mapping[str, str],
+    write: Callable[[str], Coroutine[Any, Any, Row]],
+    models: Sequence[Model],
+    block: int,
+    path: Path,
+    tell: Tell,
+    *,
+    stage: str,
+    what: str,
+) -> list[Row]:
+    """The row that `write` gives for each name; all are in the JSONL `path`, in their order in the end.
+
+    asked: by names the digest of what a row depends on. Called again with the same arguments it goes on where
+    it was killed, and ends with the same bytes as a run never interrupted. Rows of names that are not asked
+    now stay behind the others. Raises ValueError when all others are done, if some failed (each is a `what`):
+    called again, it tries them again.
+    """
+    found: list[Row] = []
+
+    def check(place: str, row: Row) -> str | None:
+        found.append(row)
+        name = str(row.get("id"))
+        return name if name in asked and row.get("asked") == asked[name] else None
+
+    kept = kept_rows(path, check)
+    others = [row for row in found if row.get("id") not in asked]
+    names = list(asked)
+    done = set(kept)
+
+    def keep(number: int, row: Row, _: float) -> None:
+        name = names[number]
+        kept[name] = {"id": name, "asked": asked[name], **row}
+        append_rows(path, [kept[name]])
+        found.append(kept[name])
+
+    failures = in_blocks(
+        names, lambda number: write(names[number]), models, block, done, keep, lambda: tell(done)
+    )
+    refuse_failures(failures, stage, what, len(names), path)
+    ordered = [kept[name] for name in asked]
+    if found != [*ordered, *others]:
+        write_rows(path, [*ordered, *others])
+    return ordered
 
 
 def refuse_failures(failures: dict[str, Exception], stage: str, what: str, asked: int, path: Path) -> None:

@@ -5,18 +5,18 @@ every step without a rationale, with its own, and with that of a stranger: anoth
 same place. Prompts are those of reasoning, for a given solution is a trajectory whose steps are known.
 """
 
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rationalyst_jax.files.rows import Row, append_rows, kept_rows, write_rows
+from rationalyst_jax.files.rows import Row
 from rationalyst_jax.files.settings import digest
 from rationalyst_jax.lm.engine.requests import Generation
 from rationalyst_jax.prompts.prompt import PromptSet
-from rationalyst_jax.reason.blocks import in_blocks, refuse_failures
+from rationalyst_jax.reason.blocks import Tell, rows_in_blocks
 from rationalyst_jax.reason.config import LocateConfig
 from rationalyst_jax.reason.traces import Step
 from rationalyst_jax.reason.trajectory import Roles, Setting, Trajectory, mean_logprob
@@ -24,8 +24,6 @@ from rationalyst_jax.roles.drive import together
 from rationalyst_jax.roles.role import NotAnswered
 from rationalyst_jax.tasks.process_bench import GivenSolution
 from rationalyst_jax.tasks.question import Question
-
-Tell = Callable[[set[str]], None]  # told the ids that are done
 
 
 @dataclass(frozen=True)
@@ -79,11 +77,12 @@ def rationalize(
     """RATIONALYST's rationales of each solution: one before each step, and one after the last.
 
     They are in the JSONL `path` too, a row for each solution, which is continued. A solution that has changed
-    is worked on again. Raises as `_walk`.
+    is worked on again. Raises as `rows_in_blocks`.
     """
+    by_id = {solution.id: solution for solution in solutions}
 
-    async def write(solution: GivenSolution) -> Row:
-        *before, whole = _trajectories(solution, roles, prompts, config)
+    async def write(name: str) -> Row:
+        *before, whole = _trajectories(by_id[name], roles, prompts, config)
         calls = [trajectory.to_rationalize() for trajectory in (*before, whole)]
         written = [found for [found] in await whole.ask("rationalyst", calls)]
         for number, found in enumerate(written):
@@ -96,7 +95,9 @@ def rationalize(
         return {"rationales": rationales, "tokens": _tokens(whole)}
 
     asked = digests(solutions)
-    rows = _walk(solutions, asked, write, roles, config.block, path, tell)
+    rows = rows_in_blocks(
+        asked, write, roles.models, config.block, path, tell, stage="locate", what="solution"
+    )
     try:
         return [tuple(WrittenRationale(**found) for found in row["rationales"]) for row in rows]
     except (TypeError, KeyError) as error:
@@ -145,7 +146,8 @@ def score_steps(
     """The steps of each solution with their scores; those of `rationalize` make the guided ones.
 
     They are in the JSONL `path` too, as in `rationalize`. only: numbers of the solutions to score, in whole
-    blocks, where others are scored elsewhere; `rationales` are of all. Raises as `_walk`, and as `strangers`.
+    blocks, where others are scored elsewhere; `rationales` are of all. Raises as `rows_in_blocks`, and as
+    `strangers`.
     """
     shuffled: list[list[str]] | None = None
     asked = digests(solutions)
@@ -158,8 +160,10 @@ def score_steps(
             said = [text.encode() for text in (*(one.text for one in own), *other)]
             asked[solution.id] = digest([*_texts(solution), *said])
     numbers = {solution.id: number for number, solution in enumerate(solutions)}
+    every = solutions
 
-    async def write(solution: GivenSolution) -> Row:
+    async def write(name: str) -> Row:
+        solution = every[numbers[name]]
         *before, whole = _trajectories(solution, roles, prompts, config)
         steps = []
         for number, trajectory in enumerate(before):
@@ -175,7 +179,9 @@ def score_steps(
     if only is not None:
         solutions = [solutions[number] for number in only]
         asked = {solution.id: asked[solution.id] for solution in solutions}
-    rows = _walk(solutions, asked, write, roles, config.block, path, tell)
+    rows = rows_in_blocks(
+        asked, write, roles.models, config.block, path, tell, stage="locate", what="solution"
+    )
     try:
         return [tuple(LocatedStep(**step) for step in row["steps"]) for row in rows]
     except (TypeError, KeyError) as error:
@@ -234,52 +240,3 @@ def _texts(solution: GivenSolution) -> list[bytes]:
 
 def _tokens(trajectory: Trajectory) -> Row:
     return {role: asdict(used) for role, used in trajectory.usage.items()}
-
-
-def _walk(
-    solutions: Sequence[GivenSolution],
-    asked: Mapping[str, str],
-    write: Callable[[GivenSolution], Coroutine[Any, Any, Row]],
-    roles: Roles,
-    block: int,
-    path: Path,
-    tell: Tell,
-) -> list[Row]:
-    """The row that `write` gives for each solution; all are in the JSONL `path`, in their order in the end.
-
-    asked: by ids the digest of what a row depends on. Called again with the same arguments it goes on where
-    it was killed, and ends with the same bytes as a run never interrupted. Rows of solutions that are not
-    asked now stay behind the others. Raises ValueError when all others are done, if solutions failed: called
-    again, it tries them again.
-    """
-    found: list[Row] = []
-
-    def check(place: str, row: Row) -> str | None:
-        found.append(row)
-        name = str(row.get("id"))
-        return name if name in asked and row.get("asked") == asked[name] else None
-
-    kept = kept_rows(path, check)
-    others = [row for row in found if row.get("id") not in asked]
-    done = set(kept)
-
-    def keep(number: int, row: Row, _: float) -> None:
-        name = solutions[number].id
-        kept[name] = {"id": name, "asked": asked[name], **row}
-        append_rows(path, [kept[name]])
-        found.append(kept[name])
-
-    failures = in_blocks(
-        [solution.id for solution in solutions],
-        lambda number: write(solutions[number]),
-        roles.models,
-        block,
-        done,
-        keep,
-        lambda: tell(done),
-    )
-    refuse_failures(failures, "locate", "solution", len(solutions), path)
-    ordered = [kept[name] for name in asked]
-    if found != [*ordered, *others]:
-        write_rows(path, [*ordered, *others])
-    return ordered

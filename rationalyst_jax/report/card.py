@@ -89,7 +89,7 @@ def _reasons(published: Sequence[Published]) -> list[dict[str, Any]]:
 def models_of(made_by: Provenance) -> list[str]:
     """The models that wrote and judged the rows of a file, and those that they were trained from."""
     others = (made_by.config.get(key) for key in ("base", "filter_model", "filter_base"))
-    return [made_by.model, *(str(name) for name in others if name is not None)]
+    return [name for name in (made_by.model, *(str(name) for name in others if name is not None)) if name]
 
 
 def _models(published: Sequence[Published], licenses: Mapping[str, str]) -> list[dict[str, Any]]:
@@ -98,7 +98,8 @@ def _models(published: Sequence[Published], licenses: Mapping[str, str]) -> list
     for of_file in published:
         made_by = of_file.provenance
         how = made_by.config
-        rows["wrote", made_by.model, how.get("base"), made_by.prompt_version] += len(of_file.triples)
+        writer = made_by.model or "a model that the file doesn't name"
+        rows["wrote", writer, how.get("base"), made_by.prompt_version] += len(of_file.triples)
         judge = how.get("filter_model")
         if judge is not None:
             prompts = str(how.get("filter_prompts"))

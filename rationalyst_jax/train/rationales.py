@@ -89,7 +89,7 @@ def about_rationales(source: Source) -> dict[str, Any]:
             continue
         with pq.ParquetFile(path) as file:
             said = {key.decode(): text.decode() for key, text in (file.schema_arrow.metadata or {}).items()}
-            if {"model", "prompt_version"} <= said.keys():
+            if said.get("model") and "prompt_version" in said:
                 models["wrote"][said["model"], said["prompt_version"]] = None
             config = _json_object(said.get("config", ""))
             if {"filter_model", "filter_prompts"} <= config.keys():
@@ -196,10 +196,8 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
 def _jsonl_rows(path: Path) -> Iterator[Row]:
     for place, row in read_table(path):
         if missing := [name for name in _WANTED if name not in (*row, "kept")]:
-            raise ValueError(
-                f"{place}: no {', '.join(missing)} (rationalyst filter makes such rows of rationales from "
-                "elsewhere)"
-            )
+            hint = "" if "rationale" in missing else " (rationalyst filter makes these of other rows)"
+            raise ValueError(f"{place}: no {', '.join(missing)}{hint}")
         yield _checked({name: row[name] for name in _WANTED if name in row}, f"{place}: ")
 
 
