@@ -50,6 +50,30 @@ def test_a_product_is_that_of_float64(M, inputs, outputs, dtype, inputs_first, d
     assert not got[count:].any()
 
 
+PRODUCTS = """
+import hashlib, numpy as np, jax.numpy as jnp
+from rationalyst_jax.lm.cpu.products import product
+rng = np.random.default_rng(0)
+weights = jnp.asarray(rng.normal(size=(1, 300, 1100)), jnp.float32)
+for M in (1, 3, 4, 5, 8, 10, 11, 40):
+    x_MI = jnp.asarray(rng.normal(size=(M, 300)), jnp.float32)
+    print(M, hashlib.md5(np.asarray(product(x_MI, weights, 0, M)).tobytes()).hexdigest())
+"""
+
+
+@needs_compiler
+def test_products_do_not_depend_on_how_many_threads_there_are():
+    """XLA takes the size of its pool from NPROC."""
+    found = set()
+    for threads in ("1", "2", "24"):
+        environment = {**os.environ, "NPROC": threads, "JAX_PLATFORMS": "cpu"}
+        run = subprocess.run(
+            [sys.executable, "-c", PRODUCTS], env=environment, capture_output=True, text=True, check=True
+        )
+        found.add(run.stdout)
+    assert len(found) == 1, found
+
+
 def model_with_whole_strips(int8):
     """A model whose heads the kernel takes."""
     model = random_llama(LlamaConfig(257, 96, 136, 2, 4, 2, 64))

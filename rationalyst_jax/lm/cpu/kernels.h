@@ -89,15 +89,23 @@ void MultiplyStrip(int64_t depth, const float* x, int64_t x_stride, const T* pan
   UNROLLED for (int m = 0; m < M; m++)
     UNROLLED for (int half = 0; half < 2; half++)
       sum[m][half] = add ? Load(y + m * y_stride + half * kWidth) : Vector{};
-  for (int64_t d = 0; d < depth; fetch.line += fetch.stride) {
-    __builtin_prefetch(fetch.line);
-    for (const int64_t stop = std::min(d + fetch.steps, depth); d < stop; d++) {
-      const Vector left = Load(panel + d * panel_stride), right = Load(panel + d * panel_stride + kWidth);
-      UNROLLED for (int m = 0; m < M; m++) {
-        const Vector factor = x[m * x_stride + d] - Vector{};
-        sum[m][0] += factor * left;
-        sum[m][1] += factor * right;
-      }
+  const auto step = [&](int64_t d) {
+    const Vector left = Load(panel + d * panel_stride), right = Load(panel + d * panel_stride + kWidth);
+    UNROLLED for (int m = 0; m < M; m++) {
+      const Vector factor = x[m * x_stride + d] - Vector{};
+      sum[m][0] += factor * left;
+      sum[m][1] += factor * right;
+    }
+  };
+  if (fetch.steps == 1) {  // as below, without an inner loop of one step
+    for (int64_t d = 0; d < depth; d++) {
+      __builtin_prefetch(fetch.line + d * fetch.stride);
+      step(d);
+    }
+  } else {
+    for (int64_t d = 0; d < depth; fetch.line += fetch.stride) {
+      __builtin_prefetch(fetch.line);
+      for (const int64_t stop = std::min(d + fetch.steps, depth); d < stop; d++) step(d);
     }
   }
   UNROLLED for (int m = 0; m < M; m++)

@@ -1,10 +1,12 @@
 // Products of rows with a matrix of weights, which XLA calls on CPUs (lm/cpu/products.py).
 //
 // With few rows a product takes as long as the weights take to come from memory. So every weight is read
-// once, in the layout in which it lies, by all threads. A thread walks along whole rows of the matrix, or
-// fetches the next block of it while it multiplies this one.
+// once, in the layout in which it lies, by all threads. A thread walks through rows of the matrix that lie side
+// by side, or fetches the next block of it while it multiplies this one.
 //
 // M rows of x, I inputs, O outputs.
+
+#include <vector>
 
 #include "kernels.h"
 
@@ -20,10 +22,10 @@ struct Product {
 // ---- Weights [I, O], few rows of x: rows of weights are added up ----
 
 constexpr int kMostStreamed = 4;  // rows of x
-constexpr int kAtOnce = 4;        // rows of weights
+constexpr int kAtOnce = 8;        // rows of weights
 
 template <int M, int U>
-void AddRows(const Product& p, int64_t i, Range outputs) {
+void AddRows(const Product& p, int64_t i, Range outputs, bool add, float* to) {
   const Weight* rows = p.weights + i * p.O;
   Vector factor[M][U];
   UNROLLED for (int m = 0; m < M; m++)
@@ -33,25 +35,94 @@ void AddRows(const Product& p, int64_t i, Range outputs) {
     Vector row[U];
     UNROLLED for (int u = 0; u < U; u++) row[u] = Load(rows + u * p.O + o);
     UNROLLED for (int m = 0; m < M; m++) {
-      float* y = p.y + m * p.O + o;
-      Vector sum = i == 0 ? Vector{} : Load(y);
+      float* y = to + m * p.O + o;
+      Vector sum = add ? Load(y) : Vector{};
       UNROLLED for (int u = 0; u < U; u++) sum += factor[m][u] * row[u];
       Store(y, sum);
     }
   }
   for (; o < outputs.last; o++)
     for (int m = 0; m < M; m++) {
-      float sum = i == 0 ? 0 : p.y[m * p.O + o];
+      float sum = add ? to[m * p.O + o] : 0;
       for (int u = 0; u < U; u++) sum += p.x[m * p.I + i + u] * Number(rows[u * p.O + o]);
-      p.y[m * p.O + o] = sum;
+      to[m * p.O + o] = sum;
     }
 }
 
 template <int M>
-void Stream(const Product& p, Range outputs) {
-  int64_t i = 0;
-  for (; i + kAtOnce <= p.I; i += kAtOnce) AddRows<M, kAtOnce>(p, i, outputs);
-  for (; i < p.I; i++) AddRows<M, 1>(p, i, outputs);
+void Stream(const Product& p, Range inputs, Range outputs, float* to) {
+  int64_t i = inputs.first;
+  for (; i + kAtOnce <= inputs.last; i += kAtOnce) AddRows<M, kAtOnce>(p, i, outputs, i > inputs.first, to);
+  for (; i < inputs.last; i++) AddRows<M, 1>(p, i, outputs, i > inputs.first, to);
+}
+
+constexpr decltype(&Stream<1>) kStream[] = {nullptr, Stream<1>, Stream<2>, Stream<3>, Stream<4>};
+
+// ---- Weights [I, O], some more rows of x: a few rows of weights at a time, and all rows of x go through them ----
+
+constexpr int kMostInSlabs = 10;  // rows of x
+constexpr int64_t kSlab = 16;     // rows of weights, which the cache holds
+
+// `next`: the slab that is fetched meanwhile.
+void MultiplySlab(const Product& p, Range inputs, Range outputs, bool add, const Weight* next, float* to) {
+  alignas(64) float edge[kRows * kStrip];  // the sums of a strip that is wider than what is left
+  alignas(64) float padded[kSlab * kStrip];
+  const int64_t groups = (p.M + kRows - 1) / kRows, deep = inputs.size();
+  const Weight* slab = p.weights + inputs.first * p.O;
+  for (int64_t o = outputs.first; o < outputs.last; o += kStrip) {
+    const int64_t there = std::min<int64_t>(kStrip, outputs.last - o);
+    for (int64_t i = 0; i < deep && there < kStrip; i++)
+      for (int64_t k = 0; k < kStrip; k++) padded[i * kStrip + k] = k < there ? Number(slab[i * p.O + o + k]) : 0;
+    for (int64_t group = 0; group < groups; group++) {
+      const Range rows = Part(p.M, group, groups);
+      const float* x = p.x + rows.first * p.I + inputs.first;
+      float* y = to + rows.first * p.O + o;
+      if (there < kStrip) {
+        kMultiplyStrip<float>[rows.size()](deep, x, p.I, padded, kStrip, edge, kStrip, false, {});
+        for (int64_t m = 0; m < rows.size(); m++)
+          for (int64_t k = 0; k < there; k++) y[m * p.O + k] = edge[m * kStrip + k] + (add ? y[m * p.O + k] : 0);
+        continue;
+      }
+      const int64_t fetched = (o - outputs.first) * deep + deep / groups * group * kStrip;
+      const Fetch fetch = next ? Fetch{next + fetched, kStrip, groups} : Fetch{};
+      kMultiplyStrip<Weight>[rows.size()](deep, x, p.I, slab + o, p.O, y, p.O, add, fetch);
+    }
+  }
+}
+
+void MultiplySlabs(const Product& p, Range inputs, Range outputs, float* to) {
+  for (int64_t i = inputs.first; i < inputs.last; i += kSlab) {
+    const Range slab = {i, std::min(i + kSlab, inputs.last)};
+    const Weight* next = slab.last < inputs.last ? p.weights + slab.last * p.O + outputs.first : nullptr;
+    MultiplySlab(p, slab, outputs, i > inputs.first, next, to);
+  }
+}
+
+// ---- Both by all threads: each gets inputs that lie side by side in memory ----
+
+// Parts of the inputs, whatever the threads are: they decide how sums are rounded.
+constexpr int kPartsStreamed = 8, kPartsInSlabs = 4;
+constexpr int64_t kLeastColumns = 256;
+
+void InParts(ffi::ThreadPool& pool, const Product& p) {
+  // 1. Parts of the inputs; where threads are left, of the outputs too.
+  const bool streamed = p.M <= kMostStreamed;
+  const int64_t unit = streamed ? kAtOnce : kSlab;
+  const int64_t parts = std::min<int64_t>(streamed ? kPartsStreamed : kPartsInSlabs, (p.I + unit - 1) / unit);
+  const int64_t columns = std::clamp<int64_t>(pool.num_threads() / parts, 1, std::max<int64_t>(1, p.O / kLeastColumns));
+  // 2. The sums of each part.
+  thread_local std::vector<float> sums;
+  const int64_t size = p.M * p.O;
+  sums.resize(std::max<size_t>(sums.size(), (parts - 1) * size));
+  float* const others = sums.data();
+  OnAllThreads(pool, parts * columns, [=](int64_t piece) {
+    const Range inputs = Part(p.I, piece / columns, parts, unit), outputs = Part(p.O, piece % columns, columns, kStrip);
+    float* to = inputs.first ? others + (piece / columns - 1) * size : p.y;
+    streamed ? kStream[p.M](p, inputs, outputs, to) : MultiplySlabs(p, inputs, outputs, to);
+  });
+  // 3. Their sum.
+  for (int64_t part = 1; part < parts; part++)
+    for (int64_t k = 0; k < size; k++) p.y[k] += others[(part - 1) * size + k];
 }
 
 // ---- Weights [I, O], more rows of x: a block of weights is packed, and all rows of x go through it ----
@@ -114,16 +185,6 @@ void PackAndMultiply(const Product& p, Range outputs) {
   }
 }
 
-void InputsFirst(const Product& p, Range outputs) {
-  switch (p.M) {
-    case 1: return Stream<1>(p, outputs);
-    case 2: return Stream<2>(p, outputs);
-    case 3: return Stream<3>(p, outputs);
-    case 4: return Stream<4>(p, outputs);
-    default: return PackAndMultiply(p, outputs);
-  }
-}
-
 // ---- Weights [O, I]: each output is the dot product of two rows ----
 
 constexpr int kColumns = 4;  // rows of weights at once
@@ -147,15 +208,16 @@ ffi::Error Multiply(ffi::ThreadPool pool, bool inputs_first, ffi::Buffer<ffi::F3
   const Product product = {x.typed_data(), matrix, y->typed_data(), rows, I, O};
   std::fill(product.y + rows * O, product.y + M * O, 0.0f);
   if (rows == 0) return ffi::Error::Success();
-  // Whoever streams gets one piece, as wide as can be; otherwise there are some more than threads, so that none
-  // waits for long.
-  const bool streamed = inputs_first && rows <= kMostStreamed;
-  const int64_t unit = streamed ? kStrip : inputs_first ? kBlock : kColumns;
-  const int64_t threads = std::max<int64_t>(1, pool.num_threads());
-  const int64_t pieces = std::min((O + unit - 1) / unit, streamed ? threads : 4 * threads);
+  if (inputs_first && rows <= kMostInSlabs) {
+    InParts(pool, product);
+    return ffi::Error::Success();
+  }
+  // There are some more pieces than threads, so that none waits for long.
+  const int64_t unit = inputs_first ? kBlock : kColumns;
+  const int64_t pieces = std::min((O + unit - 1) / unit, 4 * std::max<int64_t>(1, pool.num_threads()));
   OnAllThreads(pool, pieces, [=](int64_t piece) {
     const Range outputs = Part(O, piece, pieces, unit);
-    inputs_first ? InputsFirst(product, outputs) : OutputsFirst(product, outputs);
+    inputs_first ? PackAndMultiply(product, outputs) : OutputsFirst(product, outputs);
   });
   return ffi::Error::Success();
 }
