@@ -93,10 +93,9 @@ def _documents(preceding: Sequence[str], stem: str, places: Sequence[str]) -> li
     """A name for the document of each text: sorted, those that continue a text come right after it. A blank
     text says nothing of its document, and is one of its own."""
     names = [""] * len(preceding)
-    first = None
+    name = begins = ""
     for i in sorted(range(len(preceding)), key=lambda i: preceding[i]):
-        known = first is not None and preceding[first].strip()
-        if not known or not preceding[i].startswith(preceding[first]):
-            first = i
-        names[i] = f"{stem}-{places[first].rpartition(':')[2]}"
+        if not begins.strip() or not preceding[i].startswith(begins):
+            name, begins = f"{stem}-{places[i].rpartition(':')[2]}", preceding[i]
+        names[i] = name
     return names
