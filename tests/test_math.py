@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rationalyst_jax.tasks.killable import ItemLimits, each
@@ -90,6 +90,7 @@ def test_plain_writing_is_plain_already_and_equals_itself(latex: str):
 
 
 @given(LATEX | st.text())
+@example(r"\text{,")  # the brace goes, and then the comma
 def test_any_text_is_read_without_error(text: str):
     for opening in ("", "The answer is ", r"\boxed{"):
         for answer in (extract(opening + text), flexible(opening + text), extract(opening + text + "}")):

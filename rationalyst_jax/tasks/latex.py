@@ -179,6 +179,13 @@ def plain(latex: str) -> str:
     `plain(plain(x)) == plain(x)`. Digits are grouped by ",", ",\\!", "{,}", "\\," and blanks; in brackets a
     bare comma separates. A list has ", " between its parts.
     """
+    plainer = _plainer(latex)
+    while len(plainer) < len(latex):  # an unclosed brace, say, that hid a comma at the end
+        latex, plainer = plainer, _plainer(plainer)
+    return plainer
+
+
+def _plainer(latex: str) -> str:
     latex = _unwrapped(latex.translate(SYMBOLS))
     for pattern, plainer in PLAINER:
         latex = pattern.sub(plainer, latex)
