@@ -122,7 +122,7 @@ def test_an_error_message_of_the_docs_is_what_is_said(command, said, files: Path
         shutil.rmtree(new) if new.is_dir() else new.unlink()
     heard = errors.getvalue().strip()
     begins, cut, _ = said.partition("…")  # what is long is cut off in the docs
-    assert heard.startswith(begins) if cut else heard == said
+    assert heard.startswith(begins) if cut else heard == said, heard
 
 
 def first_hour() -> list[str]:

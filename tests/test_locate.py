@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -298,3 +299,13 @@ def test_the_command_prints_measures_and_counts(files, monkeypatch, capsys):
     for words in ("of these with an error", "AUROC", "shuffled gain", "implicit − shuffled", "tuned on"):
         assert words in out
     assert "…" not in out
+
+
+def test_failures_are_in_the_order_of_the_names_whoever_failed_first(monkeypatch):
+    def fail(numbers, names, begin, models, done, keep, failures, tell):
+        failures.update({names[number]: ValueError(names[number]) for number in reversed(numbers)})
+
+    monkeypatch.setattr(blocks, "_work", fail)
+    nothing: Any = None
+    failures = blocks.in_blocks(["q0", "q1", "q2"], nothing, [], 2, set(), nothing, lambda: None)
+    assert list(failures) == ["q0", "q1", "q2"]

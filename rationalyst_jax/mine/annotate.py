@@ -88,7 +88,8 @@ def annotate(
         to_annotate = {number: documents[number] for number in missing}
         annotate_block(to_annotate, annotator, prompts, config, finished, failed, tell)
     if failures:
-        name, error = next(iter(failures.items()))
+        name = next(document.id for document in documents if document.id in failures)
+        error = failures[name]
         raise ValueError(
             f"annotate: {len(failures)} of {len(only)} documents failed, as document {name}: {error}; "
             f"the others are in {path}, and the same run again tries these again"

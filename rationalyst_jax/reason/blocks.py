@@ -21,7 +21,8 @@ def in_blocks(
     keep: Callable[[int, Any, float], None],
     tell: Callable[[], None],
 ) -> dict[str, Exception]:
-    """Works on all that is not `done`, `block` of them at once. Gives what ended some, by their names.
+    """Works on all that is not `done`, `block` of them at once. Gives what ended some, by their names and in
+    the names' order, whoever an endpoint refused first.
 
     `begin` gives the coroutine of a number; `keep` is told its number, its result and the seconds since its
     block began, and the name is then done. `tell` is called while the models are at work.
@@ -38,7 +39,7 @@ def in_blocks(
         missing = [number for number in numbers if names[number] not in done]
         if missing:
             _work(numbers if repeatable else missing, names, begin, models, done, keep, failures, tell)
-    return failures
+    return {name: failures[name] for name in names if name in failures}
 
 
 def rows_in_blocks(
