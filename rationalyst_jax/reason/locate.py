@@ -160,10 +160,10 @@ def score_steps(
             said = [text.encode() for text in (*(one.text for one in own), *other)]
             asked[solution.id] = digest([*_texts(solution), *said])
     numbers = {solution.id: number for number, solution in enumerate(solutions)}
-    every = solutions
+    by_id = {solution.id: solution for solution in solutions}
 
     async def write(name: str) -> Row:
-        solution = every[numbers[name]]
+        solution = by_id[name]
         *before, whole = _trajectories(solution, roles, prompts, config)
         steps = []
         for number, trajectory in enumerate(before):
