@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rationalyst_jax.lm.attention import IMPLEMENTATIONS, blocks, pallas_tpu, tree_attention, xla
+from rationalyst_jax.lm.attention import IMPLEMENTATIONS, blocks, cpu, pallas_tpu, tree_attention, xla
 from rationalyst_jax.lm.devices.sharding import make_mesh
 from rationalyst_jax.lm.trees.tree import build_tree, pack
 
@@ -137,6 +137,53 @@ def test_forests_of_every_kind(name, forest):
 
 
 HEADS = [(4, 2, 64), (3, 1, 128)]
+needs_compiler = pytest.mark.skipif(
+    cpu.refusal("cpu", jnp.dtype("float32"), 64) is not None, reason="no C++ compiler"
+)
+
+
+@needs_compiler
+@settings(max_examples=20)
+@given(forests)
+def test_the_cpu_kernel_on_random_forests(forest):
+    check(jax.jit(cpu.attention), rows_of(*forest), N=3, K=1, H=64)
+
+
+@needs_compiler
+@pytest.mark.parametrize("forest", FORESTS)
+@pytest.mark.parametrize(("N", "K", "H"), [*HEADS, (1, 1, 64), (16, 1, 64)])
+def test_the_cpu_kernel_on_forests_of_every_kind(forest, N, K, H):
+    check(jax.jit(cpu.attention), rows_of(*[FORESTS[forest]] * 2, length=331), N, K, H)
+
+
+@needs_compiler
+def test_the_cpu_kernel_hides_no_nan():
+    """Of a key in the first tree, from the node that sees it on; the tree after it fills tiles of its own."""
+    size_BT = rows_of([[0] * 127], [[0] * 127], length=256)
+    x = np.ones((1, 256, 1, 64), np.float32)
+    keys = x.copy()
+    keys[:, 30] = np.nan
+    out, *gradients = outputs_and_gradients(cpu.attention, x, keys, x, x, size_BT)
+    assert np.isnan(out).any(axis=(0, 2, 3)).tolist() == [False] * 30 + [True] * 98 + [False] * 128
+    for gradient in gradients:
+        assert np.isnan(gradient[:, :128]).any() and not np.isnan(gradient[:, 128:]).any()
+
+
+def test_what_the_cpu_kernel_does_not_take_is_for_xla(monkeypatch):
+    x = jnp.zeros((1, 2, 1, 64))
+    size = jnp.ones((1, 2), jnp.int32)
+
+    def refused(x):
+        with pytest.raises(ValueError) as error:
+            tree_attention(x, x, x, size, implementation="cpu")
+        tree_attention(x, x, x, size)
+        return str(error.value).removeprefix("tree_attention: cpu cannot serve this call: ")
+
+    assert refused(x.astype(jnp.bfloat16)) == "it computes in float32, not in bfloat16"
+    assert refused(x[..., :32]) == "heads of 32 are no multiple of 64"
+    monkeypatch.setattr(cpu, "kernel", lambda *_: None)
+    assert refused(x) == "there is no kernel for this processor"
+    assert cpu.refusal("tpu", x.dtype, 64) == "it is for CPUs"
 
 
 @pytest.mark.parametrize(("N", "K", "H"), HEADS)
@@ -216,11 +263,11 @@ def test_triton_does_not_read_blocks_passed_over(triton_attention):
     check_that_blocks_passed_over_are_not_read(triton_attention)
 
 
-@pytest.mark.parametrize("length", [300, 700])  # dense, by blocks
-def test_rows_and_heads_divided_among_devices_give_the_same(length):
+@pytest.mark.parametrize(("length", "H"), [(300, 8), (700, 8), (300, 64)])  # dense, by blocks, the CPU's
+def test_rows_and_heads_divided_among_devices_give_the_same(length, H):
     mesh = make_mesh(1, 2, 4, jax.devices()[:8])
     size_BT = rows_of(*[FORESTS["deep and wide"]] * 4, length=length)[:2]
-    check(jax.jit(partial(tree_attention, mesh=mesh)), np.repeat(size_BT, 2, axis=0), N=8, K=4, H=8)
+    check(jax.jit(partial(tree_attention, mesh=mesh)), np.repeat(size_BT, 2, axis=0), N=8, K=4, H=H)
 
 
 def test_naming_what_cannot_serve_is_refused_with_the_reason():
@@ -237,4 +284,4 @@ def test_naming_what_cannot_serve_is_refused_with_the_reason():
     assert "head sizes 64 and 128, not 8" in str(pallas_tpu.refusal("tpu", x.dtype, 8))
     with pytest.raises(ValueError, match="1 key-value heads cannot be divided among 2 devices"):
         tree_attention(x, x, x, size, mesh=make_mesh(1, 1, 2, jax.devices()[:2]))
-    assert set(IMPLEMENTATIONS) == {"xla", "pallas_tpu", "triton", "cudnn"}
+    assert set(IMPLEMENTATIONS) == {"xla", "cpu", "pallas_tpu", "triton", "cudnn"}

@@ -50,25 +50,33 @@ def test_a_product_is_that_of_float64(M, inputs, outputs, dtype, inputs_first, d
     assert not got[count:].any()
 
 
-PRODUCTS = """
-import hashlib, numpy as np, jax.numpy as jnp
+RESULTS = """
+import hashlib, jax, numpy as np, jax.numpy as jnp
+from rationalyst_jax.lm.attention.cpu import attention
 from rationalyst_jax.lm.cpu.products import product
+def told(*results):
+    print([hashlib.md5(np.asarray(result).tobytes()).hexdigest() for result in results])
 rng = np.random.default_rng(0)
 weights = jnp.asarray(rng.normal(size=(1, 300, 1100)), jnp.float32)
 for M in (1, 3, 4, 5, 8, 10, 11, 40):
     x_MI = jnp.asarray(rng.normal(size=(M, 300)), jnp.float32)
-    print(M, hashlib.md5(np.asarray(product(x_MI, weights, 0, M)).tobytes()).hexdigest())
+    told(product(x_MI, weights, 0, M))
+q_BTNH = jnp.asarray(rng.normal(size=(2, 300, 6, 64)), jnp.float32)
+k_BTKH = q_BTNH[:, :, :3]
+size_BT = jnp.asarray([np.arange(300, 0, -1), np.tile(np.arange(60, 0, -1), 5)], jnp.int32)
+out_BTNH, gradients = jax.vjp(lambda *x: attention(*x, size_BT), q_BTNH, k_BTKH, k_BTKH)
+told(out_BTNH, *gradients(out_BTNH))
 """
 
 
 @needs_compiler
-def test_products_do_not_depend_on_how_many_threads_there_are():
+def test_results_do_not_depend_on_how_many_threads_there_are():
     """XLA takes the size of its pool from NPROC."""
     found = set()
     for threads in ("1", "2", "24"):
         environment = {**os.environ, "NPROC": threads, "JAX_PLATFORMS": "cpu"}
         run = subprocess.run(
-            [sys.executable, "-c", PRODUCTS], env=environment, capture_output=True, text=True, check=True
+            [sys.executable, "-c", RESULTS], env=environment, capture_output=True, text=True, check=True
         )
         found.add(run.stdout)
     assert len(found) == 1, found

@@ -20,8 +20,8 @@ from rationalyst_jax.lm.devices.sharding import platform_of
 
 # What is tried on each platform, in this order; the first that does not refuse serves the call. The GPU
 # kernels join their row once they have run on a GPU; until then they serve who names them.
-CHOICE = {"cpu": ("xla",), "gpu": ("xla",), "tpu": ("pallas_tpu", "xla")}
-IMPLEMENTATIONS = ("xla", "pallas_tpu", "triton", "cudnn")
+CHOICE = {"cpu": ("cpu", "xla"), "gpu": ("xla",), "tpu": ("pallas_tpu", "xla")}
+IMPLEMENTATIONS = ("xla", "cpu", "pallas_tpu", "triton", "cudnn")
 
 
 def tree_attention(

@@ -68,6 +68,26 @@ inline Vector Load(const Weight* from) {
 inline float Number(Weight w) { return w; }
 #endif
 
+// ---- The softmax ----
+
+constexpr float kUnseen = -1e30f;  // stands for the score of a key that a query doesn't see
+
+// exp of numbers that are at most 0, to the last bits but two (the polynomial of Cephes' expf).
+inline Vector Exp(Vector x) {
+  using Integers = VectorOf<int32_t>::Type;
+  x = x < -87.0f ? Vector{} - 87.0f : x;
+  const Integers power = __builtin_convertvector(x * 1.44269504f - 0.5f, Integers);
+  const Vector n = __builtin_convertvector(power, Vector);
+  const Vector r = x - n * 0.693359375f + n * 2.12194440e-4f;
+  Vector value = r * 1.9875691500e-4f + 1.3981999507e-3f;
+  value = value * r + 8.3334519073e-3f;
+  value = value * r + 4.1665795894e-2f;
+  value = value * r + 1.6666665459e-1f;
+  value = value * r + 5.0000001201e-1f;
+  value = value * r * r + r + 1.0f;
+  return value * reinterpret_cast<Vector>((power + 127) << 23);
+}
+
 // ---- Two products that stay in registers ----
 
 constexpr int kStrip = 2 * kWidth;  // columns at once
@@ -81,8 +101,9 @@ struct Fetch {
   int64_t steps = 1;
 };
 
-// y[M, kStrip] (+)= x[M, depth] * panel[depth, kStrip]. Strides are in elements.
-template <int M, typename T>
+// y[M, kStrip] (+)= x[M, depth] * panel[depth, kStrip]. Strides are in elements; a transposed x lies as
+// [depth, M].
+template <int M, typename T, bool kTransposed>
 void MultiplyStrip(int64_t depth, const float* x, int64_t x_stride, const T* panel, int64_t panel_stride, float* y,
                    int64_t y_stride, bool add, Fetch fetch) {
   Vector sum[M][2];
@@ -92,7 +113,7 @@ void MultiplyStrip(int64_t depth, const float* x, int64_t x_stride, const T* pan
   const auto step = [&](int64_t d) {
     const Vector left = Load(panel + d * panel_stride), right = Load(panel + d * panel_stride + kWidth);
     UNROLLED for (int m = 0; m < M; m++) {
-      const Vector factor = x[m * x_stride + d] - Vector{};
+      const Vector factor = x[kTransposed ? d * x_stride + m : m * x_stride + d] - Vector{};
       sum[m][0] += factor * left;
       sum[m][1] += factor * right;
     }
@@ -113,11 +134,11 @@ void MultiplyStrip(int64_t depth, const float* x, int64_t x_stride, const T* pan
 }
 
 // By the number of rows.
-template <typename T>
-constexpr decltype(&MultiplyStrip<1, T>) kMultiplyStrip[] = {
+template <typename T, bool kTransposed>
+constexpr decltype(&MultiplyStrip<1, T, kTransposed>) kMultiplyStrip[] = {
     nullptr,
-    MultiplyStrip<1, T>, MultiplyStrip<2, T>, MultiplyStrip<3, T>,
-    MultiplyStrip<4, T>, MultiplyStrip<5, T>, MultiplyStrip<6, T>,
+    MultiplyStrip<1, T, kTransposed>, MultiplyStrip<2, T, kTransposed>, MultiplyStrip<3, T, kTransposed>,
+    MultiplyStrip<4, T, kTransposed>, MultiplyStrip<5, T, kTransposed>, MultiplyStrip<6, T, kTransposed>,
 };
 
 inline float Sum(Vector x) {

@@ -78,14 +78,14 @@ void MultiplySlab(const Product& p, Range inputs, Range outputs, bool add, const
       const float* x = p.x + rows.first * p.I + inputs.first;
       float* y = to + rows.first * p.O + o;
       if (there < kStrip) {
-        kMultiplyStrip<float>[rows.size()](deep, x, p.I, padded, kStrip, edge, kStrip, false, {});
+        kMultiplyStrip<float, false>[rows.size()](deep, x, p.I, padded, kStrip, edge, kStrip, false, {});
         for (int64_t m = 0; m < rows.size(); m++)
           for (int64_t k = 0; k < there; k++) y[m * p.O + k] = edge[m * kStrip + k] + (add ? y[m * p.O + k] : 0);
         continue;
       }
       const int64_t fetched = (o - outputs.first) * deep + deep / groups * group * kStrip;
       const Fetch fetch = next ? Fetch{next + fetched, kStrip, groups} : Fetch{};
-      kMultiplyStrip<Weight>[rows.size()](deep, x, p.I, slab + o, p.O, y, p.O, add, fetch);
+      kMultiplyStrip<Weight, false>[rows.size()](deep, x, p.I, slab + o, p.O, y, p.O, add, fetch);
     }
   }
 }
@@ -165,7 +165,7 @@ void PackAndMultiply(const Product& p, Range outputs) {
       for (int64_t group = 0; group < groups; group++) {
         const Range rows = Part(p.M, group, groups);
         const float* x = p.x + rows.first * p.I + inputs.first;
-        const auto multiply = kMultiplyStrip<float>[rows.size()];
+        const auto multiply = kMultiplyStrip<float, false>[rows.size()];
         for (int s = 0; s * kStrip < width; s++) {
           const int64_t row = (inputs.size() + groups - 1) / groups * group;
           const Fetch fetch = s * kStrip < next_width ? Fetch{next + s * kStrip + row * p.O, p.O, groups} : Fetch{};

@@ -1,5 +1,5 @@
-"""Attention over pages on a CPU: by code of our own (`lm/cpu/attention.cc`), one call for all pages of a row,
-where XLA makes dozens of small programs.
+"""Attention over pages on a CPU, by code of our own (`lm/cpu/paged_attention.cc`): one call for all pages of a
+row, where XLA makes dozens of small programs.
 
 R rows of Q queries; the other letters as in docs/architecture.md.
 """
@@ -19,14 +19,14 @@ HEAD = 64  # the smallest head of published checkpoints; the kernel takes those 
 
 def serves(H: int, dtype: Any) -> bool:
     """Heads as published checkpoints have them, where there is a compiler."""
-    return H % HEAD == 0 and kernel("attention.cc", "paged_attention", dtype) is not None
+    return H % HEAD == 0 and kernel("paged_attention.cc", "paged_attention", dtype) is not None
 
 
 def attention(
     q_MNH: Array, cache: Array, shared_prefix: SharedPrefix, queries: Sequence[Queries], platform: str
 ) -> Array:
     """See `paged_attention`."""
-    target = kernel("attention.cc", "paged_attention", cache.dtype)
+    target = kernel("paged_attention.cc", "paged_attention", cache.dtype)
     assert target is not None, "asked without `serves`"
     outputs = []
     start = 0

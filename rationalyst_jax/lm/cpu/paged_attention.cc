@@ -12,7 +12,6 @@
 
 namespace {
 
-constexpr float kNothing = -1e30f;  // the largest score of a query that has seen no key
 constexpr int kTogether = 48;       // queries that go through the shared prefix together, or those of one row
 
 struct Step {
@@ -26,22 +25,6 @@ struct Step {
   float* out;               // [R, Q, N, H]
   int64_t R, Q, N, H, S, K, P;
 };
-
-// exp of numbers that are at most 0, to the last bits but two (the polynomial of Cephes' expf).
-inline Vector Exp(Vector x) {
-  using Integers = VectorOf<int32_t>::Type;
-  x = x < -87.0f ? Vector{} - 87.0f : x;
-  const Integers power = __builtin_convertvector(x * 1.44269504f - 0.5f, Integers);
-  const Vector n = __builtin_convertvector(power, Vector);
-  const Vector r = x - n * 0.693359375f + n * 2.12194440e-4f;
-  Vector value = r * 1.9875691500e-4f + 1.3981999507e-3f;
-  value = value * r + 8.3334519073e-3f;
-  value = value * r + 4.1665795894e-2f;
-  value = value * r + 1.6666665459e-1f;
-  value = value * r + 5.0000001201e-1f;
-  value = value * r * r + r + 1.0f;
-  return value * reinterpret_cast<Vector>((power + 127) << 23);
-}
 
 // Queries of one key-value head on their way through the pages.
 struct Queries {
@@ -64,7 +47,7 @@ struct Queries {
       const int64_t seen = std::clamp<int64_t>(last[y] + 1 - first, 0, S);
       float best = largest[y];
       for (int64_t k = 0; k < seen; k++) best = std::max(best, row[k]);
-      std::fill(row + seen, row + width, kNothing);
+      std::fill(row + seen, row + width, kUnseen);
       if (best > largest[y]) {
         const float shrunk = std::exp(largest[y] - best);
         sum[y] *= shrunk;
@@ -74,7 +57,7 @@ struct Queries {
       Vector total = {};
       for (int64_t k = 0; k < width; k += kWidth) {
         const Vector of_page = Load(row + k);
-        const Vector weight = of_page > kNothing ? Exp(of_page - best) : Vector{};
+        const Vector weight = of_page > kUnseen ? Exp(of_page - best) : Vector{};
         Store(row + k, weight);
         total += weight;
       }
@@ -82,7 +65,7 @@ struct Queries {
     }
     // 3. The values, weighted.
     for (int64_t y = some.first; y < some.last; y += kRows) {
-      const auto multiply = kMultiplyStrip<Weight>[std::min<int64_t>(kRows, some.last - y)];
+      const auto multiply = kMultiplyStrip<Weight, false>[std::min<int64_t>(kRows, some.last - y)];
       for (int64_t h = 0; h < H; h += kStrip)
         multiply(S, scores.data() + y * width, width, values + h, stride, out.data() + y * H + h, H, true, {.steps = S});
     }
@@ -113,7 +96,7 @@ void Attend(const Step& step, const std::vector<int64_t>& rows, int64_t k) {
   const int64_t Y = queries.last.size();
   begins.push_back(Y);
   queries.out.assign(Y * H, 0);
-  queries.largest.assign(Y, kNothing);
+  queries.largest.assign(Y, kUnseen);
   queries.sum.assign(Y, 0);
   queries.scores.resize(Y * queries.width);
 
