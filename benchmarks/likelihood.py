@@ -18,7 +18,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -97,16 +97,16 @@ class Run:
 # ---- Inputs ----
 
 
-def inputs(sizes: Sizes, checkpoint: Checkpoint | None) -> dict[str, Groups]:
-    """Real documents, and long ones with few and many rationales, as the filter renders them; with a
-    checkpoint the real ones alone."""
+def inputs(sizes: Sizes, checkpoint: Checkpoint | None, documents: int | None) -> dict[str, Groups]:
+    """Real documents, so many of them or all, and long ones with few and many rationales, as the filter
+    renders them; with a checkpoint the real ones alone."""
     # Not for who takes only the sides from here: these need all that mining needs.
     from documents import filter_groups, long_documents, real_documents, shared_data
 
     shared = shared_data()
     tokenizer = checkpoint.tokenizer if checkpoint else load_tokenizer(shared / "llama3_tokenizer")
     render = partial(filter_groups, tokenizer=tokenizer, prompts=load_prompts("llama3"))
-    found = {"real": render(real_documents(shared))}
+    found = {"real": render(real_documents(shared))[:documents]}
     for rationales in () if checkpoint else (2, 8, 32):
         found[f"long, {rationales} rationales"] = render(
             long_documents(shared, rationales, sizes.documents, sizes.characters)
@@ -285,10 +285,13 @@ def main() -> None:
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.5")
     parser = arguments(__doc__)
     parser.add_argument("--model", type=Path, help="folder of a Hugging Face checkpoint")
+    parser.add_argument("--documents", type=int, help="so many real ones; by default all")
     options = parser.parse_args()
     sizes = SIZES[jax.default_backend()]
     checkpoint = None if options.model is None else open_checkpoint(options.model)
-    given = inputs(sizes, checkpoint)
+    if checkpoint is not None:
+        sizes = replace(sizes, row_length=1024)  # the real documents are short, and leave less room in them
+    given = inputs(sizes, checkpoint, options.documents)
     peak = matmul_peak(sizes.dtype, sizes.matmul)
     machine: dict[str, Any] = {}
     for name in sizes.models if checkpoint is None else (checkpoint.path.name,):

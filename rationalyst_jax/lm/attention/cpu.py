@@ -1,6 +1,6 @@
 """Tree attention on a CPU by code of our own (`lm/cpu/tree_attention.cc`): next to nothing is masked.
 
-Heads of other sizes and types other than float32 are XLA's (`xla.py`), and so is all where there is no compiler.
+Heads of other sizes and types other than float32 are for XLA (`xla.py`). So is all where no compiler is.
 """
 
 import jax

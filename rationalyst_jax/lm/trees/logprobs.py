@@ -22,7 +22,7 @@ from rationalyst_jax.lm.devices.precision import precision_of
 from rationalyst_jax.lm.devices.sharding import platform_of
 
 # Places and words of a tile: a CPU keeps it in its cache, an accelerator wants large products.
-TILE = {"cpu": (1024, 2048), "gpu": (1024, 8192), "tpu": (1024, 8192)}
+TILE = {"cpu": (128, 2048), "gpu": (1024, 8192), "tpu": (1024, 8192)}
 LOWEST = -1e30  # below every logit, and no infinity: exp(LOWEST - LOWEST) is 1
 
 

@@ -1,5 +1,5 @@
-"""Attention over pages on a CPU, by code of our own (`lm/cpu/paged_attention.cc`): one call for all pages of a
-row, where XLA makes dozens of small programs.
+"""Attention over pages on a CPU, by code of our own (`lm/cpu/paged_attention.cc`): one call for all pages of
+a row, where XLA makes dozens of small programs.
 
 R rows of Q queries; the other letters as in docs/architecture.md.
 """
