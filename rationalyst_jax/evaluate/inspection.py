@@ -9,10 +9,10 @@ from rationalyst_jax.evaluate.statistics import Interval, mean_interval, proport
 
 Alternative = Literal["mined", "human", "shuffled", "repeated", "empty"]
 ALTERNATIVES: Mapping[Alternative, str] = {
-    "mined": "the mined rationale",
-    "human": "a human explanation",
-    "shuffled": "a rationale of another document",
-    "repeated": "the sentence before it",
+    "mined": "mined",
+    "human": "a person's",
+    "shuffled": "another document's",
+    "repeated": "the sentence before",
     "empty": "an empty phrase",
 }
 NOT_ABOVE_EMPTY = "not_above_empty"
