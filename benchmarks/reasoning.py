@@ -1,7 +1,7 @@
-"""The guided loop on real GSM8K questions: our engine against the same loop on transformers, same weights.
+"""The guided loop on real GSM8K questions: our engine against the same loop on its peers, same weights.
 
 Implicit supervision (the paper's): for each step a rationale, N candidate steps, and a score of each, with
-eight few-shot examples before every question. Both sides run the package's own `solve`, so they are asked for
+eight few-shot examples before every question. All sides run the package's own `solve`, so they are asked for
 the same texts in the same order; they differ in the model behind it. transformers gets its strongest plain
 form: requests that wait together in batches, sorted by length and left-padded, `generate` with n sequences, a
 forward pass that computes logits for the scored places alone; every call sends its whole prompt. *Apart* is
@@ -10,10 +10,14 @@ could end a text is suppressed, and no answer is ever found. The weights are ran
 
 Then decoding alone, tokens/s at batch 1, 8 and 64.
 
+With llama.cpp the same loop runs on its library, too, with slots that share what they begin with
+(`llama_cpp_slots.py`): as its server would, if that could say how likely a given text is.
+
 The limit: two FLOPs for each weight and computed token, head included, where a token's logits are asked for.
 """
 
 import json
+import subprocess
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -48,6 +52,7 @@ from rationalyst_jax.tasks.question import Question
 EXAMPLES, CANDIDATES, STEPS, TOKENS = 8, 3, 6, 24
 BATCH = 16  # of the peer: prompts, or sequences to be scored, at once
 PROMPT, NEW = 128, 64  # of decoding alone
+CELLS = 32768  # of llama.cpp's cache, tokens
 
 # 24 million weights, 20.5 of them the tied embedding of the real vocabulary.
 SHAPE = LlamaConfig(
@@ -65,17 +70,14 @@ SHAPE = LlamaConfig(
 )
 
 
-class Transformers:
-    """A model of `roles/role.py`: answers all that waits, call by call, each with its whole prompt."""
+class Peer:
+    """A model of `roles/role.py` that answers what waits, and streams nothing."""
 
     repeatable = False
     positions = None
 
-    def __init__(self, folder: Path, tokenizer: PreTrainedTokenizerBase):
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
-        self.model = model.to("cuda") if jax.default_backend() == "gpu" else model
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
         self.tokenizer = tokenizer
-        self.filler = tokenizer.eos_token_id
         self.waiting: list[Handle] = []
         self.tokens = 0
 
@@ -86,6 +88,33 @@ class Transformers:
     def submit(self, request: Any) -> Handle:
         self.waiting.append(Handle(request))
         return self.waiting[-1]
+
+    def finish(self, handle: Handle) -> None:
+        """Counts a request that has its result."""
+        self.tokens += handle.usage.prefilled + handle.usage.generated + handle.usage.scored
+        handle.done = True
+
+    def written(self, tokens: list[int]) -> Generation:
+        text = str(self.tokenizer.decode(tokens))
+        return Generation(tuple(tokens), np.zeros(len(tokens), np.float32), text, "length")
+
+    def cancel(self, handle: Handle) -> None:
+        self.waiting.remove(handle)
+
+    def forget(self) -> None: ...
+
+    def flops(self, handle: Handle) -> int:
+        return 0
+
+
+class Transformers(Peer):
+    """Answers call by call, each with its whole prompt."""
+
+    def __init__(self, folder: Path, tokenizer: PreTrainedTokenizerBase):
+        super().__init__(tokenizer)
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+        self.model = model.to("cuda") if jax.default_backend() == "gpu" else model
+        self.filler = tokenizer.eos_token_id
 
     def step(self) -> list[Handle]:
         """The kind that most wait for, in batches; requests alike but for their context share one call."""
@@ -102,8 +131,7 @@ class Transformers:
             with torch.inference_mode():
                 self._score(batch) if key is None else self._generate(batch)
             for handle in batch:
-                self.tokens += handle.usage.prefilled + handle.usage.generated + handle.usage.scored
-                handle.done = True
+                self.finish(handle)
         return chosen
 
     def _padded(self, rows: list[tuple[int, ...]]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -127,12 +155,7 @@ class Transformers:
             **(sampled if r.temperature else {"do_sample": False}),
         )[:, ids.shape[1] :].tolist()
         for place, handle in enumerate(batch):
-            rows = out[place * r.n : (place + 1) * r.n]
-            texts = [str(self.tokenizer.decode(row)) for row in rows]
-            handle.result = [
-                Generation(tuple(row), np.zeros(len(row), np.float32), text, "length")
-                for row, text in zip(rows, texts, strict=True)
-            ]
+            handle.result = [self.written(row) for row in out[place * r.n : (place + 1) * r.n]]
             handle.usage.generated = r.n * r.max_tokens
             handle.usage.prefilled = len(handle.request.context)
 
@@ -149,13 +172,56 @@ class Transformers:
             handle.usage.prefilled = len(handle.request.context)
             handle.usage.scored = count
 
-    def cancel(self, handle: Handle) -> None:
-        self.waiting.remove(handle)
 
-    def forget(self) -> None: ...
+class LlamaCpp(Peer):
+    """llama.cpp with as many slots, which share what they begin with (`llama_cpp_slots.py`)."""
 
-    def flops(self, handle: Handle) -> int:
-        return 0
+    def __init__(self, python: str, gguf: Path, slots: int, tokenizer: PreTrainedTokenizerBase):
+        super().__init__(tokenizer)
+        program = Path(__file__).with_name("llama_cpp_slots.py")
+        numbers = torch.get_num_threads(), slots, CELLS
+        self.process = subprocess.Popen(
+            [python, str(program), str(gguf), *map(str, numbers)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        self._line()
+        self.computed = 0
+
+    def _line(self) -> str:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"llama.cpp has ended with status {self.process.wait()}")
+        return line
+
+    def step(self) -> list[Handle]:
+        """All that wait."""
+        chosen, self.waiting = self.waiting, []
+        asked = []
+        for handle in chosen:
+            r = handle.request
+            if isinstance(r, ScoreRequest):
+                asked.append({"context": r.context, "continuation": r.continuation})
+                handle.usage.scored = len(r.continuation)
+            else:
+                how = {"n": r.n, "new": r.max_tokens, "temperature": r.temperature, "suppress": r.suppress}
+                asked.append({"context": r.context} | how)
+                handle.usage.generated = r.n * r.max_tokens
+            handle.usage.prefilled = len(r.context)
+        assert self.process.stdin is not None
+        print(json.dumps(asked), file=self.process.stdin, flush=True)
+        answer = json.loads(self._line())
+        self.computed += answer["computed"]
+        for handle, result in zip(chosen, answer["results"], strict=True):
+            if isinstance(handle.request, ScoreRequest):
+                handle.result = np.array(result[0], np.float32)
+            else:
+                handle.result = [self.written(tokens) for tokens in result]
+            self.finish(handle)
+        return chosen
 
 
 class Apart:
@@ -249,7 +315,11 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--questions", type=int, default=16)
     parser.add_argument("--model", type=Path, help="folder of a Hugging Face checkpoint")
+    parser.add_argument("--llama_cpp", help="a Python with llama-cpp-cffi and cffi, for llama.cpp")
+    parser.add_argument("--gguf", type=Path, help="the checkpoint in float32 as GGUF, for llama.cpp")
     options = parser.parse_args()
+    if (options.llama_cpp is None) != (options.gguf is None):
+        parser.error("--llama_cpp and --gguf belong together")
     from documents import shared_data  # not for who takes only the two sides from here
 
     shared = shared_data()
@@ -271,11 +341,17 @@ def main() -> None:
         rows = []
         rates = {}
         peak = matmul_peak("float32", 2048)
-        for label, side in (("ours", engine), ("ours, apart", Apart(engine)), ("transformers", peer)):
+        sides = {"ours": engine, "ours, apart": Apart(engine), "transformers": peer}
+        if options.gguf is not None:
+            slots = (CANDIDATES + 1) * options.questions
+            sides["llama.cpp"] = LlamaCpp(options.llama_cpp, options.gguf, slots, tokenizer)
+        for label, side in sides.items():
             with compilations() as compiled:
                 seconds, used = guided(Endless(side, tokenizer), questions, prompts)
             rates[label] = len(questions) / seconds
             sent = used["prefilled"] + used["cached"]
+            if isinstance(side, LlamaCpp):
+                used["prefilled"] = side.computed / len(questions) - used["generated"] - used["scored"]
             flops = used["flops"] * len(questions) / seconds
             rows.append(
                 (
@@ -286,7 +362,7 @@ def main() -> None:
                     f"{used['prefilled']:.0f} ({used['prefilled'] / sent:.1%})",
                     f"{flops / peak:.0%}" if flops else "–",
                     f"{peak_memory():.0f}",
-                    "–" if side is peer else str(len(compiled)),
+                    "–" if isinstance(side, Peer) else str(len(compiled)),
                 )
             )
         print_table(
@@ -297,8 +373,8 @@ def main() -> None:
             "sent, computed: context tokens of a question, in all its calls\n"
             "peak MiB: of the process up to then",
         )
-        print(f"ours / transformers: {rates['ours'] / rates['transformers']:.2f}")
-        print(f"ours / ours, apart: {rates['ours'] / rates['ours, apart']:.2f}")
+        for label in list(sides)[1:]:
+            print(f"ours / {label}: {rates['ours'] / rates[label]:.2f}")
         ends = tuple(map(int, marker_ids(tokenizer, ends_of(tokenizer))))
         alone = {
             batch: (

@@ -1,0 +1,208 @@
+"""llama.cpp answering requests from slots that keep what they computed: a program that reasoning.py starts.
+
+    PYTHON benchmarks/llama_cpp_slots.py FILE.gguf THREADS SLOTS CELLS
+
+PYTHON is one with the packages llama-cpp-cffi and cffi; nothing of this project is imported. A line of
+requests in gives a line of results out. A request has `context` (token ids), and `continuation`, whose
+log-probabilities are asked for, or `n`, `new`, `temperature` and `suppress`: so many texts of so many tokens,
+without some.
+
+llama.cpp's own server is not in that package, and gives no probabilities of a text that is handed to it. This
+does what the server does: slots keep their tokens, a request takes over the longest common beginning, and
+prompts and single tokens of all slots share a batch of 2,048. And it does more: a beginning is taken over from
+any slot, also from one at work, and a request waits while another one computes what both begin with. Keys and
+values are float32.
+"""
+
+import json
+import sys
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from llama.llama_cpp import ffi, lib  # pyright: ignore[reportMissingImports]
+
+BATCH = 2048  # tokens, the server's default
+WORTH = 32  # tokens that a request waits for rather than compute them, too
+
+
+@dataclass
+class Slot:
+    """A sequence of llama.cpp's cache: the tokens that are in it, and the work that it has, if any."""
+
+    number: int
+    tokens: list[int] = field(default_factory=list)
+    job: "Job | None" = None
+    used: int = 0
+
+
+@dataclass
+class Job:
+    """Of the prompt's tokens from `scored` on the log-probabilities, or else `new` tokens after it."""
+
+    request: int
+    prompt: list[int]
+    scored: int
+    new: int
+    sampler: Any
+    found: list[float] = field(default_factory=list)
+    drawn: list[int] = field(default_factory=list)
+
+
+class Slots:
+    def __init__(self, file: str, threads: int, slots: int, cells: int):
+        lib.llama_backend_init()
+        parameters = lib.llama_model_default_params()
+        parameters.n_gpu_layers = 0
+        model = lib.llama_model_load_from_file(file.encode(), parameters)
+        if model == ffi.NULL:
+            sys.exit(f"llama.cpp does not load {file}")
+        self.vocabulary = lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(model))
+        parameters = lib.llama_context_default_params()
+        parameters.n_ctx, parameters.n_batch, parameters.n_seq_max = cells, BATCH, slots
+        parameters.n_threads = parameters.n_threads_batch = threads
+        parameters.type_k = parameters.type_v = lib.GGML_TYPE_F32
+        self.context = lib.llama_init_from_model(model, parameters)
+        self.batch = lib.llama_batch_init(BATCH, 0, 1)
+        self.slots = [Slot(number) for number in range(slots)]
+        self.steps = self.computed = 0
+
+    def answer(self, requests: list[dict[str, Any]]) -> dict[str, Any]:
+        jobs = deque(
+            job
+            for number, request in enumerate(requests)
+            for job in jobs_of(number, request, self.vocabulary)
+        )
+        results: list[list[Any]] = [[] for _ in requests]
+        self.computed = 0
+        while jobs or any(slot.job for slot in self.slots):
+            self.admit(jobs)
+            for job in self.step():
+                results[job.request].append(job.drawn or job.found)
+        return {"results": results, "computed": self.computed}
+
+    def admit(self, jobs: deque[Job]) -> None:
+        """Gives the jobs to free slots, as long as there are some."""
+        for _ in range(len(jobs)):
+            free = [slot for slot in self.slots if slot.job is None]
+            if not free:
+                return
+            job = jobs.popleft()
+            most = (job.scored or len(job.prompt)) - 1
+            common, source = max(
+                ((shared(slot.tokens, job.prompt[:most]), slot) for slot in self.slots),
+                key=lambda found: (found[0], found[1].job is None),
+            )
+            soon = (shared(slot.job.prompt, job.prompt[:most]) for slot in self.slots if slot.job)
+            if max(soon, default=0) >= common + WORTH:
+                jobs.append(job)
+                continue
+            # Where it is, if that slot is free and holds little else; or else where it was idle longest.
+            slot = min(free, key=lambda slot: slot.used)
+            if source.job is None and len(source.tokens) < common + WORTH:
+                slot = source
+            elif slot is not source:
+                lib.llama_kv_self_seq_rm(self.context, slot.number, -1, -1)
+                lib.llama_kv_self_seq_cp(self.context, source.number, slot.number, 0, common)
+            lib.llama_kv_self_seq_rm(self.context, slot.number, common, -1)
+            slot.tokens, slot.job = job.prompt[:common], job
+
+    def step(self) -> list[Job]:
+        """One batch: a token of each slot that draws, and as much of the prompts as has room."""
+        self.steps += 1
+        at_work = [slot for slot in self.slots if slot.job]
+        at_work.sort(key=lambda slot: not slot.job.drawn)
+        asked: list[tuple[int, Slot, int | None]] = []
+        batch = self.batch
+        batch.n_tokens = 0
+        for slot in at_work:
+            job = slot.job
+            text = job.prompt + job.drawn
+            # The last token is computed only where one is drawn after it.
+            end = len(text) if job.new else len(text) - 1
+            for place in range(len(slot.tokens), min(end, len(slot.tokens) + BATCH - batch.n_tokens)):
+                i = batch.n_tokens
+                batch.token[i], batch.pos[i], batch.n_seq_id[i] = text[place], place, 1
+                batch.seq_id[i][0] = slot.number
+                wanted = None
+                if job.scored and place + 1 >= job.scored:
+                    wanted = text[place + 1]
+                batch.logits[i] = wanted is not None or (job.new > 0 and place + 1 == len(text))
+                if batch.logits[i]:
+                    asked.append((i, slot, wanted))
+                slot.tokens.append(text[place])
+                batch.n_tokens += 1
+            slot.used = self.steps
+        self.computed += batch.n_tokens
+        self.decode()
+        for i, slot, wanted in asked:
+            job = slot.job
+            if wanted is None:
+                job.drawn.append(lib.llama_sampler_sample(job.sampler, self.context, i))
+                continue
+            row = lib.llama_get_logits_ith(self.context, i)
+            logits = np.frombuffer(ffi.buffer(row, self.vocabulary * 4), np.float32)
+            top = logits.max()
+            job.found.append(float(logits[wanted] - top - np.log(np.exp(logits - top).sum())))
+        done = []
+        for slot in at_work:
+            job = slot.job
+            if len(job.drawn) == job.new and len(slot.tokens) >= len(job.prompt) - 1:
+                done.append(job)
+                slot.job = None
+        return done
+
+    def decode(self) -> None:
+        """Where cells are short, what has been idle longest is given up."""
+        while (code := lib.llama_decode(self.context, self.batch)) == 1:
+            idle = [slot for slot in self.slots if slot.job is None and slot.tokens]
+            if not idle:
+                sys.exit("llama.cpp: too few cells for the slots at work")
+            slot = min(idle, key=lambda slot: slot.used)
+            lib.llama_kv_self_seq_rm(self.context, slot.number, -1, -1)
+            slot.tokens = []
+        if code:
+            sys.exit(f"llama.cpp does not decode: {code}")
+
+
+def jobs_of(number: int, request: dict[str, Any], vocabulary: int) -> list[Job]:
+    context = request["context"]
+    if "continuation" in request:
+        return [Job(number, context + request["continuation"], len(context), 0, None)]
+    jobs = []
+    for seed in range(request["n"]):
+        sampler = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
+        if never := request["suppress"]:
+            bias = ffi.new("llama_logit_bias[]", [(token, -np.inf) for token in never])
+            lib.llama_sampler_chain_add(
+                sampler, lib.llama_sampler_init_logit_bias(vocabulary, len(never), bias)
+            )
+        if request["temperature"]:
+            lib.llama_sampler_chain_add(sampler, lib.llama_sampler_init_temp(request["temperature"]))
+            lib.llama_sampler_chain_add(sampler, lib.llama_sampler_init_dist(seed))
+        else:
+            lib.llama_sampler_chain_add(sampler, lib.llama_sampler_init_greedy())
+        jobs.append(Job(number, context, 0, request["new"], sampler))
+    return jobs
+
+
+def shared(a: list[int], b: list[int]) -> int:
+    """Tokens with which both begin."""
+    low, high = 0, min(len(a), len(b))
+    if a[:high] == b[:high]:
+        return high
+    while high - low > 1:
+        middle = (low + high) // 2
+        if a[low:middle] == b[low:middle]:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+if __name__ == "__main__":
+    slots = Slots(sys.argv[1], *map(int, sys.argv[2:5]))
+    print("ready", flush=True)
+    for line in sys.stdin:
+        print(json.dumps(slots.answer(json.loads(line))), flush=True)
