@@ -9,9 +9,10 @@ without some.
 
 llama.cpp's own server is not in that package, and gives no probabilities of a text that is handed to it. This
 does what the server does: slots keep their tokens, a request takes over the longest common beginning, and
-prompts and single tokens of all slots share a batch of 2,048. And it does more: a beginning is taken over from
-any slot, also from one at work, and a request waits while another one computes what both begin with. Keys and
-values are float32.
+prompts and single tokens of all slots share a batch of 2,048. And it does more: a beginning is taken over
+from any slot, also from one at work, and a request waits while another one computes what both begin with.
+Keys and values are float16, llama.cpp's default, under its flash attention: with float32 it took 1.8 times as
+long.
 """
 
 import json
@@ -62,7 +63,7 @@ class Slots:
         parameters = lib.llama_context_default_params()
         parameters.n_ctx, parameters.n_batch, parameters.n_seq_max = cells, BATCH, slots
         parameters.n_threads = parameters.n_threads_batch = threads
-        parameters.type_k = parameters.type_v = lib.GGML_TYPE_F32
+        parameters.flash_attn = True
         self.context = lib.llama_init_from_model(model, parameters)
         self.batch = lib.llama_batch_init(BATCH, 0, 1)
         self.slots = [Slot(number) for number in range(slots)]

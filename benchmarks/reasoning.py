@@ -8,7 +8,7 @@ forward pass that computes logits for the scored places alone; every call sends 
 our engine with nothing to share: the first token of each request is one of its own. Nobody stops early: what
 could end a text is suppressed, and no answer is ever found. The weights are random, or with --model real.
 
-Then decoding alone, tokens/s at batch 1, 8 and 64.
+Then decoding alone, tokens/s at batch 1, 8 and 64; of a real model cpu_peers.py measures it.
 
 With llama.cpp the same loop runs on its library, too, with slots that share what they begin with
 (`llama_cpp_slots.py`): as its server would, if that could say how likely a given text is.
@@ -18,6 +18,7 @@ The limit: two FLOPs for each weight and computed token, head included, where a 
 
 import json
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -311,10 +312,37 @@ def random_prompts(batch: int) -> list[tuple[int, ...]]:
     return [tuple(ids) for ids in np.random.default_rng(batch).integers(0, 1000, (batch, PROMPT)).tolist()]
 
 
+def decoding_alone(
+    engine: Engine, peer: Any, tokenizer: PreTrainedTokenizerBase
+) -> dict[int, tuple[float, float]]:
+    """Tokens/s of both sides, by batch size."""
+    ends = tuple(map(int, marker_ids(tokenizer, ends_of(tokenizer))))
+    alone = {
+        batch: (
+            decoding.ours(engine, random_prompts(batch), NEW, ends),
+            decoding.by_transformers(peer, random_prompts(batch), NEW, ends[0]),
+        )
+        for batch in (1, 8, 64)
+    }
+    print_table(
+        f"decoding alone, {NEW} tokens after {PROMPT}",
+        ("batch", "ours, tokens/s", "transformers", "ratio"),
+        [(str(b), f"{o:.0f}", f"{t:.0f}", f"{o / t:.2f}") for b, (o, t) in alone.items()],
+    )
+    return alone
+
+
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--questions", type=int, default=16)
     parser.add_argument("--model", type=Path, help="folder of a Hugging Face checkpoint")
+    parser.add_argument(
+        "--against",
+        nargs="*",
+        choices=("apart", "transformers"),
+        default=["apart", "transformers"],
+        help="sides that run beside ours, and beside llama.cpp where that is given",
+    )
     parser.add_argument("--llama_cpp", help="a Python with llama-cpp-cffi and cffi, for llama.cpp")
     parser.add_argument("--gguf", type=Path, help="the checkpoint in float32 as GGUF, for llama.cpp")
     options = parser.parse_args()
@@ -341,7 +369,11 @@ def main() -> None:
         rows = []
         rates = {}
         peak = matmul_peak("float32", 2048)
-        sides = {"ours": engine, "ours, apart": Apart(engine), "transformers": peer}
+        sides: dict[str, Any] = {"ours": engine}
+        if "apart" in options.against:
+            sides["ours, apart"] = Apart(engine)
+        if "transformers" in options.against:
+            sides["transformers"] = peer
         if options.gguf is not None:
             slots = (CANDIDATES + 1) * options.questions
             sides["llama.cpp"] = LlamaCpp(options.llama_cpp, options.gguf, slots, tokenizer)
@@ -349,9 +381,11 @@ def main() -> None:
             with compilations() as compiled:
                 seconds, used = guided(Endless(side, tokenizer), questions, prompts)
             rates[label] = len(questions) / seconds
+            print(f"{label}: {seconds:.1f} s", file=sys.stderr, flush=True)
             sent = used["prefilled"] + used["cached"]
             if isinstance(side, LlamaCpp):
-                used["prefilled"] = side.computed / len(questions) - used["generated"] - used["scored"]
+                drawn = sum(count for what, count in used.items() if what.startswith("generated"))
+                used["prefilled"] = side.computed / len(questions) - drawn - used["scored"]
             flops = used["flops"] * len(questions) / seconds
             rows.append(
                 (
@@ -375,25 +409,13 @@ def main() -> None:
         )
         for label in list(sides)[1:]:
             print(f"ours / {label}: {rates['ours'] / rates[label]:.2f}")
-        ends = tuple(map(int, marker_ids(tokenizer, ends_of(tokenizer))))
-        alone = {
-            batch: (
-                decoding.ours(engine, random_prompts(batch), NEW, ends),
-                decoding.by_transformers(peer.model, random_prompts(batch), NEW, ends[0]),
-            )
-            for batch in (1, 8, 64)
-        }
-        print_table(
-            f"decoding alone, {NEW} tokens after {PROMPT}",
-            ("batch", "ours, tokens/s", "transformers", "ratio"),
-            [(str(b), f"{o:.0f}", f"{t:.0f}", f"{o / t:.2f}") for b, (o, t) in alone.items()],
-        )
+        alone = decoding_alone(engine, peer.model, tokenizer) if checkpoint is None else {}
     if options.json:
         decode = {
             f"decode_{batch}": {"ours": o, "peer": t, "ratio": o / t} for batch, (o, t) in alone.items()
         }
-        apart = rates["ours, apart"]
-        print_json("reasoning", "questions/s", rates["ours"], rates["transformers"], apart=apart, **decode)
+        apart, peer_rate = rates.get("ours, apart"), rates.get("transformers")
+        print_json("reasoning", "questions/s", rates["ours"], peer_rate, apart=apart, **decode)
 
 
 if __name__ == "__main__":
