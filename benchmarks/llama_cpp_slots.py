@@ -112,13 +112,12 @@ class Slots:
     def step(self) -> list[Job]:
         """One batch: a token of each slot that draws, and as much of the prompts as has room."""
         self.steps += 1
-        at_work = [slot for slot in self.slots if slot.job]
-        at_work.sort(key=lambda slot: not slot.job.drawn)
-        asked: list[tuple[int, Slot, int | None]] = []
+        at_work = [(slot, slot.job) for slot in self.slots if slot.job]
+        at_work.sort(key=lambda found: not found[1].drawn)
+        asked: list[tuple[int, Job, int | None]] = []
         batch = self.batch
         batch.n_tokens = 0
-        for slot in at_work:
-            job = slot.job
+        for slot, job in at_work:
             text = job.prompt + job.drawn
             # The last token is computed only where one is drawn after it.
             end = len(text) if job.new else len(text) - 1
@@ -131,14 +130,13 @@ class Slots:
                     wanted = text[place + 1]
                 batch.logits[i] = wanted is not None or (job.new > 0 and place + 1 == len(text))
                 if batch.logits[i]:
-                    asked.append((i, slot, wanted))
+                    asked.append((i, job, wanted))
                 slot.tokens.append(text[place])
                 batch.n_tokens += 1
             slot.used = self.steps
         self.computed += batch.n_tokens
         self.decode()
-        for i, slot, wanted in asked:
-            job = slot.job
+        for i, job, wanted in asked:
             if wanted is None:
                 job.drawn.append(lib.llama_sampler_sample(job.sampler, self.context, i))
                 continue
@@ -147,8 +145,7 @@ class Slots:
             top = logits.max()
             job.found.append(float(logits[wanted] - top - np.log(np.exp(logits - top).sum())))
         done = []
-        for slot in at_work:
-            job = slot.job
+        for slot, job in at_work:
             if len(job.drawn) == job.new and len(slot.tokens) >= len(job.prompt) - 1:
                 done.append(job)
                 slot.job = None

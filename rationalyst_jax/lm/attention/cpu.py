@@ -37,8 +37,14 @@ def _forward(q_BTNH, k_BTKH, v_BTKH, subtree_size_BT):
         jax.ShapeDtypeStruct(q_BTNH.shape, q_BTNH.dtype),
         jax.ShapeDtypeStruct(q_BTNH.shape[:3], q_BTNH.dtype),
     )
-    call = jax.ffi.ffi_call(kernel(_SOURCE, "tree_attention", q_BTNH.dtype), outputs)
+    call = jax.ffi.ffi_call(_target("tree_attention", q_BTNH.dtype), outputs)
     return call(q_BTNH, k_BTKH, v_BTKH, subtree_size_BT)
+
+
+def _target(symbol: str, dtype: jnp.dtype) -> str:
+    target = kernel(_SOURCE, symbol, dtype)
+    assert target is not None, "asked in spite of `refusal`"
+    return target
 
 
 def _attention_fwd(q_BTNH, k_BTKH, v_BTKH, subtree_size_BT):
@@ -48,7 +54,7 @@ def _attention_fwd(q_BTNH, k_BTKH, v_BTKH, subtree_size_BT):
 
 def _attention_bwd(saved, dout_BTNH):
     gradients = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in saved[:3]]
-    call = jax.ffi.ffi_call(kernel(_SOURCE, "tree_attention_gradient", dout_BTNH.dtype), gradients)
+    call = jax.ffi.ffi_call(_target("tree_attention_gradient", dout_BTNH.dtype), gradients)
     return *call(*saved, dout_BTNH), None
 
 

@@ -21,8 +21,7 @@ from rationalyst_jax.lm.devices.mesh import FSDP, REPLICA, ROWS, TENSOR
 from rationalyst_jax.lm.devices.precision import precision_of
 from rationalyst_jax.lm.devices.sharding import platform_of
 
-# Places and words of a tile: a CPU keeps it in its cache, an accelerator wants large products.
-TILE = {"cpu": (128, 2048), "gpu": (1024, 8192), "tpu": (1024, 8192)}
+WORDS = {"cpu": 2048, "gpu": 8192, "tpu": 8192}  # of a tile: a CPU keeps it in its cache
 LOWEST = -1e30  # below every logit, and no infinity: exp(LOWEST - LOWEST) is 1
 
 
@@ -48,8 +47,15 @@ def token_logprobs(
     if mesh is not None and V % mesh.shape[TENSOR]:
         raise ValueError(f"a vocabulary of {V} cannot be divided among {mesh.shape[TENSOR]} devices")
     allowed_V = jnp.ones(V, bool).at[jnp.asarray(suppress)].set(False) if suppress else None
-    tile = tile or TILE.get(platform_of(mesh), TILE["cpu"])
+    tile = tile or _tile(platform_of(mesh), V)
     return _logprobs(hidden_BTD, head_VD, place_BP, target_BP, allowed_V, tile, mesh)
+
+
+def _tile(platform: str, V: int) -> tuple[int, int]:
+    """Places and words. An accelerator wants large products. On a CPU a place that nobody asks for, beside one
+    that somebody does, costs the more the more words there are: so there are fewer places."""
+    places = 1024 if platform in ("gpu", "tpu") else min(1024, max(128, 2**19 // V))
+    return places, WORDS.get(platform, WORDS["cpu"])
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(5, 6))
