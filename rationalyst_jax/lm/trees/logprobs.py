@@ -52,8 +52,8 @@ def token_logprobs(
 
 
 def _tile(platform: str, V: int) -> tuple[int, int]:
-    """Places and words. An accelerator wants large products. On a CPU a place that nobody asks for, beside one
-    that somebody does, costs the more the more words there are: so there are fewer places."""
+    """Places and words. An accelerator wants large products. On a CPU a place that nobody asks for, beside
+    one that somebody does, costs the more the more words there are: so there are fewer places."""
     places = 1024 if platform in ("gpu", "tpu") else min(1024, max(128, 2**19 // V))
     return places, WORDS.get(platform, WORDS["cpu"])
 
