@@ -40,13 +40,15 @@ class Slot:
 
 @dataclass
 class Job:
-    """Of the prompt's tokens from `scored` on the log-probabilities, or else `new` tokens after it."""
+    """Of the prompt's tokens from `scored` on the log-probabilities, or else `new` tokens after it, drawn at
+    `temperature`, none of `suppress`."""
 
     request: int
     prompt: list[int]
     scored: int
     new: int
-    sampler: Any
+    temperature: float = 0.0
+    suppress: list[int] = field(default_factory=list)
     found: list[float] = field(default_factory=list)
     drawn: list[int] = field(default_factory=list)
 
@@ -67,14 +69,11 @@ class Slots:
         self.context = lib.llama_init_from_model(model, parameters)
         self.batch = lib.llama_batch_init(BATCH, 0, 1)
         self.slots = [Slot(number) for number in range(slots)]
+        self.random = np.random.default_rng(0)
         self.steps = self.computed = 0
 
     def answer(self, requests: list[dict[str, Any]]) -> dict[str, Any]:
-        jobs = deque(
-            job
-            for number, request in enumerate(requests)
-            for job in jobs_of(number, request, self.vocabulary)
-        )
+        jobs = deque(job for number, request in enumerate(requests) for job in jobs_of(number, request))
         results: list[list[Any]] = [[] for _ in requests]
         self.computed = 0
         while jobs or any(slot.job for slot in self.slots):
@@ -137,19 +136,27 @@ class Slots:
         self.computed += batch.n_tokens
         self.decode()
         for i, job, wanted in asked:
-            if wanted is None:
-                job.drawn.append(lib.llama_sampler_sample(job.sampler, self.context, i))
-                continue
             row = lib.llama_get_logits_ith(self.context, i)
             logits = np.frombuffer(ffi.buffer(row, self.vocabulary * 4), np.float32)
-            top = logits.max()
-            job.found.append(float(logits[wanted] - top - np.log(np.exp(logits - top).sum())))
+            if wanted is None:
+                job.drawn.append(self.draw(logits, job))
+            else:
+                top = logits.max()
+                job.found.append(float(logits[wanted] - top - np.log(np.exp(logits - top).sum())))
         done = []
         for slot, job in at_work:
             if len(job.drawn) == job.new and len(slot.tokens) >= len(job.prompt) - 1:
                 done.append(job)
                 slot.job = None
         return done
+
+    def draw(self, logits: np.ndarray, job: Job) -> int:
+        logits = logits.copy()
+        logits[job.suppress] = -np.inf
+        if not job.temperature:
+            return int(logits.argmax())
+        mass = np.exp((logits - logits.max()) / job.temperature).cumsum()
+        return int(mass.searchsorted(self.random.random() * mass[-1], side="right"))
 
     def decode(self) -> None:
         """Where cells are short, what has been idle longest is given up."""
@@ -164,25 +171,12 @@ class Slots:
             sys.exit(f"llama.cpp does not decode: {code}")
 
 
-def jobs_of(number: int, request: dict[str, Any], vocabulary: int) -> list[Job]:
+def jobs_of(number: int, request: dict[str, Any]) -> list[Job]:
     context = request["context"]
     if "continuation" in request:
-        return [Job(number, context + request["continuation"], len(context), 0, None)]
-    jobs = []
-    for seed in range(request["n"]):
-        sampler = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
-        if never := request["suppress"]:
-            bias = ffi.new("llama_logit_bias[]", [(token, -np.inf) for token in never])
-            lib.llama_sampler_chain_add(
-                sampler, lib.llama_sampler_init_logit_bias(vocabulary, len(never), bias)
-            )
-        if request["temperature"]:
-            lib.llama_sampler_chain_add(sampler, lib.llama_sampler_init_temp(request["temperature"]))
-            lib.llama_sampler_chain_add(sampler, lib.llama_sampler_init_dist(seed))
-        else:
-            lib.llama_sampler_chain_add(sampler, lib.llama_sampler_init_greedy())
-        jobs.append(Job(number, context, 0, request["new"], sampler))
-    return jobs
+        return [Job(number, context + request["continuation"], len(context), 0)]
+    how = {name: request[name] for name in ("new", "temperature", "suppress")}
+    return [Job(number, context, 0, **how) for _ in range(request["n"])]
 
 
 def shared(a: list[int], b: list[int]) -> int:

@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -100,7 +101,8 @@ class Peer:
         return Generation(tuple(tokens), np.zeros(len(tokens), np.float32), text, "length")
 
     def cancel(self, handle: Handle) -> None:
-        self.waiting.remove(handle)
+        if handle in self.waiting:
+            self.waiting.remove(handle)
 
     def forget(self) -> None: ...
 
@@ -175,28 +177,35 @@ class Transformers(Peer):
 
 
 class LlamaCpp(Peer):
-    """llama.cpp with as many slots, which share what they begin with (`llama_cpp_slots.py`)."""
+    """llama.cpp with slots that share what they begin with (`llama_cpp_slots.py`).
+
+    `computed`: tokens that it has run through the model.
+    """
 
     def __init__(self, python: str, gguf: Path, slots: int, tokenizer: PreTrainedTokenizerBase):
         super().__init__(tokenizer)
         program = Path(__file__).with_name("llama_cpp_slots.py")
         numbers = torch.get_num_threads(), slots, CELLS
+        self.said = tempfile.TemporaryFile("w+")
         self.process = subprocess.Popen(
             [python, str(program), str(gguf), *map(str, numbers)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=self.said,
             text=True,
         )
-        self._line()
         self.computed = 0
+        self._line()
 
-    def _line(self) -> str:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit(f"llama.cpp has ended with status {self.process.wait()}")
-        return line
+    def _line(self, question: str = "") -> str:
+        """What it answers; ends the program with what it said last where it has ended."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        with suppress(BrokenPipeError):
+            print(question, end="", file=self.process.stdin, flush=True)
+        if line := self.process.stdout.readline():
+            return line
+        self.said.seek(0)
+        raise SystemExit(f"llama.cpp has ended: {(self.said.read().splitlines() or ['no word'])[-1]}")
 
     def step(self) -> list[Handle]:
         """All that wait."""
@@ -212,9 +221,7 @@ class LlamaCpp(Peer):
                 asked.append({"context": r.context} | how)
                 handle.usage.generated = r.n * r.max_tokens
             handle.usage.prefilled = len(r.context)
-        assert self.process.stdin is not None
-        print(json.dumps(asked), file=self.process.stdin, flush=True)
-        answer = json.loads(self._line())
+        answer = json.loads(self._line(json.dumps(asked) + "\n"))
         self.computed += answer["computed"]
         for handle, result in zip(chosen, answer["results"], strict=True):
             if isinstance(handle.request, ScoreRequest):
@@ -363,7 +370,6 @@ def main() -> None:
         prompts = few_shot([json.loads(line) for line in solved], folder)
         if checkpoint is None:
             save_llama(model, folder)
-        peer = Transformers(folder if checkpoint is None else checkpoint.path, tokenizer)
         engine = Engine(model, tokenizer, max_sequences=(CANDIDATES + 1) * options.questions)
         engine.warm_up()
         rows = []
@@ -373,9 +379,9 @@ def main() -> None:
         if "apart" in options.against:
             sides["ours, apart"] = Apart(engine)
         if "transformers" in options.against:
-            sides["transformers"] = peer
+            sides["transformers"] = Transformers(folder if checkpoint is None else checkpoint.path, tokenizer)
         if options.gguf is not None:
-            slots = (CANDIDATES + 1) * options.questions
+            slots = 2 * (CANDIDATES + 1) * options.questions  # with half of them beginnings are lost
             sides["llama.cpp"] = LlamaCpp(options.llama_cpp, options.gguf, slots, tokenizer)
         for label, side in sides.items():
             with compilations() as compiled:
@@ -383,9 +389,10 @@ def main() -> None:
             rates[label] = len(questions) / seconds
             print(f"{label}: {seconds:.1f} s", file=sys.stderr, flush=True)
             sent = used["prefilled"] + used["cached"]
-            if isinstance(side, LlamaCpp):
+            if isinstance(side, LlamaCpp):  # of each text all tokens but the last
+                texts = STEPS * (2 * CANDIDATES + 1)
                 drawn = sum(count for what, count in used.items() if what.startswith("generated"))
-                used["prefilled"] = side.computed / len(questions) - drawn - used["scored"]
+                used["prefilled"] = side.computed / len(questions) - drawn - used["scored"] + texts
             flops = used["flops"] * len(questions) / seconds
             rows.append(
                 (
@@ -395,7 +402,7 @@ def main() -> None:
                     f"{sent:.0f}",
                     f"{used['prefilled']:.0f} ({used['prefilled'] / sent:.1%})",
                     f"{flops / peak:.0%}" if flops else "–",
-                    f"{peak_memory():.0f}",
+                    "–" if isinstance(side, LlamaCpp) else f"{peak_memory():.0f}",
                     "–" if isinstance(side, Peer) else str(len(compiled)),
                 )
             )
@@ -409,13 +416,16 @@ def main() -> None:
         )
         for label in list(sides)[1:]:
             print(f"ours / {label}: {rates['ours'] / rates[label]:.2f}")
-        alone = decoding_alone(engine, peer.model, tokenizer) if checkpoint is None else {}
+        alone = {}
+        if checkpoint is None and "transformers" in sides:
+            alone = decoding_alone(engine, sides["transformers"].model, tokenizer)
     if options.json:
         decode = {
             f"decode_{batch}": {"ours": o, "peer": t, "ratio": o / t} for batch, (o, t) in alone.items()
         }
         apart, peer_rate = rates.get("ours, apart"), rates.get("transformers")
-        print_json("reasoning", "questions/s", rates["ours"], peer_rate, apart=apart, **decode)
+        more = {"apart": apart, "llama.cpp": rates.get("llama.cpp"), **decode}
+        print_json("reasoning", "questions/s", rates["ours"], peer_rate, **more)
 
 
 if __name__ == "__main__":

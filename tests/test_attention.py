@@ -1,6 +1,7 @@
 """Every implementation of tree attention against float64 sums over walked ancestors."""
 
 import itertools
+import shutil
 from collections.abc import Callable
 from functools import partial
 
@@ -11,7 +12,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rationalyst_jax.lm.attention import IMPLEMENTATIONS, blocks, cpu, pallas_tpu, tree_attention, xla
+from rationalyst_jax.lm.attention import (
+    IMPLEMENTATIONS,
+    _choose,
+    blocks,
+    cpu,
+    pallas_tpu,
+    tree_attention,
+    xla,
+)
 from rationalyst_jax.lm.devices.sharding import make_mesh
 from rationalyst_jax.lm.trees.tree import build_tree, pack
 
@@ -137,9 +146,7 @@ def test_forests_of_every_kind(name, forest):
 
 
 HEADS = [(4, 2, 64), (3, 1, 128)]
-needs_compiler = pytest.mark.skipif(
-    cpu.refusal("cpu", jnp.dtype("float32"), 64) is not None, reason="no C++ compiler"
-)
+needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
 
 
 @needs_compiler
@@ -169,7 +176,22 @@ def test_the_cpu_kernel_hides_no_nan():
         assert np.isnan(gradient[:, :128]).any() and not np.isnan(gradient[:, 128:]).any()
 
 
+@needs_compiler
+def test_sizes_that_reach_past_the_row_or_are_none_count_as_the_nearest_that_can_be():
+    given = np.arange(64, 0, -1, dtype=np.int32)[None] + 2
+    given[0, 40] = 0
+    nearest = np.minimum(given - 2, np.arange(64, 0, -1))
+    nearest[0, 40] = 1
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 64, 1, 64)), jnp.float32)
+    made = outputs_and_gradients(cpu.attention, x, x, x, x, given)
+    for one, other in zip(made, outputs_and_gradients(cpu.attention, x, x, x, x, nearest), strict=True):
+        assert np.array_equal(one, other)
+
+
+@needs_compiler
 def test_what_the_cpu_kernel_does_not_take_is_for_xla(monkeypatch):
+    assert _choose(None, "cpu", jnp.dtype("float32"), 64) is cpu
+    assert _choose(None, "cpu", jnp.dtype("float32"), 32) is xla
     x = jnp.zeros((1, 2, 1, 64))
     size = jnp.ones((1, 2), jnp.int32)
 

@@ -21,7 +21,7 @@ from rationalyst_jax.lm.model.config import LlamaConfig
 from rationalyst_jax.lm.model.quantize import QUANTIZED, Scales, quantized
 
 needs_compiler = pytest.mark.skipif(
-    library.kernel("products.cc", "rows_product", "float32") is None, reason="no C++ compiler"
+    library.kernel("products.cc", "rows_products", "float32") is None, reason="no C++ compiler"
 )
 
 
@@ -42,25 +42,28 @@ def test_a_product_is_that_of_float64(M, inputs, outputs, dtype, inputs_first, d
     shape = (3, inputs, outputs) if inputs_first else (3, outputs, inputs)
     scale = 20 if dtype == "int8" else 1
     weights = jnp.asarray(np.clip(scale * rng.normal(size=shape), -127, 127), dtype)
-    got = np.asarray(products.product(jnp.asarray(x_MI), weights, 1, count, inputs_first=inputs_first))
+    narrow = weights[:, :, :1] if inputs_first else weights[:, :1]
+    both = products.multiply(jnp.asarray(x_MI), [weights, narrow], 1, count, inputs_first=inputs_first)
     weight = np.asarray(weights[1].astype(jnp.float32), np.float64)
     want = x_MI.astype(np.float64) @ (weight if inputs_first else weight.T)
     bound = np.abs(x_MI) @ np.abs(weight if inputs_first else weight.T)  # what rounding is relative to
-    assert (np.abs(got - want)[:count] <= 1e-6 * bound[:count] + 1e-30).all()
-    assert not got[count:].any()
+    for got in map(np.asarray, both):
+        width = got.shape[1]
+        assert (np.abs(got - want[:, :width])[:count] <= 1e-6 * bound[:count, :width] + 1e-30).all()
+        assert not got[count:].any()
 
 
 RESULTS = """
 import hashlib, jax, numpy as np, jax.numpy as jnp
 from rationalyst_jax.lm.attention.cpu import attention
-from rationalyst_jax.lm.cpu.products import product
+from rationalyst_jax.lm.cpu.products import multiply
 def told(*results):
     print([hashlib.md5(np.asarray(result).tobytes()).hexdigest() for result in results])
 rng = np.random.default_rng(0)
 weights = jnp.asarray(rng.normal(size=(1, 300, 1100)), jnp.float32)
 for M in (1, 3, 4, 5, 8, 10, 11, 40):
     x_MI = jnp.asarray(rng.normal(size=(M, 300)), jnp.float32)
-    told(product(x_MI, weights, 0, M))
+    told(*multiply(x_MI, [weights, weights[:, :, :500]], 0, M))
 q_BTNH = jnp.asarray(rng.normal(size=(2, 300, 6, 64)), jnp.float32)
 k_BTKH = q_BTNH[:, :, :3]
 size_BT = jnp.asarray([np.arange(300, 0, -1), np.tile(np.arange(60, 0, -1), 5)], jnp.int32)
@@ -116,8 +119,8 @@ def test_the_engine_gives_what_it_gives_without_kernels(monkeypatch, int8):
     model = model_with_whole_strips(int8=int8)
     monkeypatch.setattr(products, "LEAST_BYTES", 0)
     calls = []
-    real = products.product
-    monkeypatch.setattr(products, "product", lambda *a, **k: calls.append(1) or real(*a, **k))
+    real = products.multiply
+    monkeypatch.setattr(products, "multiply", lambda *a, **k: calls.append(1) or real(*a, **k))
     jax.clear_caches()
     found = results(model)
     assert calls
@@ -148,8 +151,9 @@ def test_without_a_compiler_xla_computes(monkeypatch, caplog, compiler, said):
     monkeypatch.setenv("CXX", compiler)
     library.kernel.cache_clear()
     library._say.cache_clear()
-    assert library.kernel("products.cc", "rows_product", "float32") is None
-    assert library.kernel("attention.cc", "paged_attention", "float32") is None
+    assert library.kernel("products.cc", "rows_products", "float32") is None
+    assert library.kernel("paged_attention.cc", "paged_attention", "float32") is None
+    assert library.kernel("tree_attention.cc", "tree_attention", "float32") is None
     [record] = caplog.records
     assert f"no kernels for this CPU, XLA computes instead: {said}" in record.getMessage()
     assert not products.serves([jnp.zeros((1, 4096, 4096))], None)
@@ -164,14 +168,14 @@ def test_a_kernel_is_compiled_once_by_processes_that_begin_together(tmp_path):
     )
     compiler.chmod(0o755)
     code = (
-        "import rationalyst_jax.lm.cpu.library as l; print(l.kernel('products.cc', 'rows_product', 'int8'))"
+        "import rationalyst_jax.lm.cpu.library as l; print(l.kernel('products.cc', 'rows_products', 'int8'))"
     )
     environment = os.environ | {"CXX": str(compiler), "XDG_CACHE_HOME": str(tmp_path / "cache")}
     command = [sys.executable, "-c", code]
     running = [
         subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)
     ]
-    assert [process.communicate()[0].strip() for process in running] == ["rows_product_int8"] * 2
+    assert [process.communicate()[0].strip() for process in running] == ["rows_products_int8"] * 2
     assert (tmp_path / "calls").read_text() == "once\n"
     [kept] = (tmp_path / "cache" / "rationalyst_jax" / "kernels").iterdir()
     assert kept.suffix == ".so"
@@ -182,7 +186,7 @@ def test_a_cache_that_cannot_be_written_is_no_fault(monkeypatch, tmp_path, caplo
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     library.kernel.cache_clear()
     library._say.cache_clear()
-    assert library.kernel("products.cc", "rows_product", "float32") is None
+    assert library.kernel("products.cc", "rows_products", "float32") is None
     assert "XLA computes instead" in caplog.text
     library.kernel.cache_clear()
 
@@ -192,6 +196,6 @@ def test_a_user_without_a_home_has_no_kernels(monkeypatch, caplog):
     monkeypatch.setenv("XDG_CACHE_HOME", "not/absolute")
     library.kernel.cache_clear()
     library._say.cache_clear()
-    assert library.kernel("products.cc", "rows_product", "float32") is None
+    assert library.kernel("products.cc", "rows_products", "float32") is None
     assert "no home" in caplog.text
     library.kernel.cache_clear()

@@ -92,7 +92,7 @@ def test_gains_are_those_that_the_filter_writes(here, files, capsys):
     assert (here / "x.png").read_bytes().startswith(b"\x89PNG")
     out = capsys.readouterr().out
     print(out)
-    assert "12 rationales of 6 documents" in out and "a human explanation" in out
+    assert "12 rationales of 6 documents" in out and "a person's" in out
     assert "[b]" in out  # text of a rationale, no markup
 
 

@@ -1,6 +1,7 @@
 """Tree attention on a CPU by code of our own (`lm/cpu/tree_attention.cc`): next to nothing is masked.
 
-Heads of other sizes and types other than float32 are for XLA (`xla.py`). So is all where no compiler is.
+Heads of other sizes and types other than float32 are for XLA (`xla.py`). Without a compiler XLA
+computes all.
 """
 
 import jax
@@ -11,7 +12,7 @@ from rationalyst_jax.lm.cpu.library import kernel
 
 HEAD = 64  # the smallest head of published checkpoints; the kernel takes those in whole multiples
 
-_SOURCE = "tree_attention.cc"
+_SOURCE, _NAME, _GRADIENT = "tree_attention.cc", "tree_attention", "tree_attention_gradient"
 
 
 def refusal(platform: str, dtype: jnp.dtype, H: int) -> str | None:
@@ -22,7 +23,8 @@ def refusal(platform: str, dtype: jnp.dtype, H: int) -> str | None:
         return f"it computes in float32, not in {jnp.dtype(dtype).name}"
     if H % HEAD:
         return f"heads of {H} are no multiple of {HEAD}"
-    return None if kernel(_SOURCE, "tree_attention", dtype) else "there is no kernel for this processor"
+    there = all(kernel(_SOURCE, name, dtype) for name in (_NAME, _GRADIENT))
+    return None if there else "there is no kernel for this processor"
 
 
 @jax.custom_vjp
@@ -37,7 +39,7 @@ def _forward(q_BTNH, k_BTKH, v_BTKH, subtree_size_BT):
         jax.ShapeDtypeStruct(q_BTNH.shape, q_BTNH.dtype),
         jax.ShapeDtypeStruct(q_BTNH.shape[:3], q_BTNH.dtype),
     )
-    call = jax.ffi.ffi_call(_target("tree_attention", q_BTNH.dtype), outputs)
+    call = jax.ffi.ffi_call(_target(_NAME, q_BTNH.dtype), outputs, vmap_method="sequential")
     return call(q_BTNH, k_BTKH, v_BTKH, subtree_size_BT)
 
 
@@ -54,7 +56,7 @@ def _attention_fwd(q_BTNH, k_BTKH, v_BTKH, subtree_size_BT):
 
 def _attention_bwd(saved, dout_BTNH):
     gradients = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in saved[:3]]
-    call = jax.ffi.ffi_call(_target("tree_attention_gradient", dout_BTNH.dtype), gradients)
+    call = jax.ffi.ffi_call(_target(_GRADIENT, dout_BTNH.dtype), gradients, vmap_method="sequential")
     return *call(*saved, dout_BTNH), None
 
 

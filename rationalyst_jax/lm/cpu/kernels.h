@@ -1,4 +1,4 @@
-// What the kernels of this folder share: vectors, two products that stay in registers, and threads.
+// What the kernels of this folder share: vectors, the softmax's exp, two products that stay in registers, and threads.
 //
 // WEIGHT_BITS says what weights, keys and values are: 32 is float32, 16 bfloat16, 8 int8. They become float32 in
 // registers, and sums are float32.

@@ -12,7 +12,7 @@
 
 namespace {
 
-constexpr int kTogether = 48;       // queries that go through the shared prefix together, or those of one row
+constexpr int kTogether = 48;  // queries that go through the shared prefix together, or those of one row
 
 struct Step {
   const float* q;          // [R, Q, N, H]

@@ -1,4 +1,5 @@
-// Products of rows with a matrix of weights, which XLA calls on CPUs (lm/cpu/products.py).
+// Products of rows with matrices of weights, which XLA calls on CPUs (lm/cpu/products.py). Those of the same rows are
+// one call, so that no thread waits between them.
 //
 // With few rows a product takes as long as the weights take to come from memory. So every weight is read
 // once, in the layout in which it lies, by all threads. A thread walks through rows of the matrix that lie side
@@ -17,6 +18,25 @@ struct Product {
   const Weight* weights;  // [I, O], or [O, I]
   float* y;               // [M, O]
   int64_t M, I, O;
+};
+
+// Pieces of several products, which all threads share as if they were one's.
+class Pieces {
+ public:
+  void Add(int64_t pieces) { last_.push_back((last_.empty() ? 0 : last_.back()) + pieces); }
+
+  // Calls work(number of the product, piece of it, how many pieces it has).
+  template <typename Work>
+  void OnThreads(ffi::ThreadPool& pool, Work work) const {
+    OnAllThreads(pool, last_.back(), [&](int64_t piece) {
+      const int64_t number = std::upper_bound(last_.begin(), last_.end(), piece) - last_.begin();
+      const int64_t first = number ? last_[number - 1] : 0;
+      work(number, piece - first, last_[number] - first);
+    });
+  }
+
+ private:
+  std::vector<int64_t> last_;
 };
 
 // ---- Weights [I, O], few rows of x: rows of weights are added up ----
@@ -98,31 +118,45 @@ void MultiplySlabs(const Product& p, Range inputs, Range outputs, float* to) {
   }
 }
 
-// ---- Both by all threads: each gets inputs that lie side by side in memory ----
+// ---- Both in parts of the inputs, which lie side by side in memory ----
 
 // Parts of the inputs, whatever the threads are: they decide how sums are rounded.
 constexpr int kPartsStreamed = 8, kPartsInSlabs = 4;
 constexpr int64_t kLeastColumns = 256;
 
-void InParts(ffi::ThreadPool& pool, const Product& p) {
-  // 1. Parts of the inputs; where threads are left, of the outputs too.
-  const bool streamed = p.M <= kMostStreamed;
+void InParts(ffi::ThreadPool& pool, const std::vector<Product>& products) {
+  // 1. Parts of the inputs; where threads are left, of the outputs too. All products have the same inputs.
+  const int64_t M = products[0].M, I = products[0].I;
+  const bool streamed = M <= kMostStreamed;
   const int64_t unit = streamed ? kAtOnce : kSlab;
-  const int64_t parts = std::min<int64_t>(streamed ? kPartsStreamed : kPartsInSlabs, (p.I + unit - 1) / unit);
-  const int64_t columns = std::clamp<int64_t>(pool.num_threads() / parts, 1, std::max<int64_t>(1, p.O / kLeastColumns));
+  const int64_t parts = std::min<int64_t>(streamed ? kPartsStreamed : kPartsInSlabs, (I + unit - 1) / unit);
+  Pieces pieces;
+  int64_t size = 0;
+  for (const Product& p : products) {
+    pieces.Add(parts * std::clamp<int64_t>(pool.num_threads() / parts, 1, std::max<int64_t>(1, p.O / kLeastColumns)));
+    size += (parts - 1) * p.M * p.O;
+  }
   // 2. The sums of each part.
   thread_local std::vector<float> sums;
-  const int64_t size = p.M * p.O;
-  sums.resize(std::max<size_t>(sums.size(), (parts - 1) * size));
-  float* const others = sums.data();
-  OnAllThreads(pool, parts * columns, [=](int64_t piece) {
-    const Range inputs = Part(p.I, piece / columns, parts, unit), outputs = Part(p.O, piece % columns, columns, kStrip);
-    float* to = inputs.first ? others + (piece / columns - 1) * size : p.y;
+  sums.resize(std::max<size_t>(sums.size(), size));
+  std::vector<float*> others;
+  for (float* next = sums.data(); const Product& p : products) {
+    others.push_back(next);
+    next += (parts - 1) * p.M * p.O;
+  }
+  pieces.OnThreads(pool, [&](int64_t number, int64_t piece, int64_t of) {
+    const Product& p = products[number];
+    const int64_t columns = of / parts, part = piece / columns;
+    const Range inputs = Part(p.I, part, parts, unit), outputs = Part(p.O, piece % columns, columns, kStrip);
+    float* to = part ? others[number] + (part - 1) * p.M * p.O : p.y;
     streamed ? kStream[p.M](p, inputs, outputs, to) : MultiplySlabs(p, inputs, outputs, to);
   });
   // 3. Their sum.
-  for (int64_t part = 1; part < parts; part++)
-    for (int64_t k = 0; k < size; k++) p.y[k] += others[(part - 1) * size + k];
+  for (size_t number = 0; number < products.size(); number++)
+    for (int64_t part = 1; part < parts; part++) {
+      const int64_t size = products[number].M * products[number].O;
+      for (int64_t k = 0; k < size; k++) products[number].y[k] += others[number][(part - 1) * size + k];
+    }
 }
 
 // ---- Weights [I, O], more rows of x: a block of weights is packed, and all rows of x go through it ----
@@ -198,38 +232,48 @@ void OutputsFirst(const Product& p, Range outputs) {
 
 // ---- The call ----
 
-// x [M, I], of which the first `count` rows are multiplied and the others give zeros; weights [L, I, O] or
-// [L, O, I], of which the matrix `layer` is taken; y [M, O].
-ffi::Error Multiply(ffi::ThreadPool pool, bool inputs_first, ffi::Buffer<ffi::F32> x, ffi::Buffer<kWeights> weights,
-                    ffi::Buffer<ffi::S32> layer, ffi::Buffer<ffi::S32> count, ffi::ResultBuffer<ffi::F32> y) {
-  const int64_t M = x.dimensions()[0], I = x.dimensions()[1], O = y->dimensions()[1];
+// x [M, I], of which the first `count` rows are multiplied and the others give zeros; of each of the weights,
+// [L, I, O] or [L, O, I], the matrix `layer` is taken, for a y [M, O].
+ffi::Error Multiply(ffi::ThreadPool pool, bool inputs_first, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::S32> layer,
+                    ffi::Buffer<ffi::S32> count, ffi::RemainingArgs weights, ffi::RemainingRets results) {
+  const int64_t M = x.dimensions()[0], I = x.dimensions()[1];
   const int64_t rows = std::clamp<int64_t>(count.typed_data()[0], 0, M);
-  const auto* matrix = static_cast<const Weight*>(weights.untyped_data()) + layer.typed_data()[0] * I * O;
-  const Product product = {x.typed_data(), matrix, y->typed_data(), rows, I, O};
-  std::fill(product.y + rows * O, product.y + M * O, 0.0f);
+  std::vector<Product> products;
+  for (size_t number = 0; number < weights.size(); number++) {
+    const auto stack = weights.get<ffi::Buffer<kWeights>>(number);
+    auto y = results.get<ffi::Buffer<ffi::F32>>(number);
+    if (!stack.has_value()) return stack.error();
+    if (!y.has_value()) return y.error();
+    const int64_t O = (*y)->dimensions()[1];
+    const auto* matrix = static_cast<const Weight*>(stack->untyped_data()) + layer.typed_data()[0] * I * O;
+    products.push_back({x.typed_data(), matrix, (*y)->typed_data(), rows, I, O});
+    std::fill(products.back().y + rows * O, products.back().y + M * O, 0.0f);
+  }
   if (rows == 0) return ffi::Error::Success();
   if (inputs_first && rows <= kMostInSlabs) {
-    InParts(pool, product);
+    InParts(pool, products);
     return ffi::Error::Success();
   }
   // There are some more pieces than threads, so that none waits for long.
   const int64_t unit = inputs_first ? kBlock : kColumns;
-  const int64_t pieces = std::min((O + unit - 1) / unit, 4 * std::max<int64_t>(1, pool.num_threads()));
-  OnAllThreads(pool, pieces, [=](int64_t piece) {
-    const Range outputs = Part(O, piece, pieces, unit);
-    inputs_first ? PackAndMultiply(product, outputs) : OutputsFirst(product, outputs);
+  Pieces pieces;
+  for (const Product& p : products)
+    pieces.Add(std::min((p.O + unit - 1) / unit, 4 * std::max<int64_t>(1, pool.num_threads())));
+  pieces.OnThreads(pool, [&](int64_t number, int64_t piece, int64_t of) {
+    const Range outputs = Part(products[number].O, piece, of, unit);
+    inputs_first ? PackAndMultiply(products[number], outputs) : OutputsFirst(products[number], outputs);
   });
   return ffi::Error::Success();
 }
 
 }  // namespace
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(rows_product, Multiply,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(rows_products, Multiply,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
                                   .Attr<bool>("inputs_first")
                                   .Arg<ffi::Buffer<ffi::F32>>()
-                                  .Arg<ffi::Buffer<kWeights>>()
                                   .Arg<ffi::Buffer<ffi::S32>>()
                                   .Arg<ffi::Buffer<ffi::S32>>()
-                                  .Ret<ffi::Buffer<ffi::F32>>());
+                                  .RemainingArgs()
+                                  .RemainingRets());

@@ -1,4 +1,4 @@
-"""Products of rows with a matrix of weights, on a CPU, by code of our own (`products.cc`).
+"""Products of rows with matrices of weights, on a CPU, by code of our own (`products.cc`).
 
 Where rows are few XLA's own do not come near the memory's speed, and they know no rows that don't matter
 (docs/performance.md).
@@ -6,7 +6,7 @@ Where rows are few XLA's own do not come near the memory's speed, and they know 
 M rows, I inputs, O outputs, L matrices of which one is taken.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from rationalyst_jax.lm.devices.sharding import platform_of
 
 LEAST_BYTES = 2**25  # of a model's projections: a processor's caches hold smaller ones
 
-_SOURCE, _NAME = "products.cc", "rows_product"
+_SOURCE, _NAME = "products.cc", "rows_products"
 
 
 def serves(weights: Iterable[Array], mesh: Mesh | None) -> bool:
@@ -31,18 +31,24 @@ def serves(weights: Iterable[Array], mesh: Mesh | None) -> bool:
     return large and all(kernel(_SOURCE, _NAME, weight.dtype) for weight in weights)
 
 
-def product(
-    x_MI: Array, weights: Array, layer: Array | int, count: Array | int, *, inputs_first: bool = True
-) -> Array:
-    """The first `count` rows (int32) times one of L matrices, `[M, O]` in float32; the other rows are zeros.
+def multiply(
+    x_MI: Array,
+    weights: Sequence[Array],
+    layer: Array | int,
+    count: Array | int,
+    *,
+    inputs_first: bool = True,
+) -> Sequence[Array]:
+    """The first `count` rows (int32) times one of L matrices of each of the weights: `[M, O]`, float32;
+    other rows are zeros.
 
-    `weights` are `[L, I, O]`, or `[L, O, I]` without `inputs_first`: float32, bfloat16 or int8, which are not
-    copied. There is no gradient.
+    Each of the weights is `[L, I, O]`, or `[L, O, I]` without `inputs_first`; all are float32, bfloat16 or
+    int8, and they are not copied. There is no gradient.
     """
-    target = kernel(_SOURCE, _NAME, weights.dtype)
+    target = kernel(_SOURCE, _NAME, weights[0].dtype)
     assert target is not None, "asked without `serves`"
-    outputs = weights.shape[2 if inputs_first else 1]
-    call = jax.ffi.ffi_call(target, jax.ShapeDtypeStruct((len(x_MI), outputs), jnp.float32))
-    return call(
-        x_MI.astype(jnp.float32), weights, jnp.int32(layer), jnp.int32(count), inputs_first=inputs_first
-    )
+    widths = [weight.shape[2 if inputs_first else 1] for weight in weights]
+    outputs = [jax.ShapeDtypeStruct((len(x_MI), width), jnp.float32) for width in widths]
+    call = jax.ffi.ffi_call(target, outputs)
+    x_MI = x_MI.astype(jnp.float32)
+    return call(x_MI, jnp.int32(layer), jnp.int32(count), *weights, inputs_first=inputs_first)

@@ -7,6 +7,9 @@
 //
 // Scores lie transposed, one row for each key. A key is seen by nodes side by side, so a mask is the two ends of a row,
 // and the softmax goes down the columns in whole vectors. It is accumulated over kChunk keys at a time (arXiv 2205.14135).
+//
+// Outputs are divided among threads by tiles. Gradients are by whole trees, because all queries of a tree add to the
+// same keys: a row that is one tree gives work to K threads.
 
 #include <cmath>
 #include <vector>
@@ -22,6 +25,8 @@ constexpr int64_t kForest = 128;  // places of trees that are one piece of work,
 struct Shape {
   int64_t B, T, N, K, H;
   int64_t group() const { return N / K; }
+  // The first place after the subtree of node j of a row, in the row and after j whatever its size claims.
+  int64_t End(const int32_t* size, int64_t j) const { return j + std::clamp<int64_t>(size[j], 1, T - j); }
 };
 
 using Floats = std::vector<float>;
@@ -104,7 +109,7 @@ class Tiles {
   }
 
  private:
-  int64_t End(int64_t j) const { return j + size_[j]; }
+  int64_t End(int64_t j) const { return shape_.End(size_, j); }
   const float* Head(const float* all, int64_t row, int64_t head) const {
     return all + (row * shape_.T * shape_.K + head) * shape_.H;
   }
@@ -295,7 +300,7 @@ ffi::Error Gradient(ffi::ThreadPool pool, Numbers q, Numbers k, Numbers v, Sizes
   for (int64_t row = 0; row < shape.B; row++)
     for (int64_t first = 0; first < shape.T;) {
       int64_t last = first;
-      while (last < shape.T && last - first < kForest) last += all.size[row * shape.T + last];
+      while (last < shape.T && last - first < kForest) last = shape.End(all.size + row * shape.T, last);
       for (int64_t head = 0; head < shape.K; head++) pieces.push_back({row, head, {first, last}});
       first = last;
     }

@@ -180,7 +180,7 @@ def _logits(
 
     def part(u: Array | int) -> tuple[Array, Array, Array, Array]:
         if in_place:
-            logits_RJ = products.product(hidden_RD, head_UJD, u, asked.count, inputs_first=False)
+            (logits_RJ,) = products.multiply(hidden_RD, [head_UJD], u, asked.count, inputs_first=False)
         else:
             precision = precision_of(hidden_RD, head_VD)
             logits_RJ = jnp.einsum(

@@ -10,7 +10,7 @@ V vocabulary, L layers.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -200,17 +200,18 @@ class Llama(nnx.Module):
             (layer, weights) = numbered
             x_BTD = checkpoint_name(x_BTD, _LAYER_INPUT)
             w, adapters, scales = nnx.merge(graph, weights)
-            product = None if count is None else _InPlace(self.layers, layer, count)
-            project = partial(_project, w, adapters, scales, product=product)
+            in_place = None if count is None else _InPlace(self.layers, layer, count)
+            project = partial(_project, w, adapters, scales, in_place)
             h_BTD = rms_norm(x_BTD, w.attention_norm_D[...], c.rms_norm_eps)
-            q_BTNH = rotate(project(h_BTD, "q"), cos_BTH, sin_BTH)
-            k_BTKH = rotate(project(h_BTD, "k"), cos_BTH, sin_BTH)
-            v_BTKH = project(h_BTD, "v")
+            q_BTNH, k_BTKH, v_BTKH = project(h_BTD, "q", "k", "v")
+            q_BTNH = rotate(q_BTNH, cos_BTH, sin_BTH)
+            k_BTKH = rotate(k_BTKH, cos_BTH, sin_BTH)
             out_BTNH, cache = attend(q_BTNH, k_BTKH, v_BTKH, layer, cache)
-            x_BTD = divided(x_BTD + project(out_BTNH, "o"))
+            (added_BTD,) = project(out_BTNH, "o")
+            x_BTD = divided(x_BTD + added_BTD)
             h_BTD = rms_norm(x_BTD, w.mlp_norm_D[...], c.rms_norm_eps)
-            gated_BTF = gated(project(h_BTD, "gate"), project(h_BTD, "up"))
-            return (divided(x_BTD + project(gated_BTF, "down")), cache), None
+            (added_BTD,) = project(gated(*project(h_BTD, "gate", "up")), "down")
+            return (divided(x_BTD + added_BTD), cache), None
 
         body = block if remat == "none" else jax.checkpoint(block, policy=_KEPT[remat], prevent_cse=False)
         x_BTD = divided(self.embed_VD[...][tokens_BT])
@@ -227,43 +228,53 @@ class _InPlace:
     layer: Array
     count: Array
 
-    def __call__(self, rows: Array, projection: Projection) -> Array:
-        stack = getattr(self.layers, projection.parameter)[...]
+    def __call__(self, rows: Array, projections: Sequence[Projection]) -> list[Array]:
         x_MI = rows.reshape(len(rows), -1)
-        weight_LIO = stack.reshape(len(stack), x_MI.shape[1], -1)
-        outputs = stack.shape[1 + projection.inputs :]
-        return products.product(x_MI, weight_LIO, self.layer, self.count).reshape(-1, *outputs)
+        stacks = [getattr(self.layers, projection.parameter)[...] for projection in projections]
+        weights = [stack.reshape(len(stack), x_MI.shape[1], -1) for stack in stacks]
+        sums = products.multiply(x_MI, weights, self.layer, self.count)
+        return [
+            y_MO.reshape(-1, *stack.shape[1 + projection.inputs :])
+            for y_MO, stack, projection in zip(sums, stacks, projections, strict=True)
+        ]
 
 
 def _project(
     layer: Layers,
     adapters: Adapters | None,
     scales: Scales | None,
+    in_place: _InPlace | None,
     x: Array,
-    name: ProjectionName,
-    product: _InPlace | None = None,
-) -> Array:
-    """`x`, `[B, T, *inputs]`, through a projection, and through its adapter where there is one.
+    *names: ProjectionName,
+) -> list[Array]:
+    """`x`, `[B, T, *inputs]`, through projections, and through their adapters where there are any.
 
     B and T are one axis M meanwhile: for a gradient summed over two axes XLA would first write a transposed
     copy.
     """
-    projection = PROJECTIONS[name]
     rows = x.reshape(-1, *x.shape[2:])
-    if product is not None:
-        out = product(rows, projection)
+    projections = [PROJECTIONS[name] for name in names]
+    if in_place is None:
+        sums = [_product(layer, projection, rows, scales is not None) for projection in projections]
     else:
-        weight = getattr(layer, projection.parameter)[...]
-        sums = None
+        sums = in_place(rows, projections)
+    outputs = []
+    for name, projection, out in zip(names, projections, sums, strict=True):
         if scales is not None:
-            weight = weight.astype(rows.dtype)
-            sums = jnp.float32  # before they are scaled, they may be beyond what float16 holds
-        precision = precision_of(rows, weight)
-        out = jnp.einsum(projection.product, rows, weight, precision=precision, preferred_element_type=sums)
-    if scales is not None:
-        out = out * getattr(scales, projection.parameter)[...]
-    if scales is not None or product is not None:
+            out = out * getattr(scales, projection.parameter)[...]
         out = out.astype(rows.dtype)
-    added = None if adapters is None else adapters(name, rows)
-    out = out if added is None else out + added
-    return out.reshape(*x.shape[:2], *out.shape[1:])
+        added = None if adapters is None else adapters(name, rows)
+        out = out if added is None else out + added
+        outputs.append(out.reshape(*x.shape[:2], *out.shape[1:]))
+    return outputs
+
+
+def _product(layer: Layers, projection: Projection, rows: Array, scaled: bool) -> Array:
+    """The rows through a projection; if it is `scaled` afterwards, its weights are int8 and sums float32."""
+    weight = getattr(layer, projection.parameter)[...]
+    sums = None
+    if scaled:
+        weight = weight.astype(rows.dtype)
+        sums = jnp.float32  # before they are scaled, they may be beyond what float16 holds
+    precision = precision_of(rows, weight)
+    return jnp.einsum(projection.product, rows, weight, precision=precision, preferred_element_type=sums)
