@@ -83,7 +83,7 @@ def test_sums_beyond_float16_are_scaled_before_they_are_rounded():
     layer = SimpleNamespace(gate_DF=jnp.full((4, 3), 127, jnp.int8))
     scales: Any = SimpleNamespace(gate_DF=jnp.full(3, 1e-3))
     x = jnp.full((1, 2, 4), 3000, jnp.float16)
-    out = _project(cast(Any, layer), None, scales, x, "gate")
+    (out,) = _project(cast(Any, layer), None, scales, None, x, "gate")
     assert out.dtype == jnp.float16
     np.testing.assert_allclose(out, 4 * 127 * 3000 * 1e-3, rtol=1e-3)
 
