@@ -9,6 +9,7 @@ limit: at each step every weight comes from memory once, and each sequence takes
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
@@ -157,6 +158,7 @@ def main() -> None:
                 " / ".join(f"{len(seconds)} in {sum(seconds):.0f} s" for seconds in compiled),
             ]
         )
+        print(*rows[-1], sep="  ", file=sys.stderr, flush=True)  # a round takes minutes
         if options.json:
             print_json(f"cpu_decoding_{batch}", "tokens/s", best["ours"], strongest)
     print_table(

@@ -1,15 +1,16 @@
 """llama.cpp answering requests from slots that keep what they computed: a program that reasoning.py starts.
 
-    PYTHON benchmarks/llama_cpp_slots.py FILE.gguf THREADS SLOTS CELLS
+    PYTHON benchmarks/llama_cpp_slots.py FILE.gguf THREADS SLOTS CELLS server|shared
 
 PYTHON is one with the packages llama-cpp-cffi and cffi; nothing of this project is imported. A line of
 requests in gives a line of results out. A request has `context` (token ids), and `continuation`, whose
 log-probabilities are asked for, or `n`, `new`, `temperature` and `suppress`: so many texts of so many tokens,
 without some.
 
-llama.cpp's own server is not in that package, and gives no probabilities of a text that is handed to it. This
-does what the server does: slots keep their tokens, a request takes over the longest common beginning, and
-prompts and single tokens of all slots share a batch of 2,048. And it does more: a beginning is taken over
+llama.cpp's own server is not in that package, and gives no probabilities of a text that is handed to it. As
+`server` this does what the server does: slots keep their tokens, a request gets the free slot that has most
+of its beginning (where that is less than a tenth, the one that was idle longest), and prompts and single
+tokens of all slots share a batch of 2,048. As `shared` it does more: a beginning is taken over
 from any slot, also from one at work, and a request waits while another one computes what both begin with.
 Keys and values are float16, llama.cpp's default, under its flash attention: with float32 it took 1.8 times as
 long.
@@ -25,6 +26,7 @@ import numpy as np
 from llama.llama_cpp import ffi, lib  # pyright: ignore[reportMissingImports]
 
 BATCH = 2048  # tokens, the server's default
+ALIKE = 0.1  # least part of a prompt for which the server prefers a slot
 WORTH = 32  # tokens that a request waits for rather than compute them, too
 
 
@@ -54,7 +56,7 @@ class Job:
 
 
 class Slots:
-    def __init__(self, file: str, threads: int, slots: int, cells: int):
+    def __init__(self, file: str, threads: int, slots: int, cells: int, shares: bool):
         lib.llama_backend_init()
         parameters = lib.llama_model_default_params()
         parameters.n_gpu_layers = 0
@@ -69,6 +71,7 @@ class Slots:
         self.context = lib.llama_init_from_model(model, parameters)
         self.batch = lib.llama_batch_init(BATCH, 0, 1)
         self.slots = [Slot(number) for number in range(slots)]
+        self.shares = shares
         self.random = np.random.default_rng(0)
         self.steps = self.computed = 0
 
@@ -90,6 +93,9 @@ class Slots:
                 return
             job = jobs.popleft()
             most = (job.scored or len(job.prompt)) - 1
+            if not self.shares:
+                self.begin(job, free, most)
+                continue
             common, source = max(
                 ((shared(slot.tokens, job.prompt[:most]), slot) for slot in self.slots),
                 key=lambda found: (found[0], found[1].job is None),
@@ -107,6 +113,17 @@ class Slots:
                 lib.llama_kv_self_seq_cp(self.context, source.number, slot.number, 0, common)
             lib.llama_kv_self_seq_rm(self.context, slot.number, common, -1)
             slot.tokens, slot.job = job.prompt[:common], job
+
+    def begin(self, job: Job, free: list[Slot], most: int) -> None:
+        """As the server does: in the slot that has most of the beginning, up to token `most`."""
+        common, slot = max(
+            ((shared(slot.tokens, job.prompt[:most]), slot) for slot in free), key=lambda found: found[0]
+        )
+        if common < ALIKE * len(job.prompt):
+            slot = min(free, key=lambda slot: slot.used)
+            common = shared(slot.tokens, job.prompt[:most])
+        lib.llama_kv_self_seq_rm(self.context, slot.number, common, -1)
+        slot.tokens, slot.job = job.prompt[:common], job
 
     def step(self) -> list[Job]:
         """One batch: a token of each slot that draws, and as much of the prompts as has room."""
@@ -194,7 +211,7 @@ def shared(a: list[int], b: list[int]) -> int:
 
 
 if __name__ == "__main__":
-    slots = Slots(sys.argv[1], *map(int, sys.argv[2:5]))
+    slots = Slots(sys.argv[1], *map(int, sys.argv[2:5]), shares=sys.argv[5] == "shared")
     print("ready", flush=True)
     for line in sys.stdin:
         print(json.dumps(slots.answer(json.loads(line))), flush=True)

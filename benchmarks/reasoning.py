@@ -10,8 +10,8 @@ could end a text is suppressed, and no answer is ever found. The weights are ran
 
 Then decoding alone, tokens/s at batch 1, 8 and 64; of a real model cpu_peers.py measures it.
 
-With llama.cpp the same loop runs on its library, too, with slots that share what they begin with
-(`llama_cpp_slots.py`): as its server would, if that could say how likely a given text is.
+With llama.cpp the same loop runs on its library, too (`llama_cpp_slots.py`): once by the rule of its server,
+if that could say how likely a given text is, and once with slots that share what they begin with.
 
 The limit: two FLOPs for each weight and computed token, head included, where a token's logits are asked for.
 """
@@ -177,18 +177,18 @@ class Transformers(Peer):
 
 
 class LlamaCpp(Peer):
-    """llama.cpp with slots that share what they begin with (`llama_cpp_slots.py`).
+    """llama.cpp with slots that keep what they computed, and by `rule` share it (`llama_cpp_slots.py`).
 
     `computed`: tokens that it has run through the model.
     """
 
-    def __init__(self, python: str, gguf: Path, slots: int, tokenizer: PreTrainedTokenizerBase):
+    def __init__(self, python: str, gguf: Path, slots: int, rule: str, tokenizer: PreTrainedTokenizerBase):
         super().__init__(tokenizer)
         program = Path(__file__).with_name("llama_cpp_slots.py")
         numbers = torch.get_num_threads(), slots, CELLS
         self.said = tempfile.TemporaryFile("w+")
         self.process = subprocess.Popen(
-            [python, str(program), str(gguf), *map(str, numbers)],
+            [python, str(program), str(gguf), *map(str, numbers), rule],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.said,
@@ -342,6 +342,9 @@ def decoding_alone(
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--questions", type=int, default=16)
+    parser.add_argument(
+        "--before", type=int, default=0, help="questions that each side solves first, which do not count"
+    )
     parser.add_argument("--model", type=Path, help="folder of a Hugging Face checkpoint")
     parser.add_argument(
         "--against",
@@ -361,8 +364,12 @@ def main() -> None:
     checkpoint = None if options.model is None else open_checkpoint(options.model)
     tokenizer = load_tokenizer(shared / "llama3_tokenizer") if checkpoint is None else checkpoint.tokenizer
     solved = (shared / "gsm8k/train.jsonl").read_text().splitlines()[:EXAMPLES]
-    lines = (shared / "gsm8k/test.jsonl").read_text().splitlines()[: options.questions]
-    questions = [Question(str(i), json.loads(line)["question"]) for i, line in enumerate(lines)]
+    lines = (shared / "gsm8k/test.jsonl").read_text().splitlines()
+    questions = [
+        Question(str(i), json.loads(line)["question"])
+        for i, line in enumerate(lines[: options.before + options.questions])
+    ]
+    before, questions = questions[: options.before], questions[options.before :]
     model = Llama(SHAPE, rngs=nnx.Rngs(0)) if checkpoint is None else checkpoint.load_for_inference()
     weights = sum(w.size for w in jax.tree.leaves(nnx.state(model)))
     with tempfile.TemporaryDirectory() as name:
@@ -382,10 +389,18 @@ def main() -> None:
             sides["transformers"] = Transformers(folder if checkpoint is None else checkpoint.path, tokenizer)
         if options.gguf is not None:
             slots = 2 * (CANDIDATES + 1) * options.questions  # with half of them beginnings are lost
-            sides["llama.cpp"] = LlamaCpp(options.llama_cpp, options.gguf, slots, tokenizer)
+            for rule in ("server", "shared"):
+                sides[f"llama.cpp, {rule}"] = LlamaCpp(
+                    options.llama_cpp, options.gguf, slots, rule, tokenizer
+                )
         for label, side in sides.items():
+            role = Endless(side, tokenizer)
+            if before:
+                guided(role, before, prompts)
+            if isinstance(side, LlamaCpp):
+                side.computed = 0
             with compilations() as compiled:
-                seconds, used = guided(Endless(side, tokenizer), questions, prompts)
+                seconds, used = guided(role, questions, prompts)
             rates[label] = len(questions) / seconds
             print(f"{label}: {seconds:.1f} s", file=sys.stderr, flush=True)
             sent = used["prefilled"] + used["cached"]
@@ -424,7 +439,8 @@ def main() -> None:
             f"decode_{batch}": {"ours": o, "peer": t, "ratio": o / t} for batch, (o, t) in alone.items()
         }
         apart, peer_rate = rates.get("ours, apart"), rates.get("transformers")
-        more = {"apart": apart, "llama.cpp": rates.get("llama.cpp"), **decode}
+        llama_cpp = {label: rate for label, rate in rates.items() if label.startswith("llama.cpp")}
+        more = {"apart": apart, **llama_cpp, **decode}
         print_json("reasoning", "questions/s", rates["ours"], peer_rate, **more)
 
 
