@@ -46,7 +46,7 @@ def model(V):
 
 @pytest.mark.parametrize(("V", "words"), [(1, 9), (2, 9), (257, 300), (1200, 2000), (1200, 300), (1200, 40)])
 def test_log_probabilities_are_those_of_the_softmax(V, words, monkeypatch):
-    monkeypatch.setattr(head, "WORDS_ON_CPU", words)
+    monkeypatch.setattr(head, "LOGITS_ON_CPU", 3 * words)
     monkeypatch.setattr(head, "ENTRIES_AT_ONCE", 3)
     hidden, table, masks = model(V)
     logits = hidden.astype(np.float64) @ table.T.astype(np.float64)
@@ -70,7 +70,7 @@ def test_log_probabilities_are_those_of_the_softmax(V, words, monkeypatch):
 def test_parts_do_not_change_what_is_drawn(how, temperature, monkeypatch):
     inputs = model(1200)
     whole = compiled()(inputs, asked(-1, temperature, **how), 0)
-    monkeypatch.setattr(head, "WORDS_ON_CPU", 300)
+    monkeypatch.setattr(head, "LOGITS_ON_CPU", 2 * 300)
     monkeypatch.setattr(head, "ENTRIES_AT_ONCE", 2)
     parts = compiled()(inputs, asked(-1, temperature, **how), 0)
     np.testing.assert_array_equal(parts.token_A, whole.token_A)

@@ -21,7 +21,7 @@ from rationalyst_jax.lm.devices.sharding import platform_of
 from rationalyst_jax.lm.engine.sampling import Logits, block_size, in_blocks, token_keys
 
 ENTRIES_AT_ONCE = 64
-WORDS_ON_CPU = 8192
+LOGITS_ON_CPU = 2**19  # as many as a core's cache holds
 # What a token mask says of a word, as bits: it ends a sequence; it must not be sampled.
 ENDING = 1
 SUPPRESSED = 2
@@ -102,9 +102,9 @@ def apply_head(
     hidden_MD: Array, head_VD: Array, mask_EV: Array, inputs: HeadInputs, Z: int, mesh: Mesh | None = None
 ) -> HeadOutputs:
     """What the entries ask for, R entries at a time. The head may be divided over a mesh."""
-    U = _parts(head_VD.shape[0]) if mesh is None and platform_of(mesh) == "cpu" else 1
     A = inputs.place_A.shape[0]
     R = min(A, ENTRIES_AT_ONCE)
+    U = _parts(head_VD.shape[0], LOGITS_ON_CPU // R) if mesh is None and platform_of(mesh) == "cpu" else 1
     padded = {
         name: jnp.pad(x, (0, -A % R), mode="edge") for name, x in vars(inputs).items() if name.endswith("_A")
     }
@@ -204,9 +204,9 @@ def _logits(
     return Logits(parts_URYW, *(x_URY.swapaxes(0, 1).reshape(len(hidden_RD), -1) for x_URY in blocks))
 
 
-def _parts(V: int) -> int:
-    """Into how many equal parts, of whole blocks, a vocabulary is divided."""
+def _parts(V: int, most: int) -> int:
+    """Into how few equal parts, of whole blocks and at most `most` words, a vocabulary is divided."""
     W = block_size(V)
     if V % W:
         return 1
-    return next(U for U in range(1, V // W + 1) if V % (W * U) == 0 and V <= WORDS_ON_CPU * U)
+    return next(U for U in range(1, V // W + 1) if V % (W * U) == 0 and V <= most * U)
