@@ -92,38 +92,33 @@ class Slots:
             if not free:
                 return
             job = jobs.popleft()
-            most = (job.scored or len(job.prompt)) - 1
-            if not self.shares:
-                self.begin(job, free, most)
-                continue
-            common, source = max(
-                ((shared(slot.tokens, job.prompt[:most]), slot) for slot in self.slots),
-                key=lambda found: (found[0], found[1].job is None),
-            )
-            soon = (shared(slot.job.prompt, job.prompt[:most]) for slot in self.slots if slot.job)
-            if max(soon, default=0) >= common + WORTH:
+            beginning = job.prompt[: (job.scored or len(job.prompt)) - 1]
+            found = self.sharing(beginning, free) if self.shares else alone(beginning, free)
+            if found is None:
                 jobs.append(job)
                 continue
-            # Where it is, if that slot is free and holds little else; or else where it was idle longest.
-            slot = min(free, key=lambda slot: slot.used)
-            if source.job is None and len(source.tokens) < common + WORTH:
-                slot = source
-            elif slot is not source:
-                lib.llama_kv_self_seq_rm(self.context, slot.number, -1, -1)
-                lib.llama_kv_self_seq_cp(self.context, source.number, slot.number, 0, common)
+            slot, common = found
             lib.llama_kv_self_seq_rm(self.context, slot.number, common, -1)
             slot.tokens, slot.job = job.prompt[:common], job
 
-    def begin(self, job: Job, free: list[Slot], most: int) -> None:
-        """As the server does: in the slot that has most of the beginning, up to token `most`."""
-        common, slot = max(
-            ((shared(slot.tokens, job.prompt[:most]), slot) for slot in free), key=lambda found: found[0]
+    def sharing(self, beginning: list[int], free: list[Slot]) -> tuple[Slot, int] | None:
+        """A slot with as much of a beginning as any slot has, and how many tokens that is; None where more is
+        being computed."""
+        common, source = max(
+            ((shared(slot.tokens, beginning), slot) for slot in self.slots),
+            key=lambda found: (found[0], found[1].job is None),
         )
-        if common < ALIKE * len(job.prompt):
-            slot = min(free, key=lambda slot: slot.used)
-            common = shared(slot.tokens, job.prompt[:most])
-        lib.llama_kv_self_seq_rm(self.context, slot.number, common, -1)
-        slot.tokens, slot.job = job.prompt[:common], job
+        soon = (shared(slot.job.prompt, beginning) for slot in self.slots if slot.job)
+        if max(soon, default=0) >= common + WORTH:
+            return None
+        # Where it is, if that slot is free and holds little else; or else where it was idle longest.
+        slot = min(free, key=lambda slot: slot.used)
+        if source.job is None and len(source.tokens) < common + WORTH:
+            slot = source
+        elif slot is not source:
+            lib.llama_kv_self_seq_rm(self.context, slot.number, -1, -1)
+            lib.llama_kv_self_seq_cp(self.context, source.number, slot.number, 0, common)
+        return slot, common
 
     def step(self) -> list[Job]:
         """One batch: a token of each slot that draws, and as much of the prompts as has room."""
@@ -186,6 +181,14 @@ class Slots:
             slot.tokens = []
         if code:
             sys.exit(f"llama.cpp does not decode: {code}")
+
+
+def alone(beginning: list[int], free: list[Slot]) -> tuple[Slot, int]:
+    """The server's choice of a slot, and how many tokens of a beginning it has."""
+    slot = max(free, key=lambda slot: shared(slot.tokens, beginning))
+    if shared(slot.tokens, beginning) < ALIKE * len(beginning):
+        slot = min(free, key=lambda slot: slot.used)
+    return slot, shared(slot.tokens, beginning)
 
 
 def jobs_of(number: int, request: dict[str, Any]) -> list[Job]:
