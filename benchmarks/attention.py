@@ -2,7 +2,8 @@
 
 Both sides get the same tensors in one process: torch's `scaled_dot_product_attention` with the tree as a
 boolean mask, which must look at every pair of places, and ours, which visit only blocks where something is
-seen. All results are compared with the first of their input; where one of ours is wrong the exit code is 1.
+seen (`cpu` has no blocks: it gathers the keys that a group of queries sees, and its own memory is not in the
+table). All results are compared with the first of their input; where one of ours is wrong the exit code is 1.
 
 The limit: with depth(i) the ancestors of node i, the answer needs depth(i) + 1 scores and as many weighted
 values, 4 N H Σ (depth(i) + 1) FLOPs, and 2.5 times more for the gradients. FLOP/s counts those alone,

@@ -12,8 +12,8 @@ llama.cpp's own server is not in that package, and gives no probabilities of a t
 of its beginning (where that is less than a tenth, the one that was idle longest), and prompts and single
 tokens of all slots share a batch of 2,048. As `shared` it does more: a beginning is taken over
 from any slot, also from one at work, and a request waits while another one computes what both begin with.
-Keys and values are float16, llama.cpp's default, under its flash attention: with float32 it took 1.8 times as
-long.
+Keys and values are float16, llama.cpp's default, under its flash attention. All slots' keys and values lie in
+one cache of CELLS tokens, as in the package's llama.cpp; later ones can keep each slot's by themselves.
 """
 
 import json

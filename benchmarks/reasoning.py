@@ -358,6 +358,8 @@ def main() -> None:
     options = parser.parse_args()
     if (options.llama_cpp is None) != (options.gguf is None):
         parser.error("--llama_cpp and --gguf belong together")
+    if options.gguf is not None and options.model is None:
+        parser.error("--gguf needs --model, the same checkpoint for the other sides")
     from documents import shared_data  # not for who takes only the two sides from here
 
     shared = shared_data()

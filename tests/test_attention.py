@@ -1,7 +1,6 @@
 """Every implementation of tree attention against float64 sums over walked ancestors."""
 
 import itertools
-import shutil
 from collections.abc import Callable
 from functools import partial
 
@@ -21,6 +20,7 @@ from rationalyst_jax.lm.attention import (
     tree_attention,
     xla,
 )
+from rationalyst_jax.lm.cpu import library
 from rationalyst_jax.lm.devices.sharding import make_mesh
 from rationalyst_jax.lm.trees.tree import build_tree, pack
 
@@ -146,7 +146,9 @@ def test_forests_of_every_kind(name, forest):
 
 
 HEADS = [(4, 2, 64), (3, 1, 128)]
-needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
+needs_compiler = pytest.mark.skipif(
+    library.kernel("tree_attention.cc", "tree_attention", "float32") is None, reason="no C++ compiler"
+)
 
 
 @needs_compiler
@@ -307,3 +309,25 @@ def test_naming_what_cannot_serve_is_refused_with_the_reason():
     with pytest.raises(ValueError, match="1 key-value heads cannot be divided among 2 devices"):
         tree_attention(x, x, x, size, mesh=make_mesh(1, 1, 2, jax.devices()[:2]))
     assert set(IMPLEMENTATIONS) == {"xla", "cpu", "pallas_tpu", "triton", "cudnn"}
+
+
+@pytest.mark.parametrize("name", [None, "xla", "cpu"])
+def test_arrays_that_do_not_fit_together_are_refused(name):
+    q, k, size = jnp.zeros((2, 4, 6, 64)), jnp.zeros((2, 4, 3, 64)), jnp.ones((2, 4), jnp.int32)
+    others = {
+        "do not fit together": [
+            (q[:, :, :5], k, k, size),  # five heads for three
+            (q, k[:, :3], k[:, :3], size),
+            (q, k, k[:, :, :2], size),
+            (q, k[..., :32], k[..., :32], size),
+            (q, k[:1], k[:1], size),
+            (q, k[:, :, :0], k[:, :, :0], size),
+            (q, k, k, size[:1]),
+            (q, k, k, size[0]),
+        ],
+        "need one dtype": [(q, k, k.astype(jnp.bfloat16), size), (q, k, k, size.astype(jnp.float32))],
+    }
+    for reason, inputs in others.items():
+        for arrays in inputs:
+            with pytest.raises(ValueError, match=reason):
+                tree_attention(*arrays, implementation=name)

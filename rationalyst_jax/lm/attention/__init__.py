@@ -38,9 +38,11 @@ def tree_attention(
     q is `[B, T, N, H]`, k and v are `[B, T, K, H]` with K dividing N (grouped queries), all of one float
     dtype; `subtree_size` is int32, at least 1 everywhere. Without an `implementation` the first one in
     `CHOICE` that can serves. Under a `mesh` (which also says what platform this is for) rows are divided by
-    its `ROWS` axes and heads by `TENSOR`, the sequence stays whole. Raises ValueError where the named
-    implementation cannot serve the call, or the mesh cannot divide it: nothing falls back in silence.
+    its `ROWS` axes and heads by `TENSOR`, the sequence stays whole. Raises ValueError where shapes or dtypes
+    do not fit together, the named implementation cannot serve the call, or the mesh cannot divide it:
+    nothing falls back in silence.
     """
+    _check(q_BTNH, k_BTKH, v_BTKH, subtree_size_BT)
     K = k_BTKH.shape[2]
     if mesh is not None and K % mesh.shape[TENSOR]:
         raise ValueError(
@@ -53,6 +55,23 @@ def tree_attention(
     inputs = heads, heads, heads, PartitionSpec(ROWS)
     on_shards = jax.shard_map(module.attention, mesh=mesh, in_specs=inputs, out_specs=heads, check_vma=False)
     return on_shards(q_BTNH, k_BTKH, v_BTKH, subtree_size_BT)
+
+
+def _check(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, subtree_size_BT: Array) -> None:
+    """Raises ValueError unless the arrays fit together. Kernels do not look: they would read past an end."""
+    B, T, N, H = q_BTNH.shape
+    K = k_BTKH.shape[2]
+    fit = k_BTKH.shape == v_BTKH.shape == (B, T, K, H) and subtree_size_BT.shape == (B, T)
+    if not fit or not K or N % K:
+        raise ValueError(
+            f"tree_attention: q {q_BTNH.shape}, k {k_BTKH.shape}, v {v_BTKH.shape} and subtree_size "
+            f"{subtree_size_BT.shape} do not fit together"
+        )
+    if not q_BTNH.dtype == k_BTKH.dtype == v_BTKH.dtype or subtree_size_BT.dtype != jnp.int32:
+        raise ValueError(
+            f"tree_attention: q, k and v need one dtype and subtree_size int32, not {q_BTNH.dtype}, "
+            f"{k_BTKH.dtype}, {v_BTKH.dtype} and {subtree_size_BT.dtype}"
+        )
 
 
 def _choose(implementation: str | None, platform: str, dtype: jnp.dtype, H: int) -> ModuleType:

@@ -8,9 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from rationalyst_jax.lm.cpu.library import kernel
-
-HEAD = 64  # the smallest head of published checkpoints; the kernel takes those in whole multiples
+from rationalyst_jax.lm.cpu.library import HEAD, kernel
 
 _SOURCE, _NAME, _GRADIENT = "tree_attention.cc", "tree_attention", "tree_attention_gradient"
 

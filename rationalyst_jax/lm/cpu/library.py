@@ -21,6 +21,9 @@ from rationalyst_jax.files.lock import locked
 from rationalyst_jax.files.user_cache import user_cache
 from rationalyst_jax.files.whole import in_words
 
+# Attention's kernels take heads in whole multiples of the smallest one of published checkpoints.
+HEAD = 64
+
 _FLAGS = ("-std=gnu++20", "-O2", "-march=native", "-fPIC", "-shared", "-w")
 _SECONDS = 300  # a compiler that takes longer hangs
 _BITS = {"float32": 32, "bfloat16": 16, "int8": 8}  # of the weights that there is code for

@@ -11,10 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from rationalyst_jax.lm.cpu.library import kernel
+from rationalyst_jax.lm.cpu.library import HEAD, kernel
 from rationalyst_jax.lm.engine.attention import Queries, SharedPrefix
-
-HEAD = 64  # the smallest head of published checkpoints; the kernel takes those in whole multiples
 
 
 def serves(H: int, dtype: Any) -> bool:
