@@ -210,7 +210,7 @@ def main() -> None:
     else:
         model = open_checkpoint(options.model).load_for_inference()
         peer = HFLM(pretrained=str(options.model), **peer_options)
-    body = sum(weight.size for weight in jax.tree.leaves(nnx.state(model.layers)))
+    body = sum(weight.size for weight in jax.tree.leaves(nnx.state(model.panels or model.layers)))
     head = model.config.vocab_size * model.config.hidden_size
     table = []
     machine = {}

@@ -36,6 +36,7 @@ from rationalyst_jax.lm.cpu import products
 from rationalyst_jax.lm.engine.attention import CHOICE
 from rationalyst_jax.lm.engine.engine import Engine
 from rationalyst_jax.lm.model.flops import forward_flops
+from rationalyst_jax.lm.weights.generation import with_ends
 from rationalyst_jax.lm.weights.open import Checkpoint, open_checkpoint
 
 Prompts = list[tuple[int, ...]]
@@ -50,17 +51,19 @@ def contest(
     checkpoint: Checkpoint, prompts: Prompts, new: int, rounds: int, llama_cpp: tuple[str, Path] | None
 ) -> tuple[dict[str, float], list[list[float]]]:
     """Tokens/s of each contestant, and the seconds of our compilations under each of the SETTINGS."""
-    model = checkpoint.load_for_inference()
     peer: Any = AutoModelForCausalLM.from_pretrained(checkpoint.path, dtype="float32")
-    ends = model.config.ends
-    engine = Engine(model, checkpoint.tokenizer, max_sequences=len(prompts), pages=4096)
+    ends = with_ends(checkpoint.config, checkpoint.path).ends
+    engines: dict[str, Engine] = {}
     compiled: dict[str, list[float]] = {}
 
     def ours(name: str) -> float:
         products.LEAST_BYTES, CHOICE["cpu"] = SETTINGS[name]
         jax.clear_caches()  # programs were made with the other settings
+        if name not in engines:
+            model = checkpoint.load_for_inference()
+            engines[name] = Engine(model, checkpoint.tokenizer, max_sequences=len(prompts), pages=4096)
         with compilations() as seconds:
-            rate = decoding.ours(engine, prompts, new, ends)
+            rate = decoding.ours(engines[name], prompts, new, ends)
         compiled.setdefault(name, seconds)
         return rate
 

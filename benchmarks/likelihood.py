@@ -249,7 +249,7 @@ def measure(
 def lines(name: str, groups: Groups, runs: dict[str, Run], model: Llama, peak: float) -> Iterator[list[str]]:
     """One line of the table for each run."""
     config = model.config
-    body = sum(weight.size for weight in jax.tree.leaves(nnx.state(model.layers)))
+    body = sum(weight.size for weight in jax.tree.leaves(nnx.state(model.panels or model.layers)))
     head = config.vocab_size * config.hidden_size
     asked = sum(len(pair.continuation) for group in groups for pair in group)
     pairs = sum(map(len, groups))

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiler import needs_compiler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,7 +21,6 @@ from rationalyst_jax.lm.attention import (
     tree_attention,
     xla,
 )
-from rationalyst_jax.lm.cpu import library
 from rationalyst_jax.lm.devices.sharding import make_mesh
 from rationalyst_jax.lm.trees.tree import build_tree, pack
 
@@ -146,9 +146,6 @@ def test_forests_of_every_kind(name, forest):
 
 
 HEADS = [(4, 2, 64), (3, 1, 128)]
-needs_compiler = pytest.mark.skipif(
-    library.kernel("tree_attention.cc", "tree_attention", "float32") is None, reason="no C++ compiler"
-)
 
 
 @needs_compiler

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiler import needs_compiler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_model import random_llama
@@ -18,36 +19,31 @@ from rationalyst_jax.lm.engine.attention import CHOICE
 from rationalyst_jax.lm.engine.engine import Engine
 from rationalyst_jax.lm.engine.requests import GenerateRequest, ScoreRequest
 from rationalyst_jax.lm.model.config import LlamaConfig
+from rationalyst_jax.lm.model.llama import lay_out, tree_attend
 from rationalyst_jax.lm.model.quantize import QUANTIZED, Scales, quantized
-
-needs_compiler = pytest.mark.skipif(
-    library.kernel("products.cc", "rows_products", "float32") is None, reason="no C++ compiler"
-)
 
 
 @needs_compiler
 @settings(deadline=None, max_examples=60)
 @given(
     M=st.integers(1, 20) | st.sampled_from([64, 131]),
-    inputs=st.integers(1, 70) | st.sampled_from([256, 257, 600]),
+    inputs=st.integers(1, 70) | st.sampled_from([256, 257, 600, 2100]),
     outputs=st.integers(1, 140) | st.sampled_from([512, 515]),
     dtype=st.sampled_from(["float32", "bfloat16", "int8"]),
-    inputs_first=st.booleans(),
     data=st.data(),
 )
-def test_a_product_is_that_of_float64(M, inputs, outputs, dtype, inputs_first, data):
+def test_a_product_is_that_of_float64(M, inputs, outputs, dtype, data):
     count = data.draw(st.integers(0, M))
     rng = np.random.default_rng(M * inputs + outputs)
     x_MI = rng.normal(size=(M, inputs)).astype(np.float32)
-    shape = (3, inputs, outputs) if inputs_first else (3, outputs, inputs)
     scale = 20 if dtype == "int8" else 1
-    weights = jnp.asarray(np.clip(scale * rng.normal(size=shape), -127, 127), dtype)
-    narrow = weights[:, :, :1] if inputs_first else weights[:, :1]
-    both = products.multiply(jnp.asarray(x_MI), [weights, narrow], 1, count, inputs_first=inputs_first)
+    weights = jnp.asarray(np.clip(scale * rng.normal(size=(3, inputs, outputs)), -127, 127), dtype)
+    stacks = [products.in_panels(some) for some in (weights, weights[:, :, :1])]
+    results = products.multiply(jnp.asarray(x_MI), stacks, [outputs, 1], 1, count)
     weight = np.asarray(weights[1].astype(jnp.float32), np.float64)
-    want = x_MI.astype(np.float64) @ (weight if inputs_first else weight.T)
-    bound = np.abs(x_MI) @ np.abs(weight if inputs_first else weight.T)  # what rounding is relative to
-    for got in map(np.asarray, both):
+    want = x_MI.astype(np.float64) @ weight
+    bound = np.abs(x_MI) @ np.abs(weight)  # what rounding is relative to
+    for got in map(np.asarray, results):
         width = got.shape[1]
         assert (np.abs(got - want[:, :width])[:count] <= 1e-6 * bound[:count, :width] + 1e-30).all()
         assert not got[count:].any()
@@ -56,14 +52,14 @@ def test_a_product_is_that_of_float64(M, inputs, outputs, dtype, inputs_first, d
 RESULTS = """
 import hashlib, jax, numpy as np, jax.numpy as jnp
 from rationalyst_jax.lm.attention.cpu import attention
-from rationalyst_jax.lm.cpu.products import multiply
+from rationalyst_jax.lm.cpu.products import in_panels, multiply
 def told(*results):
     print([hashlib.md5(np.asarray(result).tobytes()).hexdigest() for result in results])
 rng = np.random.default_rng(0)
 weights = jnp.asarray(rng.normal(size=(1, 300, 1100)), jnp.float32)
 for M in (1, 3, 4, 5, 8, 10, 11, 40):
     x_MI = jnp.asarray(rng.normal(size=(M, 300)), jnp.float32)
-    told(*multiply(x_MI, [weights, weights[:, :, :500]], 0, M))
+    told(*multiply(x_MI, [in_panels(weights), in_panels(weights[:, :, :500])], [1100, 500], 0, M))
 q_BTNH = jnp.asarray(rng.normal(size=(2, 300, 6, 64)), jnp.float32)
 k_BTKH = q_BTNH[:, :, :3]
 size_BT = jnp.asarray([np.arange(300, 0, -1), np.tile(np.arange(60, 0, -1), 5)], jnp.int32)
@@ -136,6 +132,25 @@ def test_the_engine_gives_what_it_gives_without_kernels(monkeypatch, int8):
             assert [generation.tokens for generation in one] == [generation.tokens for generation in other]
             for mine, theirs in zip(one, other, strict=True):
                 np.testing.assert_allclose(mine.logprobs, theirs.logprobs, atol=2e-5)
+
+
+@needs_compiler
+@pytest.mark.parametrize("int8", [False, True])
+def test_a_model_in_panels_computes_what_it_computed_before(monkeypatch, int8):
+    """Without an engine, all rows of a batch; the model that an engine is made of keeps its layout."""
+    model = model_with_whole_strips(int8=int8)
+    monkeypatch.setattr(products, "LEAST_BYTES", 0)
+    Engine(model, byte_tokenizer(), max_sequences=2, pages=80)
+    assert model.panels is None and model.layers.q_DNH.size
+    token_BT = jnp.asarray(np.random.default_rng(0).integers(0, 257, (2, 30)))
+    inputs = token_BT, jnp.tile(jnp.arange(30), (2, 1)), tree_attend(jnp.tile(jnp.arange(30, 0, -1), (2, 1)))
+    wanted, _ = model(*inputs)
+    lay_out(model)
+    assert model.panels is not None and not model.layers.q_DNH.size
+    found, _ = model(*inputs)
+    np.testing.assert_allclose(found, wanted, atol=2e-5)
+    lay_out(model)  # changes nothing any more
+    np.testing.assert_array_equal(model(*inputs)[0], found)
 
 
 @pytest.mark.parametrize(

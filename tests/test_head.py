@@ -1,13 +1,16 @@
 """What entries ask of hidden states, with the vocabulary in parts and blocks, against its definition."""
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiler import needs_compiler
 from scipy.special import log_softmax
 
+from rationalyst_jax.lm.cpu import products
 from rationalyst_jax.lm.engine import head
 from rationalyst_jax.lm.engine.sampling import block_size
 
@@ -31,9 +34,14 @@ def asked(target, temperature, *, top_k=0, top_p=1.0, count=A):
     return jax.tree.map(jnp.asarray, inputs)
 
 
-def compiled():
+def compiled(in_panels=False):
     """`head.apply_head`, compiled anew: its constants are changed here."""
-    answer = jax.jit(lambda *inputs, Z: head.apply_head(*inputs, Z), static_argnames="Z")  # pyright: ignore
+
+    @partial(jax.jit, static_argnames="Z")
+    def answer(hidden, table, masks, entries, Z):
+        panels = products.in_panels(table.T[None]) if in_panels else None
+        return head.apply_head(hidden, table, masks, entries, Z, panels=panels)
+
     return lambda inputs, entries, Z: answer(*map(jnp.asarray, inputs), entries, Z=Z)
 
 
@@ -44,14 +52,17 @@ def model(V):
     return rng.normal(size=(A, D)).astype(np.float32), rng.normal(size=(V, D)).astype(np.float32), masks
 
 
-@pytest.mark.parametrize(("V", "words"), [(1, 9), (2, 9), (257, 300), (1200, 2000), (1200, 300), (1200, 40)])
-def test_log_probabilities_are_those_of_the_softmax(V, words, monkeypatch):
+@pytest.mark.parametrize("in_panels", [False, pytest.param(True, marks=needs_compiler)])
+@pytest.mark.parametrize(
+    ("V", "words"), [(1, 9), (2, 9), (257, 300), (1200, 2000), (1200, 300), (1200, 40), (4096, 1100)]
+)
+def test_log_probabilities_are_those_of_the_softmax(V, words, in_panels, monkeypatch):
     monkeypatch.setattr(head, "LOGITS_ON_CPU", 3 * words)
     monkeypatch.setattr(head, "ENTRIES_AT_ONCE", 3)
     hidden, table, masks = model(V)
     logits = hidden.astype(np.float64) @ table.T.astype(np.float64)
     exact = log_softmax(np.where(masks[np.arange(A) % 2] == head.SUPPRESSED, -np.inf, logits), axis=1)
-    answers = compiled()
+    answers = compiled(in_panels)
     likeliest = answers((hidden, table, masks), asked(-1, 0.0), min(V, 4))
     np.testing.assert_array_equal(likeliest.token_A, exact.argmax(axis=1))
     np.testing.assert_allclose(likeliest.logprob_A, exact.max(axis=1), atol=1e-5)

@@ -40,13 +40,22 @@ def kernel(source: str, symbol: str, dtype: Any) -> str | None:
     if name not in _BITS:
         return None
     try:
-        library = compiled(Path(__file__).with_name(source), f"-DWEIGHT_BITS={_BITS[name]}")
+        library = _of_type(source, name)
     except NoKernel as reason:
         _say(str(reason))
         return None
     target = f"{symbol}_{name}"
     jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(library[symbol]), platform="cpu")
     return target
+
+
+def constant(source: str, symbol: str, dtype: Any) -> int:
+    """A number (int32) that a C++ file exports. Raises NoKernel."""
+    return ctypes.c_int32.in_dll(_of_type(source, np.dtype(dtype).name), symbol).value
+
+
+def _of_type(source: str, name: str) -> ctypes.CDLL:
+    return compiled(Path(__file__).with_name(source), f"-DWEIGHT_BITS={_BITS[name]}")
 
 
 @cache

@@ -12,7 +12,8 @@
 
 namespace {
 
-constexpr int kTogether = 48;  // queries that go through the shared prefix together, or those of one row
+constexpr int64_t kTogether = 48;  // queries that go through the shared prefix together, at most
+constexpr int64_t kLine = 64;      // bytes that come from memory together
 
 struct Step {
   const float* q;          // [R, Q, N, H]
@@ -33,8 +34,13 @@ struct Queries {
   std::vector<int32_t> last;                // [Y]: the last key that each sees
   std::vector<float> scores;                // [Y, width]
 
-  // Keys `first` .. of a page, and their values, for queries `from` .. `to`. Keys are `stride` apart.
-  void Visit(const Weight* keys, const Weight* values, int64_t stride, int64_t first, Range some) {
+  // Keys `first` .. of a page, each with its value behind it, for some queries. Keys are `stride` apart. Those of the
+  // page that is visited `next` are fetched into the cache meanwhile.
+  void Visit(const Weight* keys, int64_t stride, int64_t first, Range some, const Weight* next) {
+    const Weight* values = keys + H;
+    for (int64_t s = 0; s < S; s++)
+      for (int64_t byte = 0; byte < 2 * H * static_cast<int64_t>(sizeof(Weight)); byte += kLine)
+        __builtin_prefetch(reinterpret_cast<const char*>(next + s * stride) + byte);
     // 1. Scores.
     float* score = scores.data() + some.first * width;
     const float* x = q.data() + some.first * H;
@@ -100,21 +106,28 @@ void Attend(const Step& step, const std::vector<int64_t>& rows, int64_t k) {
   queries.sum.assign(Y, 0);
   queries.scores.resize(Y * queries.width);
 
-  // 2. The shared prefix, once for all of them.
-  for (int64_t p = 0; p < step.prefixed && prefixed; p++) {
-    const Weight* page = keys + step.prefix[p] * page_size;
-    queries.Visit(page, page + H, stride, p * S, {0, prefixed});
-  }
-
-  // 3. What a row has for itself.
+  // 2. What is visited: the shared prefix, once for all of them, and what a row has for itself.
+  struct Visited {
+    const Weight* keys;
+    int64_t first;
+    Range some;
+  };
+  std::vector<Visited> pages;
+  for (int64_t p = 0; p < step.prefixed && prefixed; p++)
+    pages.push_back({keys + step.prefix[p] * page_size, p * S, {0, prefixed}});
   for (size_t number = 0; number < rows.size(); number++) {
     const Range some = {begins[number], begins[number + 1]};
     if (some.size() == 0) continue;
     const int64_t row = rows[number];
-    for (int64_t p = step.in_prefix[row] ? step.prefixed : 0; p * S <= queries.last[some.last - 1]; p++) {
-      const Weight* page = keys + step.page[row * step.P + p] * page_size;
-      queries.Visit(page, page + H, stride, p * S, some);
-    }
+    for (int64_t p = step.in_prefix[row] ? step.prefixed : 0; p * S <= queries.last[some.last - 1]; p++)
+      pages.push_back({keys + step.page[row * step.P + p] * page_size, p * S, some});
+  }
+
+  // 3. Page after page.
+  for (size_t number = 0; number < pages.size(); number++) {
+    const Visited& page = pages[number];
+    const Visited& next = pages[std::min(number + 1, pages.size() - 1)];
+    queries.Visit(page.keys, stride, page.first, page.some, next.keys);
   }
 
   // 4. Their outputs, where they belong.
@@ -149,19 +162,22 @@ ffi::Error Attention(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> q, ffi::Buffer<
       .P = page.dimensions()[1],
   };
   std::fill(step.out, step.out + q.element_count(), 0.0f);
-  // Rows are dealt out in groups, those in the prefix first, so that a group reads it once.
+  // Rows in the prefix are dealt out in groups, so that a group reads it once; but there are some more pieces than
+  // threads, so that none waits for long. Each other row is a group.
   std::vector<std::vector<int64_t>> groups;
-  int64_t queries = kTogether;
-  for (const bool in_prefix : {true, false})
-    for (int64_t row = 0; row < step.R; row++) {
-      if (step.in_prefix[row] != in_prefix || step.position[row * step.Q] < 0) continue;
-      if (queries >= kTogether) {
-        groups.emplace_back();
-        queries = 0;
-      }
-      groups.back().push_back(row);
-      queries += step.Q * step.N / step.K;
+  std::vector<int64_t> begin_alike;
+  for (int64_t row = 0; row < step.R; row++)
+    if (step.position[row * step.Q] >= 0) {
+      if (step.in_prefix[row]) begin_alike.push_back(row);
+      else groups.push_back({row});
     }
+  const int64_t alike = begin_alike.size(), of_row = step.Q * step.N / step.K;
+  const int64_t least = std::min((2 * pool.num_threads() + step.K - 1) / step.K, alike);
+  const int64_t parts = std::max(least, (alike * of_row + kTogether - 1) / kTogether);
+  for (int64_t part = 0; part < std::min(parts, alike); part++) {
+    const Range some = Part(alike, part, std::min(parts, alike));
+    groups.emplace_back(begin_alike.begin() + some.first, begin_alike.begin() + some.last);
+  }
   // A thread that comes when nothing is left doesn't touch what is referred to here.
   OnAllThreads(pool, groups.size() * step.K,
                [&](int64_t piece) { Attend(step, groups[piece / step.K], piece % step.K); });

@@ -53,7 +53,7 @@ from rationalyst_jax.lm.engine.sequences import (
 from rationalyst_jax.lm.engine.step import copy_pages, decode_steps, mixed_step, new_state
 from rationalyst_jax.lm.engine.text import Detokenizer, TokenMasks
 from rationalyst_jax.lm.model.flops import attended_keys
-from rationalyst_jax.lm.model.llama import Llama
+from rationalyst_jax.lm.model.llama import Llama, lay_out
 
 LOOKAHEAD = 128  # groups of the queue that a step looks at
 MOST_PASSED = 64  # how often a group that waits is passed by younger ones
@@ -99,9 +99,10 @@ class Engine:
                 f"engine: only the axis {TENSOR} of a mesh can be more than 1, got {dict(mesh.shape)}"
             )
         config = model.config
-        self.model = model
+        self.model = nnx.merge(*nnx.split(model))  # the caller's keeps its layout
+        lay_out(self.model, mesh)
         self.tokenizer = tokenizer
-        self._graph, self._weights = nnx.split(model)
+        self._graph, self._weights = nnx.split(self.model)
         self._mesh = mesh
         self._alternatives = alternatives
 

@@ -99,12 +99,21 @@ class HeadOutputs:
 
 
 def apply_head(
-    hidden_MD: Array, head_VD: Array, mask_EV: Array, inputs: HeadInputs, Z: int, mesh: Mesh | None = None
+    hidden_MD: Array,
+    head_VD: Array,
+    mask_EV: Array,
+    inputs: HeadInputs,
+    Z: int,
+    mesh: Mesh | None = None,
+    panels: Array | None = None,
 ) -> HeadOutputs:
-    """What the entries ask for, R entries at a time. The head may be divided over a mesh."""
+    """What the entries ask for, R entries at a time. The head may be divided over a mesh; or a CPU has it in
+    `panels`, too (`lm/cpu/products.py`), `[1, S, D, W]`."""
     A = inputs.place_A.shape[0]
     R = min(A, ENTRIES_AT_ONCE)
-    U = _parts(head_VD.shape[0], LOGITS_ON_CPU // R) if mesh is None and platform_of(mesh) == "cpu" else 1
+    U = 1
+    if mesh is None and platform_of(mesh) == "cpu":
+        U = _parts(head_VD.shape[0], LOGITS_ON_CPU // R, 1 if panels is None else panels.shape[-1])
     padded = {
         name: jnp.pad(x, (0, -A % R), mode="edge") for name, x in vars(inputs).items() if name.endswith("_A")
     }
@@ -112,7 +121,7 @@ def apply_head(
     def some(number: Array, outputs: HeadOutputs) -> HeadOutputs:
         asked = {name: jax.lax.dynamic_slice_in_dim(x, number * R, R) for name, x in padded.items()}
         asked = replace(inputs, count=inputs.count - number * R, **asked)
-        new = _some_entries(hidden_MD[asked.place_A], head_VD, mask_EV, asked, Z, U, mesh)
+        new = _some_entries(hidden_MD[asked.place_A], head_VD, panels, mask_EV, asked, Z, U, mesh)
         put = partial(jax.lax.dynamic_update_slice_in_dim, start_index=number * R, axis=0)
         return jax.tree.map(put, outputs, new)
 
@@ -124,6 +133,7 @@ def apply_head(
 def _some_entries(
     hidden_RD: Array,
     head_VD: Array,
+    panels: Array | None,
     mask_EV: Array,
     asked: HeadInputs,
     Z: int,
@@ -134,7 +144,7 @@ def _some_entries(
     # 1. Logits, with what is needed of each block of the vocabulary.
     drawn_R = (asked.target_A < 0) & (asked.temperature_A > 0)
     temperature_R = jnp.where(drawn_R, asked.temperature_A, 1)
-    logits = _logits(hidden_RD, head_VD, mask_EV, asked, temperature_R, U, mesh)
+    logits = _logits(hidden_RD, head_VD, panels, mask_EV, asked, temperature_R, U)
 
     # 2. Each entry's token: the one that is given, or drawn, or the likeliest.
     best_R = logits.argmax()
@@ -164,11 +174,11 @@ def _some_entries(
 def _logits(
     hidden_RD: Array,
     head_VD: Array,
+    panels: Array | None,
     mask_EV: Array,
     asked: HeadInputs,
     temperature_R: Array,
     U: int,
-    mesh: Mesh | None,
 ) -> Logits:
     """Of R hidden states, in U parts, -inf for suppressed words."""
     V, D = head_VD.shape
@@ -176,11 +186,11 @@ def _logits(
     head_UJD = head_VD.reshape(U, V // U, D)
     mask_UEJ = mask_EV.reshape(len(mask_EV), U, V // U).swapaxes(0, 1)
     nothing_tempered = (temperature_R == 1).all()
-    in_place = products.serves([head_VD], mesh)
 
     def part(u: Array | int) -> tuple[Array, Array, Array, Array]:
-        if in_place:
-            (logits_RJ,) = products.multiply(hidden_RD, [head_UJD], u, asked.count, inputs_first=False)
+        if panels is not None:
+            of_parts = panels.reshape(U, -1, *panels.shape[2:])
+            (logits_RJ,) = products.multiply(hidden_RD, [of_parts], [V // U], u, asked.count)
         else:
             precision = precision_of(hidden_RD, head_VD)
             logits_RJ = jnp.einsum(
@@ -204,9 +214,9 @@ def _logits(
     return Logits(parts_URYW, *(x_URY.swapaxes(0, 1).reshape(len(hidden_RD), -1) for x_URY in blocks))
 
 
-def _parts(V: int, most: int) -> int:
-    """Into how few equal parts, of whole blocks and at most `most` words, a vocabulary is divided."""
+def _parts(V: int, most: int, unit: int) -> int:
+    """Into how few equal parts, of whole blocks, whole units and at most `most` words, a vocabulary is
+    divided, if it can be."""
     W = block_size(V)
-    if V % W:
-        return 1
-    return next(U for U in range(1, V // W + 1) if V % (W * U) == 0 and V <= most * U)
+    parts = range(1, V // W + 1)
+    return next((U for U in parts if V % (W * U) == 0 and V // U % unit == 0 and V <= most * U), 1)

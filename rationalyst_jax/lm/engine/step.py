@@ -21,7 +21,6 @@ from flax import nnx
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from rationalyst_jax.lm.cpu import products
 from rationalyst_jax.lm.devices.mesh import TENSOR
 from rationalyst_jax.lm.engine.attention import Queries, SharedPrefix, paged_attention
 from rationalyst_jax.lm.engine.head import ENDING, HeadInputs, HeadOutputs, apply_head
@@ -185,7 +184,7 @@ def _forward(
 
     # 3. A CPU leaves fillers out: for it the places that are no fillers come first.
     order_M = back_M = count = None
-    if products.serves(model.projections(), mesh):
+    if model.panels is not None:
         order_M = jnp.argsort(position_M < 0, stable=True)
         back_M = jnp.argsort(order_M)
         count = jnp.sum(position_M >= 0, dtype=jnp.int32)
@@ -224,7 +223,8 @@ def _next_tokens(
 ) -> tuple[State, HeadOutputs]:
     """What the entries ask for, and the slots with their new tokens."""
     # 5. The output head, at the places that are asked for.
-    outputs = apply_head(hidden_MD, model.output_VD(), mask_EV, inputs, Z, mesh)
+    panels = None if model.panels is None else model.panels.head[...]
+    outputs = apply_head(hidden_MD, model.output_VD(), mask_EV, inputs, Z, mesh, panels)
 
     # 6. Sampled tokens go to their slots, unless these have ended; all others to the idle slot.
     token_A = outputs.token_A

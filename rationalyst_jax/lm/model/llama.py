@@ -136,11 +136,19 @@ class Layers(nnx.Module):
         self.down_FD = normal("down", (F, D), F, residual)
 
 
+class Panels(nnx.Module):
+    """The projections as a CPU multiplies with them (`lm/cpu/products.py`), by the names that they have in
+    `Layers`: `q_DNH` is `[L, S, D, W]`, and so on. `head` is the output projection, `[1, S, D, W]`."""
+
+    head: nnx.Param
+
+
 class Llama(nnx.Module):
     """A Llama 3 decoder. Parameters carry logical axis names in their `axes` metadata.
 
     `adapters`, where there are any (`lm/model/lora.py`), add to the projections of the layers; `scales`
-    multiply what they give, where their weights are int8 (`lm/model/quantize.py`).
+    multiply what they give, where their weights are int8 (`lm/model/quantize.py`); `panels` hold their
+    weights instead, where `lay_out` has put them there.
     """
 
     def __init__(self, config: LlamaConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
@@ -157,6 +165,7 @@ class Llama(nnx.Module):
         self.head_VD = None if config.tie_embeddings else table()
         self.adapters: Adapters | None = nnx.data(None)
         self.scales: Scales | None = nnx.data(None)
+        self.panels: Panels | None = nnx.data(None)
 
     def projections(self) -> list[Array]:
         """The weights of all seven, `[L, ...]` each."""
@@ -182,8 +191,7 @@ class Llama(nnx.Module):
         `tokens` and `positions` (RoPE positions) are int32 `[B, T]`. `cache`, any pytree, goes through
         `attend` of one layer after the other. `remat` is what the backward pass computes again. Under a
         `mesh` activations are divided by their rows. With `count` (int32) only so many of the B * T tokens
-        matter, the first ones. It is for CPUs, where `lm/cpu/products.py` serves the projections: that leaves
-        the others out, and has no gradient.
+        matter, the first ones. It is for models with panels, whose products leave the others out.
         """
         c = self.config
         frequency_H = rope_frequencies(c.head_dim, c.rope_theta, c.rope_scaling)
@@ -200,8 +208,8 @@ class Llama(nnx.Module):
             (layer, weights) = numbered
             x_BTD = checkpoint_name(x_BTD, _LAYER_INPUT)
             w, adapters, scales = nnx.merge(graph, weights)
-            in_place = None if count is None else _InPlace(self.layers, layer, count)
-            project = partial(_project, w, adapters, scales, in_place)
+            panelled = None if self.panels is None else _Panelled(self.panels, c, layer, count)
+            project = partial(_project, w, adapters, scales, panelled)
             h_BTD = rms_norm(x_BTD, w.attention_norm_D[...], c.rms_norm_eps)
             q_BTNH, k_BTKH, v_BTKH = project(h_BTD, "q", "k", "v")
             q_BTNH = rotate(q_BTNH, cos_BTH, sin_BTH)
@@ -220,30 +228,58 @@ class Llama(nnx.Module):
         return rms_norm(x_BTD, self.final_norm_D[...], c.rms_norm_eps), cache
 
 
-@dataclass(frozen=True)
-class _InPlace:
-    """Products of a layer, whose weights are read where they lie, with the first `count` rows."""
+def _output_shape(projection: Projection, config: LlamaConfig) -> tuple[int, ...]:
+    sizes = {
+        "embed": config.hidden_size,
+        "heads": config.num_heads,
+        "kv_heads": config.num_kv_heads,
+        "head": config.head_dim,
+        "mlp": config.intermediate_size,
+    }
+    return tuple(sizes[axis] for axis in projection.axes[projection.inputs :])
 
-    layers: Layers
+
+def lay_out(model: Llama, mesh: Mesh | None = None) -> None:
+    """Moves the projections to panels, one after the other, where a CPU has kernels for them, and copies the
+    output projection. Such a model has no gradient, and is not saved."""
+    weights = [*model.projections(), model.output_VD()]
+    if model.panels is not None or not products.serves(weights, mesh):
+        return
+    panels = Panels()
+    panels.head = nnx.Param(products.in_panels(model.output_VD().T[None]))
+    for projection in PROJECTIONS.values():
+        weight: nnx.Param = getattr(model.layers, projection.parameter)
+        stack = weight[...]
+        inputs = math.prod(stack.shape[1 : 1 + projection.inputs])
+        panels_LSIW = products.in_panels(stack.reshape(len(stack), inputs, -1))
+        setattr(panels, projection.parameter, nnx.Param(panels_LSIW))
+        setattr(model.layers, projection.parameter, weight.replace(jnp.zeros((len(stack), 0), stack.dtype)))
+    model.panels = panels
+
+
+@dataclass(frozen=True)
+class _Panelled:
+    """Products of a layer, whose panels are read where they lie, with the first `count` rows, or with all."""
+
+    panels: Panels
+    config: LlamaConfig
     layer: Array
-    count: Array
+    count: Array | None
 
     def __call__(self, rows: Array, projections: Sequence[Projection]) -> list[Array]:
         x_MI = rows.reshape(len(rows), -1)
-        stacks = [getattr(self.layers, projection.parameter)[...] for projection in projections]
-        weights = [stack.reshape(len(stack), x_MI.shape[1], -1) for stack in stacks]
-        sums = products.multiply(x_MI, weights, self.layer, self.count)
-        return [
-            y_MO.reshape(-1, *stack.shape[1 + projection.inputs :])
-            for y_MO, stack, projection in zip(sums, stacks, projections, strict=True)
-        ]
+        stacks = [getattr(self.panels, projection.parameter)[...] for projection in projections]
+        shapes = [_output_shape(projection, self.config) for projection in projections]
+        count = len(x_MI) if self.count is None else self.count
+        sums = products.multiply(x_MI, stacks, [math.prod(shape) for shape in shapes], self.layer, count)
+        return [y_MO.reshape(-1, *shape) for y_MO, shape in zip(sums, shapes, strict=True)]
 
 
 def _project(
     layer: Layers,
     adapters: Adapters | None,
     scales: Scales | None,
-    in_place: _InPlace | None,
+    panelled: _Panelled | None,
     x: Array,
     *names: ProjectionName,
 ) -> list[Array]:
@@ -254,10 +290,10 @@ def _project(
     """
     rows = x.reshape(-1, *x.shape[2:])
     projections = [PROJECTIONS[name] for name in names]
-    if in_place is None:
+    if panelled is None:
         sums = [_product(layer, projection, rows, scales is not None) for projection in projections]
     else:
-        sums = in_place(rows, projections)
+        sums = panelled(rows, projections)
     outputs = []
     for name, projection, out in zip(names, projections, sums, strict=True):
         if scales is not None:

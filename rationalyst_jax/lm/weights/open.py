@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from rationalyst_jax.files.whole import read_json
 from rationalyst_jax.lm.devices.sharding import shard_weights
 from rationalyst_jax.lm.model.config import LlamaConfig
-from rationalyst_jax.lm.model.llama import Llama
+from rationalyst_jax.lm.model.llama import Llama, lay_out
 from rationalyst_jax.lm.weights.generation import check_generation, with_ends
 from rationalyst_jax.lm.weights.hf import check_llama, fingerprint, load_config, load_llama, stored_dtype
 from rationalyst_jax.lm.weights.orbax import abstract_llama
@@ -52,13 +52,15 @@ class Checkpoint:
         return load_llama(self.path, lambda stored: stored if dtype is None else dtype, mesh)
 
     def load_for_inference(self, mesh: Mesh | None = None, *, int8: bool = False) -> Llama:
-        """The model in the dtype in which the mesh, or else the default device, computes with it.
+        """The model in the dtype in which the mesh, or else the default device, computes with it, and laid
+        out as a CPU multiplies (`lay_out`).
 
         Its config knows every token that ends a text.
         """
         device = jax.local_devices()[0] if mesh is None else mesh.devices.flat[0]
         model = load_llama(self.path, lambda stored: computable(stored, device), mesh, int8=int8)
         model.config = with_ends(model.config, self.path)
+        lay_out(model, mesh)
         return model
 
 
