@@ -26,7 +26,6 @@ from typing import Any
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 
-import jax
 import numpy as np
 import torch
 from documents import shared_data
@@ -41,7 +40,8 @@ from rationalyst_jax.evaluate.choice_likelihood import ChoiceScores, Encoded, be
 from rationalyst_jax.evaluate.config import ChooseConfig
 from rationalyst_jax.evaluate.statistics import proportion_interval
 from rationalyst_jax.lm.model.config import LlamaConfig
-from rationalyst_jax.lm.model.llama import Llama
+from rationalyst_jax.lm.model.flops import forward_flops
+from rationalyst_jax.lm.model.llama import Llama, lay_out
 from rationalyst_jax.lm.trees.likelihood import Work
 from rationalyst_jax.lm.weights.hf import save_llama
 from rationalyst_jax.lm.weights.open import open_checkpoint
@@ -207,11 +207,12 @@ def main() -> None:
             save_llama(model, folder)
             tokenizer.save_pretrained(folder)
             peer = HFLM(pretrained=folder, **peer_options)
+        lay_out(model)  # as commands have it
     else:
         model = open_checkpoint(options.model).load_for_inference()
         peer = HFLM(pretrained=str(options.model), **peer_options)
-    body = sum(weight.size for weight in jax.tree.leaves(nnx.state(model.panels or model.layers)))
     head = model.config.vocab_size * model.config.hidden_size
+    body = forward_flops(model.config, 1, 0) // 2 - head
     table = []
     machine = {}
     sums: dict[str, Sums] = {}

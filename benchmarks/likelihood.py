@@ -42,7 +42,8 @@ from peers import ctranslate2_generator
 from transformers import AutoModelForCausalLM
 
 from rationalyst_jax.lm.model.config import LlamaConfig
-from rationalyst_jax.lm.model.llama import Llama
+from rationalyst_jax.lm.model.flops import forward_flops
+from rationalyst_jax.lm.model.llama import Llama, lay_out
 from rationalyst_jax.lm.trees.likelihood import Pair, Work, score
 from rationalyst_jax.lm.trees.reduction import reduce_logprobs
 from rationalyst_jax.lm.trees.tree import build_trees, pack
@@ -179,7 +180,11 @@ def in_ctranslate2(generator: Any, spelled: Callable[..., Any], pairs: Sequence[
 def same_model_in_torch(model: Llama) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         save_llama(model, folder)
-        peer: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
+        return model_in_torch(folder)
+
+
+def model_in_torch(folder: str | Path) -> Any:
+    peer: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
     return peer.to("cuda") if jax.default_backend() == "gpu" else peer
 
 
@@ -249,8 +254,8 @@ def measure(
 def lines(name: str, groups: Groups, runs: dict[str, Run], model: Llama, peak: float) -> Iterator[list[str]]:
     """One line of the table for each run."""
     config = model.config
-    body = sum(weight.size for weight in jax.tree.leaves(nnx.state(model.panels or model.layers)))
     head = config.vocab_size * config.hidden_size
+    body = forward_flops(config, 1, 0) // 2 - head
     asked = sum(len(pair.continuation) for group in groups for pair in group)
     pairs = sum(map(len, groups))
     tokens = sum(len(pair) for group in groups for pair in group)
@@ -297,9 +302,11 @@ def main() -> None:
     for name in sizes.models if checkpoint is None else (checkpoint.path.name,):
         if checkpoint is None:
             model = Llama(MODELS[name], rngs=nnx.Rngs(0), dtype=sizes.dtype)
+            peer = same_model_in_torch(model)
+            lay_out(model)  # as commands have it
         else:
             model = checkpoint.load_for_inference()
-        peer = same_model_in_torch(model)
+            peer = model_in_torch(checkpoint.path)
         table = []
         for what, groups in given.items():
             groups = renumbered(groups, model.config.vocab_size) if checkpoint is None else groups

@@ -39,6 +39,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 from rationalyst_jax.lm.engine.engine import Engine
 from rationalyst_jax.lm.engine.requests import Generation, Handle, ScoreRequest
 from rationalyst_jax.lm.model.config import LlamaConfig
+from rationalyst_jax.lm.model.flops import forward_flops
 from rationalyst_jax.lm.model.llama import Llama
 from rationalyst_jax.lm.weights.hf import save_llama
 from rationalyst_jax.lm.weights.open import open_checkpoint
@@ -373,7 +374,7 @@ def main() -> None:
     ]
     before, questions = questions[: options.before], questions[options.before :]
     model = Llama(SHAPE, rngs=nnx.Rngs(0)) if checkpoint is None else checkpoint.load_for_inference()
-    weights = sum(w.size for w in jax.tree.leaves(nnx.state(model)))
+    weights = forward_flops(model.config, 1, 0) // 2
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prompts = few_shot([json.loads(line) for line in solved], folder)
