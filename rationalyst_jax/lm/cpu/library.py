@@ -49,6 +49,7 @@ def kernel(source: str, symbol: str, dtype: Any) -> str | None:
     return target
 
 
+@cache
 def constant(source: str, symbol: str, dtype: Any) -> int:
     """A number (int32) that a C++ file exports. Raises NoKernel."""
     return ctypes.c_int32.in_dll(_of_type(source, np.dtype(dtype).name), symbol).value

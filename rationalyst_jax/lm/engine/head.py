@@ -121,7 +121,7 @@ def apply_head(
     def some(number: Array, outputs: HeadOutputs) -> HeadOutputs:
         asked = {name: jax.lax.dynamic_slice_in_dim(x, number * R, R) for name, x in padded.items()}
         asked = replace(inputs, count=inputs.count - number * R, **asked)
-        new = _some_entries(hidden_MD[asked.place_A], head_VD, panels, mask_EV, asked, Z, U, mesh)
+        new = _some_entries(hidden_MD[asked.place_A], head_VD, panels, mask_EV, asked, Z, U)
         put = partial(jax.lax.dynamic_update_slice_in_dim, start_index=number * R, axis=0)
         return jax.tree.map(put, outputs, new)
 
@@ -138,7 +138,6 @@ def _some_entries(
     asked: HeadInputs,
     Z: int,
     U: int,
-    mesh: Mesh | None,
 ) -> HeadOutputs:
     """Of `asked`, which are A = R entries."""
     # 1. Logits, with what is needed of each block of the vocabulary.
