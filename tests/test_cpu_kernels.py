@@ -3,24 +3,35 @@
 import os
 import subprocess
 import sys
+import weakref
+from itertools import chain
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from compiler import needs_compiler
+from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_model import random_llama
 from test_engine import byte_tokenizer
 
 from rationalyst_jax.lm.cpu import library, products
+from rationalyst_jax.lm.devices.sharding import make_mesh
 from rationalyst_jax.lm.engine.attention import CHOICE
 from rationalyst_jax.lm.engine.engine import Engine
 from rationalyst_jax.lm.engine.requests import GenerateRequest, ScoreRequest
+from rationalyst_jax.lm.model import llama
 from rationalyst_jax.lm.model.config import LlamaConfig
 from rationalyst_jax.lm.model.llama import lay_out, tree_attend
+from rationalyst_jax.lm.model.lora import Adapters
 from rationalyst_jax.lm.model.quantize import QUANTIZED, Scales, quantized
+from rationalyst_jax.lm.model.settings import LoraConfig
+from rationalyst_jax.lm.trees.likelihood import Pair, score
+from rationalyst_jax.lm.weights.open import open_checkpoint
+from rationalyst_jax.lm.weights.orbax import save_orbax
+from rationalyst_jax.world.checkpoint import checkpoint_path
 
 
 @needs_compiler
@@ -53,6 +64,7 @@ RESULTS = """
 import hashlib, jax, numpy as np, jax.numpy as jnp
 from rationalyst_jax.lm.attention.cpu import attention
 from rationalyst_jax.lm.cpu.products import in_panels, multiply
+from rationalyst_jax.lm.engine.attention import Queries, SharedPrefix, paged_attention
 def told(*results):
     print([hashlib.md5(np.asarray(result).tobytes()).hexdigest() for result in results])
 rng = np.random.default_rng(0)
@@ -65,6 +77,15 @@ k_BTKH = q_BTNH[:, :, :3]
 size_BT = jnp.asarray([np.arange(300, 0, -1), np.tile(np.arange(60, 0, -1), 5)], jnp.int32)
 out_BTNH, gradients = jax.vjp(lambda *x: attention(*x, size_BT), q_BTNH, k_BTKH, k_BTKH)
 told(out_BTNH, *gradients(out_BTNH))
+pages = np.arange(6 * 4).reshape(6, 4) % 9
+pages[:, :3] = [10, 11, 12]
+for dtype in ("float32", "bfloat16"):
+    for N, K, R in ((4, 4, 3), (8, 4, 6), (32, 8, 6)):
+        cache = jnp.asarray(rng.normal(size=(13, 16, 2 * K, 64)), dtype)
+        q_MNH = jnp.asarray(rng.normal(size=(R, N, 64)), jnp.float32)
+        queries = Queries(jnp.full((R, 1), 60), jnp.asarray(pages[:R], jnp.int32), jnp.ones(R, bool))
+        prefix = SharedPrefix(jnp.asarray([10, 11, 12, 0], jnp.int32), 3)
+        told(paged_attention(q_MNH, cache, prefix, [queries]))
 """
 
 
@@ -72,7 +93,7 @@ told(out_BTNH, *gradients(out_BTNH))
 def test_results_do_not_depend_on_how_many_threads_there_are():
     """XLA takes the size of its pool from NPROC."""
     found = set()
-    for threads in ("1", "2", "24"):
+    for threads in ("1", "2", "5", "24"):
         environment = {**os.environ, "NPROC": threads, "JAX_PLATFORMS": "cpu"}
         run = subprocess.run(
             [sys.executable, "-c", RESULTS], env=environment, capture_output=True, text=True, check=True
@@ -81,9 +102,9 @@ def test_results_do_not_depend_on_how_many_threads_there_are():
     assert len(found) == 1, found
 
 
-def model_with_whole_strips(int8):
+def model_with_whole_strips(int8=False, dtype=jnp.float32, **constants):
     """A model whose heads the kernel takes."""
-    model = random_llama(LlamaConfig(257, 96, 136, 2, 4, 2, 64))
+    model = random_llama(LlamaConfig(257, 96, 136, 2, 4, 2, 64, **constants), dtype=dtype)
     if int8:
         scales = {}
         for name in QUANTIZED:
@@ -151,6 +172,92 @@ def test_a_model_in_panels_computes_what_it_computed_before(monkeypatch, int8):
     np.testing.assert_allclose(found, wanted, atol=2e-5)
     lay_out(model)  # changes nothing any more
     np.testing.assert_array_equal(model(*inputs)[0], found)
+
+
+def with_adapters(model):
+    model.adapters = Adapters(model.layers, LoraConfig(rank=3), rngs=nnx.Rngs(0))
+    for name in model.adapters.config.projections:  # zeros would add nothing
+        out = getattr(model.adapters, f"{name}_out")
+        out[...] = 0.1 * jax.random.normal(jax.random.key(1), out.shape)
+    return model
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("make", "within"),
+    [
+        (lambda: model_with_whole_strips(tie_embeddings=True), 2e-5),
+        (lambda: with_adapters(model_with_whole_strips()), 2e-5),
+        (lambda: with_adapters(model_with_whole_strips(int8=True)), 2e-5),
+        (lambda: model_with_whole_strips(dtype=jnp.bfloat16), 2e-2),
+    ],
+    ids=["tied", "adapters", "int8 with adapters", "bfloat16"],
+)
+def test_trees_are_scored_in_panels_as_before(make, within, monkeypatch):
+    model = make()
+    groups = [[Pair((1, 2), (3, 4, 5)), Pair((1, 2), (6,))], [Pair((7,), tuple(range(40)))]]
+    wanted = score(model, groups, row_length=64, rows_per_batch=1).result()
+    monkeypatch.setattr(products, "LEAST_BYTES", 0)
+    lay_out(model)
+    assert model.panels is not None
+    found = score(model, groups, row_length=64, rows_per_batch=1).result()
+    for ours, before in zip(chain(*found), chain(*wanted), strict=True):
+        np.testing.assert_allclose(ours, before, rtol=within, atol=within)
+
+
+@needs_compiler
+def test_a_model_that_is_loaded_for_inference_lies_in_panels(monkeypatch, tmp_path):
+    monkeypatch.setattr(products, "LEAST_BYTES", 0)
+    checkpoint = open_checkpoint(checkpoint_path("world"))
+    assert checkpoint.load().panels is None
+    model = checkpoint.load_for_inference()
+    assert model.panels is not None
+    with pytest.raises(ValueError, match="q_DNH: laid out for a CPU, takes no new adapter"):
+        Adapters(model.layers, LoraConfig(), rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="a model that is laid out for a CPU is not saved"):
+        save_orbax(model, tmp_path)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_what_the_kernels_do_not_serve_stays_as_it_is(monkeypatch):
+    monkeypatch.setattr(products, "LEAST_BYTES", 0)
+    of_two_types = model_with_whole_strips()
+    narrow = of_two_types.layers.k_DKH[...].astype(jnp.bfloat16)
+    of_two_types.layers.k_DKH = of_two_types.layers.k_DKH.replace(narrow)
+    under_a_mesh = model_with_whole_strips()
+    for model, mesh in (
+        (of_two_types, None),
+        (model_with_whole_strips(dtype=jnp.float16), None),
+        (under_a_mesh, make_mesh(1, 1, 1, jax.devices()[:1])),
+    ):
+        lay_out(model, mesh)
+        assert model.panels is None and model.layers.q_DNH.size
+
+
+@needs_compiler
+def test_a_model_goes_to_panels_one_projection_after_the_other(monkeypatch):
+    """No projection is held twice but the one that is at work."""
+    monkeypatch.setattr(products, "LEAST_BYTES", 0)
+    model = model_with_whole_strips()
+    stacks = [weakref.ref(stack) for stack in model.projections()]
+    left = []
+    real = llama._stack_in_panels
+
+    def in_panels(*args, **options):
+        left.append(sum(stack() is not None for stack in stacks))
+        return real(*args, **options)
+
+    monkeypatch.setattr(llama, "_stack_in_panels", in_panels)
+    lay_out(model)
+    assert left == [7, 6, 5, 4, 3, 2, 1]
+
+
+@needs_compiler
+def test_panels_that_do_not_fit_are_refused():
+    panels = products.in_panels(jnp.zeros((1, 8, 40)))
+    for rows, outputs in ((jnp.zeros((2, 9)), 40), (jnp.zeros((2, 8)), 1000)):
+        with pytest.raises(Exception, match="panels that do not fit"):
+            jax.block_until_ready(products.multiply(rows, [panels], [outputs], 0, 2))
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,20 @@ inline Vector Load(const Weight* from) {
 inline float Number(Weight w) { return w; }
 #endif
 
+// a * b + c, rounded once where the processor can. A compiler that may choose does so for some numbers of rows and not for
+// others.
+inline Vector MultiplyAdd(Vector a, Vector b, Vector c) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<Vector>(
+      _mm512_fmadd_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b), reinterpret_cast<__m512>(c)));
+#elif defined(__AVX2__) && defined(__FMA__)
+  return reinterpret_cast<Vector>(
+      _mm256_fmadd_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b), reinterpret_cast<__m256>(c)));
+#else
+  return a * b + c;
+#endif
+}
+
 // ---- The softmax ----
 
 constexpr float kUnseen = -1e30f;  // stands for the score of a key that a query doesn't see
@@ -115,7 +129,7 @@ constexpr int kStrip = 2 * kWidth;  // columns at once
 constexpr int kRows = 6;            // rows of x at once, so that their sums of a strip stay in registers
 
 // Lines that are fetched into the cache beside the work: the first of those that are left, how far apart they
-// are, and how many steps of work there are for each.
+// are, and how many steps of work there are for each. Without a line nothing is fetched.
 struct Fetch {
   const Weight* line = nullptr;
   int64_t stride = 0;
@@ -135,8 +149,8 @@ void MultiplyStrip(int64_t depth, const float* x, int64_t x_stride, const T* pan
     const Vector left = Load(panel + d * panel_stride), right = Load(panel + d * panel_stride + kWidth);
     UNROLLED for (int m = 0; m < M; m++) {
       const Vector factor = x[kTransposed ? d * x_stride + m : m * x_stride + d] - Vector{};
-      sum[m][0] += factor * left;
-      sum[m][1] += factor * right;
+      sum[m][0] = MultiplyAdd(factor, left, sum[m][0]);
+      sum[m][1] = MultiplyAdd(factor, right, sum[m][1]);
     }
   };
   if (fetch.steps == 1) {  // as below, without an inner loop of one step
@@ -179,7 +193,7 @@ void DotProducts(int64_t I, const float* x, int64_t x_stride, const Weight* w, i
     UNROLLED for (int m = 0; m < M; m++) row[m] = Load(x + m * x_stride + i);
     UNROLLED for (int c = 0; c < C; c++) {
       const Vector column = Load(w + c * w_stride + i);
-      UNROLLED for (int m = 0; m < M; m++) sum[m][c] += row[m] * column;
+      UNROLLED for (int m = 0; m < M; m++) sum[m][c] = MultiplyAdd(row[m], column, sum[m][c]);
     }
   }
   UNROLLED for (int m = 0; m < M; m++)
@@ -208,10 +222,9 @@ struct Range {
   int64_t size() const { return last - first; }
 };
 
-// Part `number` of `parts` nearly equal ones of 0 .. `all`, cut at multiples of `unit`.
-inline Range Part(int64_t all, int64_t number, int64_t parts, int64_t unit = 1) {
-  const int64_t units = (all + unit - 1) / unit;
-  return {std::min(units * number / parts * unit, all), std::min(units * (number + 1) / parts * unit, all)};
+// Part `number` of `parts` nearly equal ones of 0 .. `all`.
+inline Range Part(int64_t all, int64_t number, int64_t parts) {
+  return {all * number / parts, all * (number + 1) / parts};
 }
 
 // Calls work(0) .. work(pieces - 1) on XLA's threads, this one among them, and returns when all are done. A

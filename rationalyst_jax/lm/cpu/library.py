@@ -51,11 +51,16 @@ def kernel(source: str, symbol: str, dtype: Any) -> str | None:
 
 @cache
 def constant(source: str, symbol: str, dtype: Any) -> int:
-    """A number (int32) that a C++ file exports. Raises NoKernel."""
+    """A number (int32) that a C++ file exports, compiled for weights of a type.
+
+    Raises NoKernel, also for a type that there is no code for.
+    """
     return ctypes.c_int32.in_dll(_of_type(source, np.dtype(dtype).name), symbol).value
 
 
 def _of_type(source: str, name: str) -> ctypes.CDLL:
+    if name not in _BITS:
+        raise NoKernel(f"{source}: no code for {name}")
     return compiled(Path(__file__).with_name(source), f"-DWEIGHT_BITS={_BITS[name]}")
 
 

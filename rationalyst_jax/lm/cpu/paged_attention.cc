@@ -162,15 +162,12 @@ ffi::Error Attention(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> q, ffi::Buffer<
       .P = page.dimensions()[1],
   };
   std::fill(step.out, step.out + q.element_count(), 0.0f);
-  // Rows in the prefix are dealt out in groups, so that a group reads it once; but there are some more pieces than
-  // threads, so that none waits for long. Each other row is a group.
+  // 1. Rows in the prefix are dealt out in groups, so that a group reads it once; but there are some more pieces than
+  // threads, so that none waits for long. Each other row is a group. They come last, for they are shorter.
   std::vector<std::vector<int64_t>> groups;
-  std::vector<int64_t> begin_alike;
+  std::vector<int64_t> begin_alike, others;
   for (int64_t row = 0; row < step.R; row++)
-    if (step.position[row * step.Q] >= 0) {
-      if (step.in_prefix[row]) begin_alike.push_back(row);
-      else groups.push_back({row});
-    }
+    if (step.position[row * step.Q] >= 0) (step.in_prefix[row] ? begin_alike : others).push_back(row);
   const int64_t alike = begin_alike.size(), of_row = step.Q * step.N / step.K;
   const int64_t least = std::min((2 * pool.num_threads() + step.K - 1) / step.K, alike);
   const int64_t parts = std::max(least, (alike * of_row + kTogether - 1) / kTogether);
@@ -178,7 +175,8 @@ ffi::Error Attention(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> q, ffi::Buffer<
     const Range some = Part(alike, part, std::min(parts, alike));
     groups.emplace_back(begin_alike.begin() + some.first, begin_alike.begin() + some.last);
   }
-  // A thread that comes when nothing is left doesn't touch what is referred to here.
+  for (const int64_t row : others) groups.push_back({row});
+  // 2. The groups' key-value heads. A thread that comes when nothing is left doesn't touch what is referred to here.
   OnAllThreads(pool, groups.size() * step.K,
                [&](int64_t piece) { Attend(step, groups[piece / step.K], piece % step.K); });
   return ffi::Error::Success();

@@ -40,7 +40,7 @@ class Pieces {
 };
 
 constexpr int64_t kDepth = 2048;  // inputs of a panel that the cache holds beside the rows
-constexpr int kFew = 2;           // rows, for which the processor itself fetches what comes next
+constexpr int kFew = 2;           // rows with which a panel goes by so fast that the processor fetches it by itself
 
 void ThroughPanels(const Product& p, Range panels) {
   alignas(64) float edge[kRows * kStrip];  // the sums of a panel that is wider than what is left
@@ -59,7 +59,8 @@ void ThroughPanels(const Product& p, Range panels) {
         const float* x = p.x + rows.first * p.I + inputs.first;
         float* y = p.y + rows.first * p.O + o;
         const Fetch fetch =
-            p.M <= kFew ? Fetch{block, 0, 1} : Fetch{next + inputs.size() / groups * group * kStrip, kStrip, groups};
+            p.M <= kFew ? Fetch{.steps = inputs.size()}
+                        : Fetch{next + inputs.size() / groups * group * kStrip, kStrip, groups};
         if (there == kStrip) {
           multiply(inputs.size(), x, p.I, block, kStrip, y, p.O, depth > 0, fetch);
           continue;
@@ -75,11 +76,12 @@ void ThroughPanels(const Product& p, Range panels) {
 constexpr int64_t kPieces = 2;  // for each thread, so that none waits for long
 
 // x [M, I], of which the first `count` rows are multiplied and the others give zeros; of each of the weights,
-// [L, S, I, kStrip], the matrix `layer` is taken, for a y [M, O].
+// [L, S, I, kStrip], the matrix `layer` is taken (of 0 .. L - 1 the nearest), for a y [M, O].
 ffi::Error Multiply(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::S32> layer,
                     ffi::Buffer<ffi::S32> count, ffi::RemainingArgs weights, ffi::RemainingRets results) {
   const int64_t M = x.dimensions()[0], I = x.dimensions()[1];
   const int64_t rows = std::clamp<int64_t>(count.typed_data()[0], 0, M);
+  // 1. The products, each in some pieces.
   std::vector<Product> products;
   Pieces pieces;
   for (size_t number = 0; number < weights.size(); number++) {
@@ -90,12 +92,14 @@ ffi::Error Multiply(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<f
     const int64_t O = (*y)->dimensions()[1], S = stack->dimensions()[1];
     if (stack->dimensions()[2] != I || stack->dimensions()[3] != kStrip || S * kStrip < O)
       return ffi::Error::InvalidArgument("panels that do not fit the rows, the outputs or this processor");
-    const auto* matrix = static_cast<const Weight*>(stack->untyped_data()) + layer.typed_data()[0] * S * I * kStrip;
+    const int64_t which = std::clamp<int64_t>(layer.typed_data()[0], 0, stack->dimensions()[0] - 1);
+    const auto* matrix = static_cast<const Weight*>(stack->untyped_data()) + which * S * I * kStrip;
     products.push_back({x.typed_data(), matrix, (*y)->typed_data(), rows, I, O});
-    std::fill(products.back().y + rows * O, products.back().y + M * O, 0.0f);
+    std::fill(products.back().y + rows * O, products.back().y + M * O, 0.0f);  // rows that don't matter
     pieces.Add(std::min(S, kPieces * std::max<int64_t>(1, pool.num_threads())));
   }
   if (rows == 0) return ffi::Error::Success();
+  // 2. All pieces, by all threads.
   pieces.OnThreads(pool, [&](int64_t number, int64_t piece, int64_t of) {
     ThroughPanels(products[number], Part((products[number].O + kStrip - 1) / kStrip, piece, of));
   });

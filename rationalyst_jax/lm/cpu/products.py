@@ -7,7 +7,6 @@ M rows, I inputs, O outputs, L matrices of which one is taken, S panels of W out
 """
 
 from collections.abc import Iterable, Sequence
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +22,8 @@ _SOURCE, _NAME = "products.cc", "rows_products"
 
 
 def serves(weights: Iterable[Array], mesh: Mesh | None) -> bool:
-    """Whether products with the matrices of a model are computed here: on one CPU, where there is a compiler,
-    and where they are more than its caches hold."""
+    """Whether products with the matrices of a model are computed here: on one CPU, where there is a compiler
+    and code for their types, and where they are more than its caches hold."""
     if mesh is not None or platform_of(mesh) != "cpu":
         return False
     weights = list(weights)
@@ -32,14 +31,11 @@ def serves(weights: Iterable[Array], mesh: Mesh | None) -> bool:
     return large and all(kernel(_SOURCE, _NAME, weight.dtype) for weight in weights)
 
 
+@jax.jit
 def in_panels(weights_LIO: Array) -> Array:
-    """L matrices as the kernel reads them, `[L, S, I, W]`: W outputs of this processor side by side, zeros
-    behind the last one."""
-    return _in_panels(weights_LIO, width=constant(_SOURCE, "panel_width", weights_LIO.dtype))
-
-
-@partial(jax.jit, static_argnames="width")
-def _in_panels(weights_LIO: Array, *, width: int) -> Array:
+    """L matrices (float32, bfloat16 or int8) as the kernel reads them, `[L, S, I, W]`: W outputs of this
+    processor side by side, zeros behind the last one. Raises NoKernel."""
+    width = constant(_SOURCE, "panel_width", weights_LIO.dtype)
     layers, inputs, outputs = weights_LIO.shape
     padded = jnp.pad(weights_LIO, ((0, 0), (0, 0), (0, -outputs % width)))
     return padded.reshape(layers, inputs, -1, width).swapaxes(1, 2)
@@ -51,7 +47,7 @@ def multiply(
     """The first `count` rows (int32) times matrix `layer` of each of the stacks, `[L, S, I, W]`, which have
     so many outputs: `[M, O]`, float32; other rows are zeros.
 
-    Stacks are float32, bfloat16 or int8. There is no gradient.
+    Stacks are float32, bfloat16 or int8, all of them the same. There is no gradient.
     """
     target = kernel(_SOURCE, _NAME, panels[0].dtype)
     assert target is not None, "asked without `serves`"

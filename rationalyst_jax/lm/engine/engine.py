@@ -99,7 +99,7 @@ class Engine:
                 f"engine: only the axis {TENSOR} of a mesh can be more than 1, got {dict(mesh.shape)}"
             )
         config = model.config
-        self.model = nnx.merge(*nnx.split(model))  # the caller's keeps its layout
+        self.model = nnx.clone(model)  # the caller's keeps its layout
         lay_out(self.model, mesh)
         self.tokenizer = tokenizer
         self._graph, self._weights = nnx.split(self.model)

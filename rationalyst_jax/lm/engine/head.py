@@ -2,7 +2,8 @@
 
 A entries are asked, R of them at once, each of one hidden state. A CPU goes through the vocabulary in U parts
 of J words, so that a core's cache holds the logits until all that has to read them has done so. A part has Y
-blocks of W words, so that there are X = U * Y blocks in all (`lm/engine/sampling.py`). E token masks.
+blocks of W words, so that there are X = U * Y blocks in all (`lm/engine/sampling.py`). E token masks. C
+panels of P words (`lm/cpu/products.py`).
 """
 
 from dataclasses import dataclass, replace
@@ -108,7 +109,7 @@ def apply_head(
     panels: Array | None = None,
 ) -> HeadOutputs:
     """What the entries ask for, R entries at a time. The head may be divided over a mesh; or a CPU has it in
-    `panels`, too (`lm/cpu/products.py`), `[1, S, D, W]`."""
+    `panels`, too, `[1, C, D, P]`."""
     A = inputs.place_A.shape[0]
     R = min(A, ENTRIES_AT_ONCE)
     U = 1

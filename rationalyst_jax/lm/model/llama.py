@@ -6,7 +6,7 @@ is not the model's business: the caller passes `attend`, so that packed token tr
 and whatever comes next share these weights and this code.
 
 B batch, T tokens of a row, D model, F feed-forward, N query heads, K key-value heads, H head size,
-V vocabulary, L layers.
+V vocabulary, L layers; S panels of W outputs.
 """
 
 import math
@@ -137,8 +137,9 @@ class Layers(nnx.Module):
 
 
 class Panels(nnx.Module):
-    """The projections as a CPU multiplies with them (`lm/cpu/products.py`), by the names that they have in
-    `Layers`: `q_DNH` is `[L, S, D, W]`, and so on. `head` is the output projection, `[1, S, D, W]`."""
+    """The projections as a CPU multiplies with them (`lm/cpu/products.py`). `lay_out` sets them, by the names
+    that they have in `Layers`: `q_DNH` is `[L, S, D, W]`, and so on. `head` is the output projection,
+    `[1, S, D, W]`."""
 
     head: nnx.Param
 
@@ -241,20 +242,30 @@ def _output_shape(projection: Projection, config: LlamaConfig) -> tuple[int, ...
 
 def lay_out(model: Llama, mesh: Mesh | None = None) -> None:
     """Moves the projections to panels, one after the other, where a CPU has kernels for them, and copies the
-    output projection. Such a model has no gradient, and is not saved."""
-    weights = [*model.projections(), model.output_VD()]
-    if model.panels is not None or not products.serves(weights, mesh):
+    output projection. Such a model has no gradient, takes no new adapters, and is not saved."""
+    if model.panels is not None or not products.serves([*model.projections(), model.output_VD()], mesh):
         return
+    if len({weight.dtype for weight in model.projections()}) > 1:
+        return  # products of the same rows are one call, of one type
     panels = Panels()
-    panels.head = nnx.Param(products.in_panels(model.output_VD().T[None]))
     for projection in PROJECTIONS.values():
         weight: nnx.Param = getattr(model.layers, projection.parameter)
-        stack = weight[...]
-        inputs = math.prod(stack.shape[1 : 1 + projection.inputs])
-        panels_LSIW = products.in_panels(stack.reshape(len(stack), inputs, -1))
+        panels_LSIW = _stack_in_panels(weight[...], inputs=projection.inputs)
         setattr(panels, projection.parameter, nnx.Param(panels_LSIW))
-        setattr(model.layers, projection.parameter, weight.replace(jnp.zeros((len(stack), 0), stack.dtype)))
+        weight.set_value(jnp.zeros((len(panels_LSIW), 0), panels_LSIW.dtype))  # in place, for others may hold the parameter
+    panels.head = nnx.Param(_head_in_panels(model.output_VD()))
     model.panels = panels
+
+
+@partial(jax.jit, static_argnames="inputs")
+def _stack_in_panels(stack: Array, *, inputs: int) -> Array:
+    inputs_of_all = math.prod(stack.shape[1 : 1 + inputs])
+    return products.in_panels(stack.reshape(len(stack), inputs_of_all, -1))
+
+
+@jax.jit
+def _head_in_panels(head_VD: Array) -> Array:
+    return products.in_panels(head_VD.T[None])
 
 
 @dataclass(frozen=True)

@@ -29,11 +29,16 @@ class Adapters(nnx.Module):
     """The matrices of all layers: `q_in` is `[L, D, R]`, `q_out` is `[L, R, N, H]`, and so on."""
 
     def __init__(self, layers: Any, config: LoraConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
-        """Adapters for the projections of `layers` (`lm/model/llama.py::Layers`)."""
+        """Adapters for the projections of `layers` (`lm/model/llama.py::Layers`).
+
+        Raises ValueError where these lie in panels (`lay_out`).
+        """
         self.config = config
         for name in config.projections:
             projection = PROJECTIONS[name]
             L, *shape = getattr(layers, projection.parameter).shape
+            if 0 in shape:
+                raise ValueError(f"{projection.parameter}: laid out for a CPU, takes no new adapter")
             fan_in = shape[: projection.inputs]
             fan_out = shape[projection.inputs :]
             axes_in = projection.axes[: projection.inputs]

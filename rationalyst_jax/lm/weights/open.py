@@ -53,7 +53,7 @@ class Checkpoint:
 
     def load_for_inference(self, mesh: Mesh | None = None, *, int8: bool = False) -> Llama:
         """The model in the dtype in which the mesh, or else the default device, computes with it, and laid
-        out as a CPU multiplies (`lay_out`).
+        out as a CPU multiplies (`lay_out`). To train or to save a model, use `load`.
 
         Its config knows every token that ends a text.
         """

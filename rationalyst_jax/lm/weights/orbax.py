@@ -24,9 +24,11 @@ WEIGHTS = "weights"
 def save_orbax(model: Llama, path: str | Path) -> None:
     """Writes `model` into the folder `path`; the weights appear whole or not at all.
 
-    Raises ValueError where `path` already holds weights.
+    Raises ValueError where `path` already holds weights, and of a model in panels (`lay_out`).
     """
     path = Path(path)
+    if model.panels is not None:
+        raise ValueError(f"{path}: a model that is laid out for a CPU is not saved")
     if (path / WEIGHTS).exists():
         raise ValueError(f"{path}: already holds a checkpoint")
     write_json(path / "config.json", model.config.to_hf())
