@@ -223,7 +223,7 @@ def test_what_the_kernels_do_not_serve_stays_as_it_is(monkeypatch):
     monkeypatch.setattr(products, "LEAST_BYTES", 0)
     of_two_types = model_with_whole_strips()
     narrow = of_two_types.layers.k_DKH[...].astype(jnp.bfloat16)
-    of_two_types.layers.k_DKH = of_two_types.layers.k_DKH.replace(narrow)
+    of_two_types.layers.k_DKH.set_value(narrow)
     under_a_mesh = model_with_whole_strips()
     for model, mesh in (
         (of_two_types, None),
