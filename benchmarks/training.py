@@ -362,14 +362,19 @@ HEADINGS = (
 def main() -> None:
     # torch needs memory on a GPU as well: JAX must not take it all. Read when JAX first looks for devices.
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.5")
-    options = arguments(__doc__).parse_args()
+    parser = arguments(__doc__)
+    parser.add_argument("--case", default="", help="only models in whose name this is: 'V 4,096'")
+    options = parser.parse_args()
     platform = jax.default_backend()
+    cases = {name: case for name, case in CASES[platform].items() if options.case in name}
+    if not cases:
+        parser.error(f"--case {options.case}: none of {', '.join(CASES[platform])}")
     dtype, size = CEILING[platform]
     peak = matmul_peak(dtype, size)
     released = released_rationales(shared_data())
     table: list[list[str] | None] = []
     machine: dict[str, Any] = {}
-    for name, (config, train) in CASES[platform].items():
+    for name, (config, train) in cases.items():
         examples = renumbered(released, config.vocab_size)
         runs = measure(config, train, examples)
         table += [*lines(name, train, examples, runs, peak), None]
@@ -386,7 +391,7 @@ def main() -> None:
     )
     if options.json:
         first = next(iter(machine))
-        train = CASES[platform][first][1]
+        train = cases[first][1]
         rate = {by: train.epochs * len(released) / run["seconds"] for by, run in machine[first].items()}
         print_json("training", "examples/s", rate["trees"], rate.get("transformers"), models=machine)
 
