@@ -250,17 +250,18 @@ def lay_out(model: Llama, mesh: Mesh | None = None) -> None:
     panels = Panels()
     for projection in PROJECTIONS.values():
         weight: nnx.Param = getattr(model.layers, projection.parameter)
-        panels_LSIW = _stack_in_panels(weight[...], inputs=projection.inputs)
+        panels_LSIW = _stack_in_panels(weight[...], input_axes=projection.inputs)
         setattr(panels, projection.parameter, nnx.Param(panels_LSIW))
-        weight.set_value(jnp.zeros((len(panels_LSIW), 0), panels_LSIW.dtype))  # in place, for others may hold the parameter
+        # In place: whoever else holds the parameter would keep the weights.
+        weight.set_value(jnp.zeros((len(panels_LSIW), 0), panels_LSIW.dtype))
     panels.head = nnx.Param(_head_in_panels(model.output_VD()))
     model.panels = panels
 
 
-@partial(jax.jit, static_argnames="inputs")
-def _stack_in_panels(stack: Array, *, inputs: int) -> Array:
-    inputs_of_all = math.prod(stack.shape[1 : 1 + inputs])
-    return products.in_panels(stack.reshape(len(stack), inputs_of_all, -1))
+@partial(jax.jit, static_argnames="input_axes")
+def _stack_in_panels(stack: Array, *, input_axes: int) -> Array:
+    inputs = math.prod(stack.shape[1 : 1 + input_axes])
+    return products.in_panels(stack.reshape(len(stack), inputs, -1))
 
 
 @jax.jit
